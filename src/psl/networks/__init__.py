@@ -1,0 +1,5 @@
+"""Scenarios: what the devices, links and servers can do. Plain arrays; knows nothing of torch."""
+
+from psl.networks.wireless import WirelessCell
+
+__all__ = ["WirelessCell"]

@@ -1,0 +1,184 @@
+"""A wireless cell: clients with subchannels around one base station with a server."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from psl.errors import check_array, check_choice, check_count, check_number, expected
+from psl.networks import channels
+from psl.records import Record
+from psl.units import dbm_to_watt
+
+#: Client and server speeds of the default scenario (spec 2.2 [R]): cycles per second over cycles per FLOP.
+CLIENT_FLOPS_RANGE = (1.0e9 * 16, 1.6e9 * 16)
+SERVER_FLOPS = 5.0e9 * 32
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class WirelessCell(Record):
+    """C clients share M subchannels to one server; every subchannel serves exactly one client.
+
+    Args:
+        client_flops: (C,) client speeds s_i, FLOP/s (or 1/seconds for a measured profile).
+        server_flops: server speed s_srv, FLOP/s.
+        uplink_gain: (C, M) linear power gain g_ik, antenna gains included; used for both directions.
+        bandwidth: (M,) subchannel bandwidths B_k, Hz; a scalar serves all.
+        noise_psd: noise power spectral density σ², W/Hz.
+        client_power: (C,) power limit P_i of each client, W; a scalar serves all.
+        total_power: limit on the clients' summed power, W.
+        downlink_psd: transmit power spectral density p_dl of the base station, W/Hz.
+        positions: (C, 2) client positions around the base station, m; optional, for plots.
+        line_of_sight: (C,) 1 where a client sees the base station, else 0; optional.
+
+    Raises:
+        ScenarioError: wrong shapes, NaN, non-positive speeds, bandwidths or powers, or fewer
+            subchannels than clients (every client needs at least one).
+
+    Source: spec section 2.2 [R].
+    """
+
+    client_flops: np.ndarray
+    server_flops: float
+    uplink_gain: np.ndarray
+    bandwidth: np.ndarray
+    noise_psd: float
+    client_power: np.ndarray
+    total_power: float
+    downlink_psd: float
+    positions: np.ndarray | None = None
+    line_of_sight: np.ndarray | None = None
+
+    def __post_init__(self):
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        speeds = check_array("WirelessCell.client_flops", self.client_flops, shape=(None,), minimum=0, strict=True)
+        put("client_flops", speeds)
+        gain = check_array(
+            "WirelessCell.uplink_gain", self.uplink_gain, shape=(len(speeds), None), minimum=0, strict=True,
+            fix="pass linear power gains (not dB), one row per client and one column per subchannel",
+        )  # fmt: skip
+        put("uplink_gain", gain)
+        n_clients, n_subchannels = gain.shape
+        if n_clients < 1 or n_subchannels < n_clients:
+            raise expected(
+                "WirelessCell.uplink_gain", "at least one client and one subchannel per client",
+                f"{n_clients} clients and {n_subchannels} subchannels", "add subchannels or remove clients",
+            )  # fmt: skip
+        positive = {"minimum": 0, "strict": True}
+        put("bandwidth", check_array("WirelessCell.bandwidth", self.bandwidth, shape=(n_subchannels,), **positive))
+        put("client_power", check_array("WirelessCell.client_power", self.client_power, shape=(n_clients,), **positive))
+        for name in ("server_flops", "noise_psd", "total_power", "downlink_psd"):
+            put(name, check_number(f"WirelessCell.{name}", getattr(self, name), **positive))
+        if self.positions is not None:
+            put("positions", check_array("WirelessCell.positions", self.positions, shape=(n_clients, 2)))
+        if self.line_of_sight is not None:
+            put("line_of_sight", check_array("WirelessCell.line_of_sight", self.line_of_sight, shape=(n_clients,)))
+
+    @property
+    def n_clients(self) -> int:
+        """C, the number of clients."""
+        return self.uplink_gain.shape[0]
+
+    @property
+    def n_subchannels(self) -> int:
+        """M, the number of subchannels."""
+        return self.uplink_gain.shape[1]
+
+    @property
+    def snr_per_psd(self) -> np.ndarray:
+        """(C, M) g_ik / σ²: signal-to-noise ratio per W/Hz of transmit density."""
+        return self.uplink_gain / self.noise_psd
+
+    @classmethod
+    def sample(
+        cls,
+        n_clients: int = 5,
+        n_subchannels: int = 20,
+        seed: int = 0,
+        channel: str = "umi",
+        *,
+        radius: float = 200.0,
+        subchannel_bandwidth: float = 10e6,
+        carrier_frequency: float = 28e9,
+        noise_dbm_per_hz: float = -174.0,
+        antenna_gain: float = 10.0,
+        client_power_dbm: float = 31.76,
+        total_power_dbm: float = 36.99,
+        downlink_psd_dbm_per_hz: float = -50.0,
+        client_flops_range: tuple[float, float] = CLIENT_FLOPS_RANGE,
+        server_flops: float = SERVER_FLOPS,
+    ) -> "WirelessCell":
+        """Draw the default scenario: clients uniform in a disc around the base station.
+
+        Args:
+            n_clients, n_subchannels: C and M.
+            seed: the same seed gives the same cell, on every machine of the same library versions.
+            channel: ``"umi"``: 3GPP TR 38.901 urban micro (street canyon) from Sionna, with path loss,
+                line-of-sight state, shadowing and frequency selectivity; ``"log-distance"``: the
+                dependency-free path loss 32.4 + 21 log10 d + 20 log10 f_GHz dB for line of sight, flat
+                over the subchannels.
+            radius: of the disc, m.
+            subchannel_bandwidth, carrier_frequency: Hz.
+            noise_dbm_per_hz: noise density, dBm/Hz.
+            antenna_gain: product of both ends' antenna gains, linear.
+            client_power_dbm, total_power_dbm: power limits, dBm.
+            downlink_psd_dbm_per_hz: base station's transmit density, dBm/Hz.
+            client_flops_range: clients' speeds are uniform in it, FLOP/s.
+            server_flops: FLOP/s. Scale it (and `total_power_dbm`) with the number of clients in scaling
+                studies: with an unscaled server the best cut moves to the last layer.
+
+        Source: spec section 2.2, default scenario [R].
+        """
+        n_clients = check_count("n_clients", n_clients)
+        n_subchannels = check_count("n_subchannels", n_subchannels)
+        check_choice("channel", channel, channels.MODELS)
+        for name, value in {
+            "radius": radius,
+            "subchannel_bandwidth": subchannel_bandwidth,
+            "carrier_frequency": carrier_frequency,
+            "antenna_gain": antenna_gain,
+            "server_flops": server_flops,
+        }.items():
+            check_number(name, value, minimum=0, strict=True)
+        rng = np.random.default_rng(seed)
+        speeds = rng.uniform(*client_flops_range, n_clients)
+        # Nobody stands closer than 10 m: below that TR 38.901 does not define a path loss.
+        distance = np.sqrt(rng.uniform(min(10.0 / radius, 1.0) ** 2, 1.0, n_clients)) * radius
+        angle = rng.uniform(0, 2 * np.pi, n_clients)
+        positions = np.stack([distance * np.cos(angle), distance * np.sin(angle)], axis=1)
+        gain, line_of_sight = channels.MODELS[channel](
+            positions, n_subchannels, subchannel_bandwidth, carrier_frequency, seed
+        )
+        return cls(
+            client_flops=speeds,
+            server_flops=server_flops,
+            uplink_gain=antenna_gain * gain,
+            bandwidth=np.full(n_subchannels, subchannel_bandwidth),
+            noise_psd=float(dbm_to_watt(noise_dbm_per_hz)),
+            client_power=np.full(n_clients, float(dbm_to_watt(client_power_dbm))),
+            total_power=float(dbm_to_watt(total_power_dbm)),
+            downlink_psd=float(dbm_to_watt(downlink_psd_dbm_per_hz)),
+            positions=positions,
+            line_of_sight=line_of_sight,
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per client: distance, line of sight, speed, power limit, mean gain in dB."""
+        frame = pd.DataFrame(
+            {
+                "flops": self.client_flops,
+                "power_limit_w": self.client_power,
+                "mean_gain_db": 10 * np.log10(self.uplink_gain.mean(axis=1)),
+            }
+        ).rename_axis("client")
+        if self.positions is not None:
+            frame.insert(0, "distance_m", np.hypot(*self.positions.T))
+        if self.line_of_sight is not None:
+            frame.insert(1, "line_of_sight", self.line_of_sight.astype(bool))
+        return frame
+
+    def __repr__(self):
+        return (
+            f"WirelessCell({self.n_clients} clients, {self.n_subchannels} subchannels, "
+            f"{self.bandwidth.sum() / 1e6:.4g} MHz, server {self.server_flops / 1e9:.4g} GFLOP/s)"
+        )

@@ -1,0 +1,140 @@
+"""The profile of a model: what each cut costs, as plain arrays. Knows nothing of torch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from psl.errors import ScenarioError, check_array, check_number, expected
+from psl.records import Record
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Profile(Record):
+    """Cost of a model per sample, cumulative from the input through each cut j = 0..L.
+
+    Args:
+        names: L+1 names of the cuts; the first is the raw input, the last the output.
+        fwd_flops: (L+1,) ρ_j, FLOP of the forward pass of units 1..j; one multiply-add is 2 FLOP.
+        bwd_flops: (L+1,) ϖ_j, FLOP of the backward pass of units 1..j.
+        act_bits: (L+1,) ψ_j, bits of the activation at cut j.
+        grad_bits: (L+1,) χ_j, bits of its gradient.
+        param_bits: (L+1,) δ_j, bits of the parameters of units 1..j (per model, not per sample).
+        act_memory: (L+1,) a_j, bytes of activations that units 1..j keep for their backward pass.
+        last_bwd_flops: ϖ_last, backward FLOP of the last layer alone.
+        unit: ``"FLOP"``, or ``"s"`` for a measured profile: seconds on a reference device in place
+            of FLOP. A node of speed 1.0 is then that device, one of speed 0.5 half as fast.
+
+    Raises:
+        ScenarioError: wrong lengths, NaN, negative entries, or cumulative arrays that fall or do not
+            start at 0.
+
+    Source: spec section 1 [R].
+    """
+
+    names: tuple[str, ...]
+    fwd_flops: np.ndarray
+    bwd_flops: np.ndarray
+    act_bits: np.ndarray
+    grad_bits: np.ndarray
+    param_bits: np.ndarray
+    act_memory: np.ndarray
+    last_bwd_flops: float = 0.0
+    unit: str = "FLOP"
+
+    def __post_init__(self):
+        names = tuple(str(name) for name in self.names)
+        object.__setattr__(self, "names", names)
+        if len(names) < 2:
+            raise expected("Profile.names", "at least 2 cuts, input and output", len(names), "name every cut")
+        if self.unit not in ("FLOP", "s"):
+            raise expected("Profile.unit", "'FLOP' or 's'", repr(self.unit), "use Profile.measured for seconds")
+        fix = "give one entry per cut, L+1 in all, per sample, starting with the raw input"
+        for field in ("fwd_flops", "bwd_flops", "act_bits", "grad_bits", "param_bits", "act_memory"):
+            array = check_array(f"Profile.{field}", getattr(self, field), shape=(len(names),), minimum=0, fix=fix)
+            object.__setattr__(self, field, array)
+            if not field.endswith("_bits") or field == "param_bits":
+                _check_cumulative(f"Profile.{field}", array)
+        last = check_number("Profile.last_bwd_flops", self.last_bwd_flops, minimum=0)
+        if last > self.bwd_flops[-1] * (1 + 1e-9):
+            raise expected(
+                "Profile.last_bwd_flops", f"at most bwd_flops[-1] = {self.bwd_flops[-1]:g}", f"{last:g}",
+                "give the backward cost of the last layer alone",
+            )
+        object.__setattr__(self, "last_bwd_flops", last)
+
+    @classmethod
+    def measured(
+        cls,
+        names,
+        fwd_seconds,
+        bwd_seconds,
+        act_bits,
+        grad_bits=None,
+        param_bits=None,
+        act_memory=None,
+        last_bwd_seconds=0.0,
+    ) -> "Profile":
+        """Build a profile from measured seconds per sample, cumulative like FLOP.
+
+        Args:
+            names, act_bits, grad_bits, param_bits, act_memory: as in `Profile`; `grad_bits` defaults
+                to `act_bits`, the other two to zeros.
+            fwd_seconds, bwd_seconds: (L+1,) seconds per sample on the reference device, cumulative.
+                For a table per layer use ``numpy.cumsum`` with a leading 0.
+            last_bwd_seconds: seconds per sample of the last layer's backward pass.
+
+        Source: spec section 1 [B].
+        """
+        zeros = np.zeros(len(tuple(names)))
+        return cls(
+            names, fwd_seconds, bwd_seconds, act_bits,
+            act_bits if grad_bits is None else grad_bits,
+            zeros if param_bits is None else param_bits,
+            zeros if act_memory is None else act_memory,
+            last_bwd_seconds, unit="s",
+        )  # fmt: skip
+
+    @property
+    def n_units(self) -> int:
+        """L, the number of units; cuts are numbered 0..L."""
+        return len(self.names) - 1
+
+    def cut_index(self, cut: int | str) -> int:
+        """Return the number of a cut given by number or name; raises `ScenarioError` if there is none."""
+        if isinstance(cut, str):
+            if cut in self.names:
+                return self.names.index(cut)
+        elif not isinstance(cut, bool) and int(cut) == cut and 0 <= cut <= self.n_units:
+            return int(cut)
+        raise expected(
+            "cut", f"a number 0..{self.n_units} or a name such as {self.names[min(1, self.n_units)]!r}", repr(cut),
+            "see profile.names",
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per cut with the cumulative arrays; index is the cut number."""
+        time = "flops" if self.unit == "FLOP" else "seconds"
+        columns = {
+            "name": self.names, f"fwd_{time}": self.fwd_flops, f"bwd_{time}": self.bwd_flops,
+            "act_bits": self.act_bits, "grad_bits": self.grad_bits, "param_bits": self.param_bits,
+            "act_memory_bytes": self.act_memory,
+        }  # fmt: skip
+        return pd.DataFrame(columns).rename_axis("cut")
+
+    def __repr__(self):
+        if self.unit == "FLOP":
+            cost = f"{self.fwd_flops[-1] / 1e9:.4g} GFLOP forward, {self.bwd_flops[-1] / 1e9:.4g} GFLOP backward"
+        else:
+            cost = f"{self.fwd_flops[-1]:.3g} s forward, {self.bwd_flops[-1]:.3g} s backward (measured)"
+        parameters = f"{self.param_bits[-1] / 8e6:.4g} MB of parameters"
+        return f"Profile({self.n_units} units, {cost} per sample, {parameters})"
+
+
+def _check_cumulative(name: str, array: np.ndarray) -> None:
+    fix = "make the array cumulative: entry j sums units 1..j, entry 0 is 0"
+    if array[0] != 0:
+        raise expected(name, "0 at entry 0", f"{array[0]:g}", fix, ScenarioError)
+    falls = np.flatnonzero(np.diff(array) < 0)
+    if falls.size:
+        raise expected(name, "a cumulative array that never falls", f"a fall at entry {falls[0] + 1}", fix)

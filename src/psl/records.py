@@ -1,0 +1,124 @@
+"""Frozen records of plain values and arrays that survive a JSON round trip."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from psl.errors import PSLError, expected
+
+
+class Record:
+    """Mixin for frozen dataclasses: `to_dict`, `from_dict`, `save`, `load`, equality and a short repr.
+
+    Use it as ``@dataclass(frozen=True, repr=False, eq=False) class Thing(Record)``.
+
+    Fields may hold numbers, strings, None, NumPy arrays, tuples or dicts of these, and other records.
+    A dict written by `to_dict` names its class under ``"type"``; arrays become nested lists.
+    """
+
+    _classes: ClassVar[dict[str, type]] = {}
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        Record._classes[cls.__name__] = cls
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dict of JSON types; `from_dict` restores an equal record from it."""
+        values = {f.name: _encode(getattr(self, f.name)) for f in dataclasses.fields(self) if f.init}
+        return {"type": type(self).__name__, **values}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]):
+        """Restore a record from `to_dict`'s result; raises `PSLError` if it names another class."""
+        got = data.get("type") if isinstance(data, dict) else type(data).__name__
+        found = Record._classes.get(got)
+        if found is None or not issubclass(found, cls):
+            raise expected(
+                f"{cls.__name__}.from_dict", f"a dict with type={cls.__name__!r}", f"type={got!r}",
+                "pass what to_dict() of the same class returned", PSLError,
+            )
+        names = {f.name for f in dataclasses.fields(found) if f.init}
+        return found(**{k: _decode(v) for k, v in data.items() if k in names})
+
+    def save(self, path) -> Path:
+        """Write the record to a JSON file and return its path."""
+        path = Path(path)
+        path.write_text(json.dumps(self.to_dict()) + "\n")
+        return path
+
+    @classmethod
+    def load(cls, path):
+        """Read a record that `save` wrote."""
+        try:
+            data = json.loads(Path(path).read_text())
+        except json.JSONDecodeError as cause:
+            raise expected(str(path), "a JSON file written by save()", str(cause), "save it again", PSLError) from cause
+        return cls.from_dict(data)
+
+    def __eq__(self, other):
+        if type(self) is not type(other):
+            return NotImplemented
+        return all(
+            _equal(getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self) if f.compare
+        )
+
+    __hash__ = None
+
+    def __repr__(self):
+        shown = ", ".join(f"{f.name}={_short(getattr(self, f.name))}" for f in dataclasses.fields(self) if f.repr)
+        return f"{type(self).__name__}({shown})"
+
+
+def _encode(value):
+    if isinstance(value, Record):
+        return value.to_dict()
+    if isinstance(value, np.ndarray):
+        return {"array": value.tolist(), "dtype": str(value.dtype)}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {"dict": {str(k): _encode(v) for k, v in value.items()}}
+    if isinstance(value, list | tuple):
+        return [_encode(v) for v in value]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise PSLError(f"a record field holds {type(value).__name__}, which JSON cannot carry")
+
+
+def _decode(value):
+    if isinstance(value, dict):
+        if "array" in value:
+            return np.array(value["array"], dtype=value["dtype"])
+        if "dict" in value:
+            return {k: _decode(v) for k, v in value["dict"].items()}
+        return Record.from_dict(value)
+    if isinstance(value, list):
+        return tuple(_decode(v) for v in value)
+    return value
+
+
+def _equal(a, b):
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return np.array_equal(a, b, equal_nan=True)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b) or (a != a and b != b)  # NaN equals NaN: the same record
+
+
+def _short(value):
+    if isinstance(value, np.ndarray):
+        if value.size <= 6:
+            return np.array2string(value, precision=4, separator=", ")
+        if value.dtype.kind in "fiu":
+            return f"<{'×'.join(map(str, value.shape))} in [{value.min():.4g}, {value.max():.4g}]>"
+        return f"<{'×'.join(map(str, value.shape))}>"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple) and len(value) > 6:
+        return f"<{len(value)} entries>"
+    return repr(value)
