@@ -1,0 +1,72 @@
+"""Two small networks for small images: enough to study training in minutes on a laptop."""
+
+from torch import nn
+
+from psl.errors import check_count
+
+
+def cnn(in_channels: int = 1, n_classes: int = 10, width: int = 16) -> nn.Sequential:
+    """Return a plain CNN without BatchNorm: two convolutions, pooling, two linear layers.
+
+    Args:
+        in_channels: of the images, which may be of any size from 4 × 4 on (pooled to 4 × 4).
+        n_classes: outputs.
+        width: channels of the first convolution; the second has twice as many.
+    """
+    check_count("width", width)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, width, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(width, 2 * width, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(2 * width * 16, 8 * width),
+        nn.ReLU(),
+        nn.Linear(8 * width, n_classes),
+    )
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 × 3 convolutions with BatchNorm and a shortcut; no cut lies inside."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU()
+        self.shortcut = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x):
+        """Map (b, in_channels, H, W) to (b, out_channels, H/stride, W/stride)."""
+        y = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+def thin_resnet(in_channels: int = 1, n_classes: int = 10, width: int = 16) -> nn.Sequential:
+    """Return a thin residual network with BatchNorm: a stem, three blocks, global pooling.
+
+    Args:
+        in_channels: of the images, of any size from 4 × 4 on.
+        n_classes: outputs.
+        width: channels of the stem; each further stage doubles them and halves the image.
+    """
+    check_count("width", width)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        ResidualBlock(width, width),
+        ResidualBlock(width, 2 * width, stride=2),
+        ResidualBlock(2 * width, 4 * width, stride=2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4 * width, n_classes),
+    )

@@ -1,0 +1,292 @@
+"""Trace a model with torch.fx and find where it can be cut."""
+
+import dataclasses
+import difflib
+import inspect
+import operator
+
+import torch
+from torch import fx, nn
+
+from psl.errors import CutError
+
+
+@dataclasses.dataclass(frozen=True)
+class TracedModel:
+    """A model as a graph, with the nodes at which it can be cut in topological order.
+
+    `graph` refers to the modules of `model` by name; nothing is copied. `cut_nodes[0]` is the
+    input's placeholder, the last one the node that the output returns.
+    """
+
+    model: nn.Module
+    graph: fx.Graph
+    cut_nodes: tuple[fx.Node, ...]
+    cut_names: tuple[str, ...]
+    aliases: dict[str, int]  # every name under which a cut may be asked for
+    owner: dict[fx.Node, tuple[str, ...]]  # modules around a node, outermost first
+    constants: dict[str, torch.Tensor]  # tensors that forward() makes from nothing, by node target
+
+    def units(self) -> dict[fx.Node, int]:
+        """Return the unit (1..L) that computes each node that depends on the input; 0 is the input."""
+        return _units(self.graph, self.cut_nodes)
+
+    def units_with_constants(self) -> dict[fx.Node, int]:
+        """As `units`, for every node; what does not depend on the input goes with its first user."""
+        unit = self.units()
+        for node in reversed(self.graph.nodes):
+            if node not in unit:
+                unit[node] = min((unit[user] for user in node.users), default=0)
+        return unit
+
+    def find(self, cut: int | str) -> int:
+        """Return the number of a cut given by number or name.
+
+        Raises:
+            CutError: there is no such cut; for a place inside a block the message names the block
+                and the nearest cuts around it.
+        """
+        last = len(self.cut_nodes) - 1
+        if not isinstance(cut, str):
+            if isinstance(cut, bool) or int(cut) != cut or not 0 <= cut <= last:
+                raise CutError(f"cut: expected a number 0..{last}, got {cut!r}. Fix: psl.cuts lists the cuts")
+            return int(cut)
+        if cut in self.aliases:
+            return self.aliases[cut]
+        inside = [n for n in self.units() if n.name == cut or n.target == cut or cut in self.owner[n]]
+        if not inside:
+            close = difflib.get_close_matches(cut, self.aliases, n=3)
+            hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+            raise CutError(f"cut: expected the name of a cut, got {cut!r}. Fix: {hint}psl.cuts lists the cuts")
+        unit = self.units()[inside[-1]]
+        ends = [name for name in reversed(self.owner[inside[-1]]) if name in self.aliases]
+        block = ends[0] if ends else self.cut_names[unit]
+        raise CutError(
+            f"cut: expected a point that every path passes, got {cut!r}, which lies inside block {block!r}: more than "
+            f"one tensor is alive there. Fix: cut before it, at {self.cut_names[unit - 1]!r} ({unit - 1}), or after "
+            f"it, at {self.cut_names[unit]!r} ({unit})"
+        )
+
+
+class _Tracer(fx.Tracer):
+    """Keeps modules without children whole, and notes which node each module returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.returned_by: dict[str, list[fx.Node]] = {}
+
+    def is_leaf_module(self, module, qualified_name):
+        # A childless module (torchvision's StochasticDepth, say) may read self.training when it
+        # runs; traced through, its train or eval behaviour would be frozen into the graph.
+        return super().is_leaf_module(module, qualified_name) or not any(True for _ in module.children())
+
+    def call_module(self, module, forward, args, kwargs):
+        path = self.path_of_module(module)
+        value = super().call_module(module, forward, args, kwargs)
+        if isinstance(value, fx.Proxy):
+            self.returned_by.setdefault(path, []).append(value.node)
+        return value
+
+
+def trace(model: nn.Module) -> TracedModel:
+    """Trace a single-input, single-output model and find its cuts; the model is left as it was.
+
+    The model is traced in train and in eval mode. Where the two graphs differ only in flags that
+    follow ``model.training`` (``F.dropout(x, training=self.training)``), the flag stays live in
+    the result; any other difference is refused.
+
+    Raises:
+        CutError: torch.fx cannot trace the model, it has several inputs or outputs, or its
+            structure depends on the mode. The message names the node or the cause.
+    """
+    modes = {module: module.training for module in model.modules()}
+    try:
+        (graph, returned_by, constants), (eval_graph, _, _) = (_trace(model.train(mode)) for mode in (True, False))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    _single(graph, eval_graph, model)
+    _keep_training_flag_live(graph, eval_graph, model)
+    owner = {node: tuple(name for name, _ in node.meta.get("nn_module_stack", {}).values()) for node in graph.nodes}
+    cut_nodes = _find_cuts(graph, model)
+    names, aliases = _name_cuts(cut_nodes, returned_by, owner)
+    return TracedModel(model, graph, tuple(cut_nodes), names, aliases, owner, constants)
+
+
+def _trace(model):
+    tracer, before = _Tracer(), set(vars(model))
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(model.forward).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    try:
+        graph = tracer.trace(model, concrete_args=defaults or None)
+        constants = {k: v for k, v in vars(model).items() if k.startswith("_tensor_constant")}
+    except Exception as cause:  # fx lets the model's own exceptions through: all of them mean "not traceable"
+        done = list(tracer.graph.nodes)[-1:] if hasattr(tracer, "graph") else []
+        where = f" after node {done[0].name!r}" if done else ""
+        reason = (str(cause).splitlines() or [""])[0]
+        raise CutError(
+            f"cuts: expected a model that torch.fx can trace, got {type(model).__name__}, which stops the tracer"
+            f"{where}: {type(cause).__name__}: {reason}. Fix: move value-dependent Python (if, for, int(), *args) "
+            "into a child module without children of its own, which is kept whole, or mark the function with "
+            "torch.fx.wrap"
+        ) from cause
+    finally:
+        # The tracer hangs tensors that forward() makes onto the model: take them off again.
+        for name in [k for k in vars(model) if k.startswith("_tensor_constant") and k not in before]:
+            delattr(model, name)
+    _drop_default_arguments(graph, defaults)
+    return graph, tracer.returned_by, constants
+
+
+def _drop_default_arguments(graph, defaults):
+    """Remove the placeholders that fx makes for arguments left at their default, and its checks of them."""
+    extra = [n for n in graph.nodes if n.op == "placeholder" and n.target.split("_")[0] and _is_default(n, defaults)]
+    for node in reversed(_reachable(extra)):
+        if node.op != "output":
+            graph.erase_node(node)
+
+
+def _is_default(node, defaults):
+    # fx numbers flattened arguments: flag -> flag_1
+    return node.target in defaults or node.target.rpartition("_")[0] in defaults
+
+
+def _reachable(nodes):
+    found = dict.fromkeys(nodes)
+    for node in found and next(iter(found)).graph.nodes:
+        if any(source in found for source in node.all_input_nodes):
+            found[node] = None
+    order = {n: k for k, n in enumerate(nodes[0].graph.nodes)} if nodes else {}
+    return sorted(found, key=order.get)
+
+
+def _single(graph, eval_graph, model):
+    inputs = [node for node in graph.nodes if node.op == "placeholder" and not node.args]
+    if len(inputs) != 1:
+        raise CutError(
+            f"cuts: expected one input without default, got {len(inputs)} in {type(model).__name__}. "
+            "Fix: wrap the model in a module with one tensor argument"
+        )
+    for mode, traced in (("train", graph), ("eval", eval_graph)):
+        (output,) = (node for node in traced.nodes if node.op == "output")
+        value = output.args[0]
+        made_by = value.target if isinstance(value, fx.Node) else type(value)
+        if not isinstance(value, fx.Node) or (isinstance(made_by, type) and issubclass(made_by, tuple | dict)):
+            raise CutError(
+                f"cuts: expected one output tensor, got a {made_by.__name__} in {mode} mode from "
+                f"{type(model).__name__}. Fix: return one tensor; build GoogLeNet and Inception with "
+                "aux_logits=False"
+            )
+
+
+def _keep_training_flag_live(graph, eval_graph, model):
+    """Replace arguments that are True in train mode and False in eval mode by ``self.training``."""
+    problem = CutError(
+        f"cuts: expected the same graph in train and eval mode, got two different ones from {type(model).__name__}. "
+        "Fix: move the part that differs into a child module without children of its own, which is kept whole"
+    )
+    pairs = list(zip(graph.nodes, eval_graph.nodes, strict=False))
+    if len(graph.nodes) != len(eval_graph.nodes):
+        raise problem
+    flag, twin = None, dict(pairs)
+    for node, other in pairs:
+        if node.op != other.op or node.target != other.target:
+            raise problem
+        values, spec = torch.utils._pytree.tree_flatten((node.args, node.kwargs))
+        others, other_spec = torch.utils._pytree.tree_flatten((other.args, other.kwargs))
+        if spec != other_spec:
+            raise problem
+        for k, (value, in_eval) in enumerate(zip(values, others, strict=True)):
+            if isinstance(value, fx.Node):
+                if twin[value] is not in_eval:
+                    raise problem
+            elif value is True and in_eval is False:
+                if flag is None:
+                    with graph.inserting_before(next(iter(graph.nodes))):
+                        flag = graph.create_node("get_attr", "training", name="training_mode")
+                values[k] = flag
+            elif type(value) is not type(in_eval) or value != in_eval:
+                raise problem
+        node.args, node.kwargs = torch.utils._pytree.tree_unflatten(values, spec)
+
+
+def _units(graph, cut_nodes):
+    position = {node: j for j, node in enumerate(cut_nodes)}
+    unit: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        sources = [n for n in node.all_input_nodes if n in unit]
+        if node in position:
+            unit[node] = position[node]
+        elif sources:
+            # What reads a cut is computed after it; so is everything that reads such a value.
+            after = max(unit[n] + 1 if n in position else unit[n] for n in sources)
+            unit[node] = min(after, len(cut_nodes) - 1)
+    return unit
+
+
+def _find_cuts(graph, model):
+    (inlet,) = (node for node in graph.nodes if node.op == "placeholder")
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    after_input = set(_reachable([inlet]))
+    before_output = {output}
+    for node in reversed(graph.nodes):
+        if any(user in before_output for user in node.users):
+            before_output.add(node)
+    on_path = [node for node in graph.nodes if node in after_input and node in before_output]
+    position = {node: k for k, node in enumerate(on_path)}
+    # A node is passed by every path if no edge leaps over it.
+    leap = 0
+    dominators = []
+    for k, node in enumerate(on_path[:-1]):
+        if leap <= k and not _returns_tuple(node):
+            dominators.append(node)
+        leap = max([leap, *(position[user] for user in node.users if user in position)])
+    return _keep_state_together(graph, dominators, model)
+
+
+def _returns_tuple(node):
+    picks = [user for user in node.users if user.target is operator.getitem and isinstance(user.args[1], int)]
+    return bool(picks) and len(picks) == len(node.users)
+
+
+def _keep_state_together(graph, cut_nodes, model):
+    """Drop cuts that would put one parameter, or one module with state, on both sides."""
+    first, last = {}, {}
+    for node, unit in _units(graph, cut_nodes).items():
+        state = []
+        if node.op == "call_module":
+            module = model.get_submodule(node.target)
+            state = [*module.parameters(), *module.buffers()]
+        for source in node.all_input_nodes:
+            if source.op == "get_attr" and source.target != "training":
+                value = operator.attrgetter(source.target)(model)
+                state += [value] if isinstance(value, nn.Parameter) else []
+        for tensor in state:
+            first.setdefault(id(tensor), unit)
+            last[id(tensor)] = unit
+    torn = {j for key in first for j in range(first[key], last[key])}
+    return [node for j, node in enumerate(cut_nodes) if j not in torn]
+
+
+def _name_cuts(cut_nodes, returned_by, owner):
+    """Name each cut after the innermost module that returns it alone, else after its node."""
+    aliases: dict[str, int] = {}
+    names = []
+    position = {node: j for j, node in enumerate(cut_nodes)}
+    for path, nodes in returned_by.items():
+        if len(nodes) == 1 and nodes[0] in position:
+            aliases[path] = position[nodes[0]]
+    for j, node in enumerate(cut_nodes):
+        paths = [path for path, index in aliases.items() if index == j]
+        if node.op == "placeholder":
+            name = "input"
+        elif paths:
+            name = max(paths, key=lambda path: path.count("."))
+        else:
+            name = ".".join([*owner[node][-1:], node.name]) if node.op != "call_module" else node.name
+        aliases[name] = j
+        names.append(name)
+    return tuple(names), aliases
