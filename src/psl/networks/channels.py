@@ -2,13 +2,60 @@
 
 import numpy as np
 
+BASE_STATION_HEIGHT = 10.0  # m, TR 38.901 table 7.2-1, UMi
+USER_HEIGHT = 1.5  # m, same table
+
+
+def umi(positions, n_subchannels, subchannel_bandwidth, carrier_frequency, seed):
+    """3GPP TR 38.901 urban micro (street canyon), sampled with Sionna.
+
+    Path loss, line-of-sight state, shadow fading and frequency selectivity are the standard's, for
+    outdoor clients that stand still, one vertical omnidirectional antenna at each end, and one
+    sample of the channel at the centre of each subchannel.
+
+    Returns ((C, M) linear gain, (C,) 1 where there is line of sight).
+    """
+    # Imported here: Sionna takes seconds to import, and most users of the library never sample.
+    import torch
+    from sionna.phy import config
+    from sionna.phy.channel import cir_to_ofdm_channel, subcarrier_frequencies
+    from sionna.phy.channel.tr38901 import PanelArray, UMi
+
+    n_clients = len(positions)
+    options = {"precision": "double", "device": "cpu"}
+    antenna = PanelArray(
+        num_rows_per_panel=1, num_cols_per_panel=1, polarization="single", polarization_type="V",
+        antenna_pattern="omni", carrier_frequency=carrier_frequency, **options,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):  # Sionna's seed reseeds torch's generator: give the caller's back
+        config.seed = seed
+        model = UMi(
+            carrier_frequency=carrier_frequency, o2i_model="low", ut_array=antenna, bs_array=antenna,
+            direction="uplink", **options,
+        )  # fmt: skip
+        clients = np.column_stack([positions, np.full(n_clients, USER_HEIGHT)])
+        still = torch.zeros(1, n_clients, 3, dtype=torch.float64)
+        model.set_topology(
+            ut_loc=torch.tensor(clients[None]),
+            bs_loc=torch.tensor([[[0.0, 0.0, BASE_STATION_HEIGHT]]], dtype=torch.float64),
+            ut_orientations=still,
+            bs_orientations=torch.zeros(1, 1, 3, dtype=torch.float64),
+            ut_velocities=still,
+            in_state=torch.zeros(1, n_clients, dtype=torch.bool),
+        )
+        line_of_sight = model._scenario.los[0, 0].numpy().astype(float)
+        path, delay = model(num_time_samples=1, sampling_frequency=subchannel_bandwidth)
+    centres = subcarrier_frequencies(n_subchannels, subchannel_bandwidth, **options)
+    response = cir_to_ofdm_channel(centres, path, delay)  # (1, 1, 1, C, 1, 1, M)
+    return response.abs().square().reshape(n_clients, n_subchannels).numpy(), line_of_sight
+
 
 def log_distance(positions, n_subchannels, subchannel_bandwidth, carrier_frequency, seed):
-    """Path loss 32.4 + 21 log10 d + 20 log10 f_GHz dB (TR 38.901 UMi line of sight), no fading.
+    """Path loss 32.4 + 21 log10 d + 20 log10 f_GHz dB (TR 38.901 UMi, line of sight), no fading.
 
     Returns ((C, M) linear gain, (C,) ones: everybody has line of sight).
     """
-    height = 10.0 - 1.5
+    height = BASE_STATION_HEIGHT - USER_HEIGHT
     distance = np.sqrt(np.sum(np.square(positions), axis=1) + height**2)
     loss_db = 32.4 + 21.0 * np.log10(distance) + 20.0 * np.log10(carrier_frequency / 1e9)
     gain = 10.0 ** (-loss_db / 10.0)
@@ -16,4 +63,4 @@ def log_distance(positions, n_subchannels, subchannel_bandwidth, carrier_frequen
 
 
 #: channel= values of WirelessCell.sample
-MODELS = {"log-distance": log_distance}
+MODELS = {"umi": umi, "log-distance": log_distance}
