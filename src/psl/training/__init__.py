@@ -1,0 +1,6 @@
+"""Training: one loop, a place for each framework's difference, bits counted from what is exchanged."""
+
+from psl.training.history import History
+from psl.training.loop import train
+
+__all__ = ["History", "train"]

@@ -1,0 +1,69 @@
+"""Mini-batches: which samples a client takes at a step, and how they are fetched."""
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+
+class Sampler:
+    """The mini-batches of one client, as a function of the step number alone.
+
+    Every epoch visits a fresh permutation drawn from (seed, client, epoch) and leaves out the last
+    incomplete batch. With no state to save, a resumed run continues with the very same batches, and
+    every framework sees the same ones.
+
+    Args:
+        indices: the client's samples.
+        batch_size: b, at most ``len(indices)``.
+        seed, client: numbers that the permutations are drawn from.
+    """
+
+    def __init__(self, indices: np.ndarray, batch_size: int, seed: int, client: int):
+        self.indices = np.asarray(indices)
+        self.batch_size = batch_size
+        self._key = (seed, 1, client)
+        self._epoch = self._order = None
+
+    def batch(self, step: int) -> np.ndarray:
+        """Return the (b,) sample indices of mini-batch number `step`, counted from 0."""
+        epoch, position = divmod(step, len(self.indices) // self.batch_size)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, np.random.default_rng([*self._key, epoch]).permutation(self.indices)
+        return self._order[position * self.batch_size : (position + 1) * self.batch_size]
+
+
+class Samples:
+    """Fetches samples of a `Dataset` as batches on a device; tensors held in memory are indexed at once."""
+
+    def __init__(self, dataset: Dataset, device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
+        index = np.arange(len(dataset))
+        while type(dataset) is Subset:
+            dataset, index = dataset.dataset, np.asarray(dataset.indices)[index]
+        self._dataset, self._index = dataset, index
+
+    def __len__(self):
+        return len(self._index)
+
+    def fetch(self, indices) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return inputs (b, …), channels_last if they are images, and labels (b,)."""
+        rows = self._index[indices]
+        if type(self._dataset) is TensorDataset:
+            rows = torch.from_numpy(rows)
+            inputs, labels = (tensor[rows] for tensor in self._dataset.tensors)
+        else:
+            pairs = [self._dataset[int(row)] for row in rows]
+            inputs = torch.stack([torch.as_tensor(x) for x, _ in pairs])
+            labels = torch.as_tensor([int(y) for _, y in pairs])
+        layout = torch.channels_last if inputs.ndim == 4 else torch.preserve_format
+        return inputs.to(self.device, memory_format=layout), labels.to(self.device)
+
+    def labels(self) -> np.ndarray:
+        """Return all labels, (D,); reads every sample of a data set that keeps no list of them."""
+        if type(self._dataset) is TensorDataset:
+            labels = self._dataset.tensors[1].numpy(force=True)
+        elif hasattr(self._dataset, "targets") and getattr(self._dataset, "target_transform", None) is None:
+            labels = np.asarray(self._dataset.targets)
+        else:
+            return np.array([int(self._dataset[int(row)][1]) for row in self._index])
+        return labels[self._index]

@@ -1,0 +1,57 @@
+"""BatchNorm over groups of rows: the running statistics must still see every real row once."""
+
+from contextlib import contextmanager
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class GroupStatistics:
+    """Feeds a module its rows in groups while BatchNorm's running statistics stay those of one batch.
+
+    In train mode BatchNorm normalises each group with the group's own batch statistics. Its running
+    statistics after the last group are ``(1 - m)·running + m·Σ_g (n_g / n)·statistics_g``, where m
+    is BatchNorm's momentum, n_g the rows of group g and n their total: every row has the same
+    weight, as if one batch had come. Its batch counter rises by one. In eval mode nothing happens.
+
+    Args:
+        module: the module whose BatchNorm layers are meant.
+        n_rows: n, the number of real rows over all groups.
+
+    Source: EPSL (arXiv 2303.15991) [R].
+    """
+
+    def __init__(self, module: nn.Module, n_rows: int):
+        tracked = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.training]
+        self._momentum = {m: m.momentum if m.momentum is not None else 1 / (int(m.num_batches_tracked) + 1)
+                          for m in tracked}  # fmt: skip
+        self._n_rows = n_rows
+        self._seen = 0
+
+    @contextmanager
+    def group(self, n_rows: int):
+        """Within this context the module sees the next group, of `n_rows` real rows."""
+        # Momentum m_g = m·(n_g/n) / (1 - m·(rows still to come)/n): later groups shrink what earlier ones added.
+        later = 1 - (self._seen + n_rows) / self._n_rows
+        before = {m: (m.momentum, m.num_batches_tracked.clone()) for m in self._momentum}
+        for m, momentum in self._momentum.items():
+            m.momentum = momentum * n_rows / self._n_rows / (1 - momentum * later)
+        try:
+            yield
+        finally:
+            for m, (momentum, counter) in before.items():
+                m.momentum = momentum
+                if self._seen:
+                    m.num_batches_tracked.copy_(counter)
+            self._seen += n_rows
+
+    @contextmanager
+    def unseen(self):
+        """Within this context rows that are no real samples leave the running statistics alone."""
+        for m in self._momentum:
+            m.track_running_stats = False
+        try:
+            yield
+        finally:
+            for m in self._momentum:
+                m.track_running_stats = True

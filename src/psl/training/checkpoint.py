@@ -1,0 +1,109 @@
+"""Save a run so that it continues bit for bit, and refuse what does not belong to it."""
+
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from psl.errors import CheckpointError, expected
+
+_SAVE_EVERY_S = 10.0
+_FORMAT = 1
+
+
+class Checkpoint:
+    """One file that holds the newest state of a run.
+
+    The file is written beside its final name and moved there in one step, so a crash leaves the
+    previous one whole. It is read with ``torch.load(weights_only=True)``: nothing is unpickled.
+
+    Args:
+        path: the file.
+        fingerprint: what the run is, as a dict of plain values; a file with another one is refused.
+    """
+
+    def __init__(self, path, fingerprint: dict):
+        self.path = Path(path)
+        self._fingerprint = fingerprint
+        self._saved_at = time.monotonic()
+
+    def load(self) -> dict | None:
+        """Return the saved state, None if there is no file.
+
+        Raises:
+            CheckpointError: the file is truncated or no checkpoint, or belongs to another run; the
+                message says what differs.
+        """
+        if not self.path.exists():
+            return None
+        fix = "delete the file to start anew, or give another checkpoint="
+        try:
+            payload = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as cause:  # torch raises a different type for each way a file can be broken
+            reason = (str(cause).splitlines() or [type(cause).__name__])[0][:120]
+            want = "a checkpoint written by psl.train"
+            raise expected(str(self.path), want, f"an unreadable file ({reason})", fix, CheckpointError) from cause
+        if not isinstance(payload, dict) or payload.get("psl_checkpoint") != _FORMAT:
+            want = f"a checkpoint written by psl.train (format {_FORMAT})"
+            raise expected(str(self.path), want, "another file", fix, CheckpointError)
+        saved = payload["fingerprint"]
+        for key, value in self._fingerprint.items():
+            if saved.get(key) != value:
+                want, got = _first_difference(value, saved.get(key))
+                raise expected(f"{self.path}: {key}", want, f"{got} in the checkpoint", fix, CheckpointError)
+        return payload["state"]
+
+    def save(self, state: dict) -> None:
+        """Write the state."""
+        payload = {"psl_checkpoint": _FORMAT, "fingerprint": self._fingerprint, "state": state}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        try:
+            torch.save(payload, temporary)
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._saved_at = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether the last save was long enough ago."""
+        return time.monotonic() - self._saved_at >= _SAVE_EVERY_S
+
+
+def _first_difference(want, got):
+    """Two values to show; of two lists only the first entries that differ."""
+    if isinstance(want, list) and isinstance(got, list):
+        for a, b in zip(want, got, strict=False):
+            if a != b:
+                return a, b
+        return f"{len(want)} entries", f"{len(got)}"
+    return repr(want), repr(got)
+
+
+@contextmanager
+def deferred_interrupt(enabled: bool = True):
+    """Hold back Ctrl-C within the context: yields a function that tells whether it was pressed.
+
+    The caller ends its round, saves, and raises KeyboardInterrupt. A second Ctrl-C interrupts at
+    once. Outside the main thread, where Python allows no signal handlers, nothing is held back.
+    """
+    pressed = []
+    previous = signal.getsignal(signal.SIGINT)
+    if not enabled or threading.current_thread() is not threading.main_thread() or not callable(previous):
+        yield lambda: False
+        return
+
+    def note(number, frame):
+        pressed.append(number)
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, previous)

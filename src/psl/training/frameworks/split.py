@@ -1,0 +1,176 @@
+"""Frameworks that split the model at a cut: vanilla split learning, PSL, SFL and EPSL."""
+
+import copy
+
+import torch
+from torch import nn
+
+from psl.errors import CutError
+from psl.models import split
+from psl.training.frameworks.base import Framework
+from psl.training.frameworks.full import copy_into
+from psl.training.linearise import n_aggregated, server_backward
+from psl.training.link import exchanged
+
+
+class SplitFramework(Framework):
+    """A server-side model, client-side models, and the step that sends activations up and gradients down."""
+
+    splits = True
+
+    def __init__(self, setup, link, n_models):
+        super().__init__(setup, link)
+        self._parts = split(setup.model, setup.cut)
+        _check_parts(self._parts)
+        self.cut = self._parts.cut
+        self.clients = [copy.deepcopy(self._parts.client) for _ in range(n_models)]
+        self.modules = {f"client {i}": client for i, client in enumerate(self.clients)} | {"server": self._parts.server}
+        owners = [self.clients[i % n_models] for i in range(setup.n_clients)]
+        self.optimizers = {f"client {i}": setup.make_optimizer(module) for i, module in enumerate(owners)}
+        self.optimizers["server"] = setup.make_optimizer(self._parts.server)
+
+    def client_models(self):
+        return self.clients
+
+    def full_models(self):
+        """Return one model of the given class per client-side model; all share the server's tensors."""
+        original = dict(_tensors(self._parts.client))
+        shared = {id(t): t for _, t in _tensors(self._parts.server)}
+        for module in self.modules.values():
+            module.zero_grad(set_to_none=True)
+        models = []
+        for client in self.client_models():
+            trained = {id(original[name]): tensor for name, tensor in _tensors(client)}
+            models.append(copy.deepcopy(self.setup.model, memo=shared | trained))
+        return models
+
+    def split_step(self, clients, weights, draw, step, rng):
+        """Train the clients (numbers) and the server on one mini-batch each; returns Σ_i λ_i ℓ̄_i."""
+        smashed, received, labels = [], [], []
+        for i in clients:
+            inputs, targets = draw(i, step)
+            smashed.append(self.clients[i % len(self.clients)](inputs))
+            received.append(self.link.up(smashed[-1]))
+            labels.append(self.link.up(targets))
+
+        server_optimizer = self.optimizers["server"]
+        if server_optimizer is not None:
+            server_optimizer.zero_grad(set_to_none=True)
+        found = self.server_backward(received, labels, weights, rng)
+        if server_optimizer is not None:
+            server_optimizer.step()
+
+        shared = None if found.shared is None else self.link.broadcast(found.shared)  # (n_A, …)
+        for n, i in enumerate(clients):
+            gradient = self.link.down(found.own[n])  # (b - n_A, …)
+            if shared is not None:
+                gradient = torch.cat([shared, gradient])
+            if self.optimizers[f"client {i}"] is not None:
+                self.optimizers[f"client {i}"].zero_grad(set_to_none=True)
+                smashed[n].backward(gradient)
+                self.optimizers[f"client {i}"].step()
+            smashed[n] = None
+        return found.loss
+
+    def server_backward(self, smashed, labels, weights, rng):
+        """The server's forward and backward pass; EPSL's is its own."""
+        return server_backward(self.server, smashed, labels, weights, loss=self.setup.loss)
+
+
+class SL(SplitFramework):
+    """Vanilla split learning: one client-side model goes from client to client, the server steps after each.
+
+    Source: split learning (Gupta and Raskar, arXiv 1810.06060).
+    """
+
+    name = "sl"
+
+    def __init__(self, setup, link):
+        super().__init__(setup, link, n_models=1)
+
+    def round(self, draw, rng):
+        total = 0.0
+        for client, weight in enumerate(self.setup.weights):
+            total = total + weight * self.split_step([client], [1.0], draw, 0, rng)
+            if self.setup.n_clients > 1:
+                for tensor in exchanged(self.clients[0]):
+                    self.link.down(self.link.up(tensor))
+        return total
+
+
+class PSL(SplitFramework):
+    """Parallel split learning: all clients at once, each with its own client-side model, one server-side model.
+
+    Source: EPSL (arXiv 2303.15991) with φ = 0 [R].
+    """
+
+    name = "psl"
+
+    def __init__(self, setup, link):
+        super().__init__(setup, link, n_models=setup.n_clients)
+
+    def round(self, draw, rng):
+        clients = range(self.setup.n_clients)
+        losses = [self.split_step(clients, self.setup.weights, draw, step, rng) for step in range(self.steps)]
+        return sum(losses) / self.steps
+
+
+class SFL(PSL):
+    """Split federated learning: PSL whose client-side models are averaged with λ_i after local_steps mini-batches.
+
+    BatchNorm's running statistics are averaged like the parameters.
+
+    Source: SplitFed (Thapa et al., arXiv 2004.12088), its first variant.
+    """
+
+    name = "sfl"
+    averages = True
+
+    def round(self, draw, rng):
+        loss = super().round(draw, rng)
+        for copies in zip(*map(exchanged, self.clients), strict=True):  # one tensor of every client
+            average = torch.zeros_like(copies[0], requires_grad=False)
+            for weight, tensor in zip(self.setup.weights, copies, strict=True):
+                average.add_(self.link.up(tensor), alpha=float(weight))
+            copy_into(copies, [self.link.broadcast(average)] * len(copies))
+        return loss
+
+    def client_models(self):
+        return self.clients[:1]  # equal after the average
+
+
+class EPSL(PSL):
+    """Efficient parallel split learning: PSL that aggregates the last-layer gradients of ⌈φ b⌉ slots.
+
+    Source: EPSL (arXiv 2303.15991): aggregation [P], where to linearise [R].
+    """
+
+    name = "epsl"
+
+    def server_backward(self, smashed, labels, weights, rng):
+        setup = self.setup
+        n_agg = n_aggregated(setup.phi, setup.batch_size)
+        return server_backward(
+            self.server, smashed, labels, weights, n_agg=n_agg, rule=setup.linearise, rng=rng, loss=setup.loss
+        )
+
+
+def _tensors(module: nn.Module):
+    """Names and tensors of all parameters and buffers, tied ones under each of their names."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def _check_parts(parts):
+    if parts.cut == 0:
+        raise CutError(
+            "cut: expected a cut after the first layer or later, got 0, which would send the raw data. "
+            "Fix: psl.cuts(model, input_shape) lists the cuts"
+        )
+    names = {id(tensor): name for name, tensor in _tensors(parts.client)}
+    both = [names[id(tensor)] for _, tensor in _tensors(parts.server) if id(tensor) in names]
+    if both:
+        raise CutError(
+            f"cut: expected client and server without common tensors, got {both[0]!r} on both sides of {parts.name!r}. "
+            "Fix: cut where no layer is used on both sides"
+        )

@@ -1,0 +1,56 @@
+"""The link between clients and server: it counts the bits of every tensor that crosses it."""
+
+import torch
+from torch import nn
+
+
+class Link:
+    """Passes tensors between the clients and the server, detached from autograd, and counts their bits.
+
+    Counted are the tensors that are really exchanged, at the size of their dtype (32 bits per
+    float32, 64 per int64 label), without headers or compression:
+
+    * sl, psl, epsl: up the smashed data with its labels, down the gradients at the cut;
+    * epsl: the aggregated gradients go down once for all clients (broadcast);
+    * sfl in addition, after the local steps: every client-side model up, their average down once;
+    * sl in addition, with two clients or more: the client-side model goes through the server to
+      the next client, once up and once down per client;
+    * fedavg: every model up, the average down once;
+    * centralised: nothing, the data is taken to be at the server.
+
+    A model's tensors are its parameters and floating-point buffers. The first copy, which every
+    client of every framework holds before round 1, is not counted.
+    """
+
+    def __init__(self):
+        self.uplink_bits = 0
+        self.downlink_bits = 0
+
+    def up(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Send a tensor from one client to the server; returns what the server receives."""
+        self.uplink_bits += _bits(tensor)
+        return tensor.detach()
+
+    def down(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Send a tensor from the server to one client; returns what the client receives."""
+        self.downlink_bits += _bits(tensor)
+        return tensor.detach()
+
+    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Send one tensor from the server to all clients at once: its bits count once."""
+        return self.down(tensor)
+
+
+def exchanged(module: nn.Module) -> list[torch.Tensor]:
+    """Return the tensors of a model that travel when it is exchanged, each once.
+
+    Parameters and floating-point buffers (BatchNorm's running statistics); integer buffers, such
+    as BatchNorm's batch counter, stay where they are.
+    """
+    state = module.state_dict(keep_vars=True).values()
+    floating = [t for t in state if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    return list({id(t): t for t in floating}.values())
+
+
+def _bits(tensor):
+    return 8 * tensor.element_size() * tensor.numel()

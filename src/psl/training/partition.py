@@ -1,0 +1,96 @@
+"""How the training data is divided among the clients."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from psl.errors import DataError, check_number, expected
+
+_REDRAWS = 1000  # of a Dirichlet partition, before giving up
+
+
+def partition(
+    rule, n_samples: int, n_clients: int, *, labels: Callable[[], np.ndarray], minimum: int = 1, seed: int = 0
+) -> list[np.ndarray]:
+    """Divide D samples among C clients and return the C index arrays.
+
+    Args:
+        rule: ``"iid"``: shuffled, shares equal within one sample; a number α > 0: every class is
+            divided by its own draw from Dirichlet(α, …, α), redrawn until every client has at
+            least `minimum` samples; or a list of C index arrays, taken as it is.
+        n_samples: D.
+        n_clients: C.
+        labels: returns the (D,) classes; called by the Dirichlet rule only.
+        minimum: least number of samples of a client, the mini-batch size.
+        seed: draws the shuffle and the Dirichlet proportions.
+
+    Raises:
+        DataError: a client would have no data, or less than `minimum`; an explicit list has the
+            wrong length or an index outside 0..D-1.
+    """
+    if isinstance(rule, str):
+        if rule != "iid":
+            raise expected(
+                "partition", "'iid', a Dirichlet α or a list of index arrays", repr(rule), "pass one of the three",
+                DataError,
+            )  # fmt: skip
+        parts = np.array_split(_rng(seed).permutation(n_samples), n_clients)
+    elif isinstance(rule, int | float | np.number):
+        alpha = check_number("partition", rule, minimum=0, strict=True, fix="pass a Dirichlet α above 0")
+        parts = _dirichlet(labels(), alpha, n_clients, minimum, seed)
+    else:
+        parts = _explicit(rule, n_samples, n_clients)
+    for client, part in enumerate(parts):
+        if len(part) == 0:
+            raise expected(
+                f"client {client}", "at least one training sample", "none",
+                "use fewer clients, more data or another partition", DataError,
+            )  # fmt: skip
+        if len(part) < minimum:
+            raise expected(
+                f"client {client}", f"at least batch_size = {minimum} training samples", len(part),
+                "use a smaller batch_size, fewer clients or another partition", DataError,
+            )  # fmt: skip
+    return [np.sort(part) for part in parts]
+
+
+def _rng(seed):
+    return np.random.default_rng([seed, 0])
+
+
+def _dirichlet(labels, alpha, n_clients, minimum, seed):
+    rng = _rng(seed)
+    classes = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    for _ in range(_REDRAWS):
+        shares = [[] for _ in range(n_clients)]
+        for members in classes:
+            edges = np.cumsum(rng.dirichlet(np.full(n_clients, alpha)))[:-1] * len(members)  # (C - 1,)
+            for share, piece in zip(shares, np.split(rng.permutation(members), edges.astype(int)), strict=True):
+                share.append(piece)
+        parts = [np.concatenate(share) for share in shares]
+        if min(map(len, parts)) >= minimum:
+            return parts
+    raise expected(
+        f"partition={alpha:g}", f"{n_clients} clients with at least {minimum} samples each",
+        f"none in {_REDRAWS} Dirichlet draws from {len(labels)} samples",
+        "use a larger α, a smaller batch_size, fewer clients or more data", DataError,
+    )  # fmt: skip
+
+
+def _explicit(rule, n_samples, n_clients):
+    parts = [np.asarray(part) for part in rule]
+    if len(parts) != n_clients:
+        raise expected(
+            "partition", f"one index array per client, {n_clients} in all", f"{len(parts)}",
+            "make n_clients and the list agree", DataError,
+        )  # fmt: skip
+    for client, part in enumerate(parts):
+        fix = "index the training set with whole numbers"
+        if part.size and (part.ndim != 1 or part.dtype.kind not in "iu"):
+            got = f"shape {part.shape}, {part.dtype}"
+            raise expected(f"partition[{client}]", "a 1-D array of integers", got, fix, DataError)
+        outside = part[(part < 0) | (part >= n_samples)] if part.size else part
+        if outside.size:
+            want = f"indices in 0..{n_samples - 1}"
+            raise expected(f"partition[{client}]", want, int(outside[0]), fix, DataError)
+    return parts

@@ -1,0 +1,70 @@
+"""From the arguments of `psl.train` to a framework that is ready to run."""
+
+import copy
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from psl.data import load
+from psl.errors import CutError, DataError, ScenarioError, check_choice, check_number, expected
+
+_OPTIMIZERS = {"sgd": (torch.optim.SGD, 0.05), "adam": (torch.optim.Adam, 1e-3)}  # class, default learning rate
+
+
+def default(value, plan, name: str, otherwise):
+    """Return an argument, else the plan's, else the library's default."""
+    if value is not None:
+        return value
+    found = getattr(plan, name, None)
+    return otherwise if found is None else found
+
+
+def check_cut(cut) -> None:
+    """Refuse a missing cut; whether it exists is for `psl.split` to say."""
+    if cut is None:
+        fix = "pass cut= or plan=; psl.cuts(model, input_shape) lists the cuts"
+        raise expected("cut", "number or name of a cut", "none", fix, CutError)
+
+
+def open_dataset(dataset):
+    """Return (train, test) from a name or a pair of data sets."""
+    if isinstance(dataset, str):
+        return load(dataset)
+    if not isinstance(dataset, tuple | list) or len(dataset) != 2 or not all(hasattr(d, "__len__") for d in dataset):
+        fix = "pass 'digits' or another name, or (train, test)"
+        raise expected("dataset", "a name or a pair of data sets", type(dataset).__name__, fix, DataError)
+    for part, name in zip(dataset, ("training", "test"), strict=True):
+        if len(part) == 0:
+            raise expected("dataset", f"at least one {name} sample", "none", f"pass a {name} set with data", DataError)
+    return tuple(dataset)
+
+
+def prepare_model(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return a copy on the device, in train mode, image weights in channels_last layout."""
+    if not isinstance(model, nn.Module):
+        raise expected("model", "a torch.nn.Module", type(model).__name__, "pass a module")
+    # channels_last: convolutions of a mini-batch are measurably faster with it, on the CPU too.
+    return copy.deepcopy(model).to(device).to(memory_format=torch.channels_last).train()
+
+
+def optimizer_factory(optimizer: str | Callable, lr: float | None) -> Callable:
+    """Return a function from parameters to an optimizer."""
+    if lr is not None:
+        lr = check_number("lr", lr, minimum=0, strict=True, fix="pass a learning rate above 0")
+    if isinstance(optimizer, str):
+        cls, usual = _OPTIMIZERS[check_choice("optimizer", optimizer, _OPTIMIZERS)]
+        return functools.partial(cls, lr=usual if lr is None else lr)
+    if not callable(optimizer):
+        fix = "pass 'sgd', 'adam' or for example lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)"
+        raise expected("optimizer", "a name or a function of parameters", repr(optimizer), fix, ScenarioError)
+    return optimizer if lr is None else functools.partial(optimizer, lr=lr)
+
+
+def describe_optimizers(optimizers) -> str:
+    """Return class and settings of the first optimizer; all are made alike."""
+    for optimizer in filter(None, optimizers):
+        values = {k: v for k, v in optimizer.defaults.items() if isinstance(v, int | float | tuple) and v is not False}
+        return f"{type(optimizer).__name__}({', '.join(f'{k}={v}' for k, v in values.items())})"
+    return "none"
