@@ -1,0 +1,81 @@
+"""Where to start: round robin, the greedy rule, and a max-weight matching."""
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from psl.schedulers.epsl.problem import RoundProblem, seconds
+from psl.schedulers.epsl.water_filling import LN2, most_rate
+
+
+def round_robin(n_clients: int, n_subchannels: int) -> np.ndarray:
+    """Return (M,) subchannel k to client k mod C."""
+    return np.arange(n_subchannels) % n_clients
+
+
+def greedy(problem: RoundProblem, cut: int) -> np.ndarray:
+    """Give every client its best subchannel, then let the current straggler take the best one left, and so on.
+
+    Stragglers are judged with an equal share of the total power, within their own limits.
+
+    Returns:
+        (M,) client of each subchannel.
+
+    Source: EPSL (arXiv 2303.15991): a greedy subchannel allocation [P]; its details [R].
+    """
+    n_clients, n_subchannels = problem.snr.shape
+    share = np.minimum(problem.limit, problem.total / n_clients)
+    alone = problem.bandwidth * np.log1p(share[:, None] * problem.snr / problem.bandwidth) / LN2  # (C, M) bit/s
+    owner = np.full(n_subchannels, -1)
+    time = np.empty(n_clients)
+
+    def take(i, k):
+        owner[k] = i
+        held = np.flatnonzero(owner == i)
+        zeros = np.zeros(len(held), dtype=int)
+        up = most_rate(share[i : i + 1], zeros, problem.snr[i, held], problem.bandwidth[held])[0]
+        down = problem.down_rate[i, held].sum()
+        time[i] = problem.up_compute[cut, i] + problem.down_compute[cut, i]
+        time[i] += float(seconds(problem.up_bits[cut], up) + seconds(problem.down_bits[cut], down))
+
+    # The client whose best subchannel is worst chooses first: it has the most to lose.
+    for i in np.argsort(alone.max(axis=1), kind="stable"):
+        take(i, int(np.argmax(np.where(owner < 0, alone[i], -1.0))))
+    for _ in range(n_subchannels - n_clients):
+        i = int(np.argmax(time))
+        take(i, int(np.argmax(np.where(owner < 0, alone[i], -1.0))))
+    return owner
+
+
+def matched(problem: RoundProblem, weight: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Give client i exactly counts[i] subchannels so that the summed weight is largest: a max-weight matching.
+
+    Args:
+        weight: (C, M) value of subchannel k to client i.
+        counts: (C,) whole numbers that add up to M.
+
+    Returns:
+        (M,) client of each subchannel.
+    """
+    slots = np.repeat(np.arange(problem.n_clients), counts)  # (M,)
+    rows, columns = linear_sum_assignment(weight[slots], maximize=True)
+    owner = np.empty(problem.n_subchannels, dtype=int)
+    owner[columns] = slots[rows]
+    return owner
+
+
+def spectral_weight(problem: RoundProblem, owner: np.ndarray) -> np.ndarray:
+    """Return (C, M) bit/s of every client on every subchannel at the density its share of power gives it in `owner`."""
+    share = np.minimum(problem.limit, problem.total / problem.n_clients)
+    density = share / np.bincount(owner, problem.bandwidth, problem.n_clients)
+    return problem.bandwidth * np.log1p(density[:, None] * problem.snr) / LN2
+
+
+def repaired(problem: RoundProblem, owner: np.ndarray) -> np.ndarray:
+    """Give every client without a subchannel its best one from a client that can spare one."""
+    owner = owner.copy()
+    counts = np.bincount(owner, minlength=problem.n_clients)
+    for i in np.flatnonzero(counts == 0):
+        k = int(np.argmax(np.where(counts[owner] > 1, problem.snr[i], -1.0)))
+        counts[owner[k]] -= 1
+        owner[k], counts[i] = i, 1
+    return owner

@@ -1,0 +1,193 @@
+"""Lower bounds of the round time: how far any plan, found or not, can be from the one at hand.
+
+For each cut the larger of two bounds, both conditional on beating a known round time (the incumbent): a plan that
+beats it needs at least n_i subchannels for client i. Whoever does not beat it is no better than the incumbent, so
+min(incumbent, bound) is valid always.
+
+Source: ours [B].
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
+
+from psl.schedulers.epsl.dual import SharedChannels
+from psl.schedulers.epsl.problem import RoundProblem, seconds
+from psl.schedulers.epsl.water_filling import most_rate
+
+_SAFETY = 1e-9  # relative; covers rounding in the dual function
+_STRIPS = 12  # intervals of the uplink deadline that the matching bound tries
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What every plan within a budget of U + V seconds must grant."""
+
+    counts: np.ndarray  # (C,) n_i, least number of subchannels
+    most: np.ndarray  # (C,) what the others leave at most
+    earliest: tuple[float, float]  # U and V cannot be smaller
+
+
+def needs(problem: RoundProblem, cut: int, budget: float) -> Needs | None:
+    """Return what a plan with U + V < budget must grant each client, or None if no such plan can exist."""
+    n_clients, m = problem.n_clients, problem.n_subchannels
+    up = problem.up_compute[cut][:, None] + seconds(problem.up_bits[cut], problem.uplink_reach)  # (C, M) with n best
+    down = problem.down_compute[cut][:, None] + seconds(problem.down_bits[cut], problem.downlink_reach)
+    counts, client = np.ones(n_clients, dtype=int), np.arange(n_clients)
+    while True:
+        most = m - counts.sum() + counts
+        if most.min() < 1 or (most < counts).any():
+            return None
+        earliest = float(up[client, most - 1].max()), float(down[client, most - 1].max())
+        enough = np.maximum(up, earliest[0]) + np.maximum(down, earliest[1]) < budget
+        if not enough[:, -1].all():
+            return None
+        least = np.argmax(enough, axis=1) + 1
+        if (least <= counts).all():
+            return Needs(counts, most, earliest)
+        counts = np.maximum(counts, least)
+
+
+@dataclass
+class CutBound:
+    """The best bound known for one cut, and what it left behind for the search.
+
+    Attributes:
+        value: s, no plan at this cut has a smaller round time, or the incumbent is optimal there.
+        shares: (C, M) fractional shares of the dual's optimum, or None if no plan can beat the incumbent.
+    """
+
+    value: float
+    shares: np.ndarray | None = None
+    multipliers: np.ndarray | None = None
+
+
+def dual_bound(problem: RoundProblem, cut: int, incumbent: float, start: CutBound | None = None) -> CutBound:
+    """Bound the round time at a cut by the dual of shared subchannels; at most `incumbent`."""
+    constant = float(problem.constant[cut])
+    needed = needs(problem, cut, incumbent - constant)
+    if needed is None:
+        return CutBound(incumbent)
+    dual = SharedChannels(problem, cut, needed.counts, needed.earliest, max(sum(needed.earliest), 1e-300))
+    x = dual.start() if start is None or start.multipliers is None else start.multipliers
+    value, x, shares = dual.maximise(x)
+    value = max(value, sum(needed.earliest)) + constant
+    return CutBound(min(value * (1 - _SAFETY), incumbent), shares, x)
+
+
+def tightened(problem: RoundProblem, cut: int, known: CutBound, incumbent: float, trials: int = 3) -> CutBound:
+    """Raise a cut's bound: a target below the incumbent is out of reach if the bound for beating it is above it.
+
+    Beating a smaller round time needs more subchannels, which in turn raises the dual; and for subchannels of equal
+    width a matching of needs to good enough subchannels must exist.
+    """
+    constant, low = float(problem.constant[cut]), known.value
+    matching = Matching(problem, cut, incumbent - constant)
+    matched = matching.largest_infeasible(low - constant, incumbent - constant) + constant
+    low = max(low, matched * (1 - _SAFETY))
+    high, before = incumbent, needs(problem, cut, incumbent - constant)
+    for _ in range(trials):
+        target = 0.5 * (low + high)
+        after = needs(problem, cut, target - constant)
+        if high - low < 1e-6 * high:
+            break
+        if after is not None and before is not None and (after.counts == before.counts).all():
+            high = target  # asks for no more than before: the dual would say the same
+            continue
+        bound = dual_bound(problem, cut, target, known)
+        if bound.value >= target:
+            low = target
+        else:
+            high, low = target, max(low, bound.value)
+    return CutBound(max(low, known.value), known.shares, known.multipliers)
+
+
+class Matching:
+    """Necessary conditions on whole subchannels of equal width, for any pair of deadlines (U, V).
+
+    If client i holds at most m_i subchannels, its q-th best must be good enough that q − 1 perfect ones and m_i − q + 1
+    like it suffice. So every client has n_i slots, each with its own set of admissible subchannels, and all
+    slots must be matched at once.
+    """
+
+    def __init__(self, problem: RoundProblem, cut: int, budget: float):
+        self.needed = needs(problem, cut, budget)
+        self.applies = self.needed is not None and np.ptp(problem.bandwidth) <= 1e-9 * problem.bandwidth[0]
+        # With many spare subchannels a slot admits nearly everything, and the bound is not worth its time.
+        self.applies = self.applies and problem.n_subchannels <= 3 * problem.n_clients
+        if not self.applies:
+            return
+        counts, most = self.needed.counts, self.needed.most
+        m = problem.n_subchannels
+        order = np.argsort(-problem.snr, axis=1)
+        snr = np.take_along_axis(problem.snr, order, axis=1)  # (C, M) best first
+        rate = np.take_along_axis(problem.down_rate, order, axis=1)
+        ups, downs, columns = [], [], []
+        for q in range(1, int(counts.max()) + 1):
+            who = np.flatnonzero(counts >= q)
+            copies = most[who] - q + 1
+            best = np.repeat(snr[who, None, : q - 1], m, axis=1)  # (N, M, q-1)
+            entries = np.concatenate([best, snr[who][:, :, None]], axis=2)
+            width = np.ones_like(entries)
+            width[:, :, -1] = copies[:, None]
+            group = np.repeat(np.arange(len(who) * m), q)
+            limit = np.repeat(problem.limit[who], m)
+            uplink = most_rate(limit, group, entries.ravel(), width.ravel() * problem.bandwidth[0]).reshape(-1, m)
+            downlink = rate[who, : q - 1].sum(axis=1)[:, None] + copies[:, None] * rate[who]
+            ups.append(problem.up_compute[cut][who, None] + seconds(problem.up_bits[cut], uplink))
+            downs.append(problem.down_compute[cut][who, None] + seconds(problem.down_bits[cut], downlink))
+            columns.append(order[who])
+        self.up, self.down, self.column = (np.concatenate(part) for part in (ups, downs, columns))  # (slots, M)
+
+    def feasible(self, up: float, down: float) -> bool:
+        """Return False only if no plan can have U ≤ up and V ≤ down."""
+        good = (self.up <= up) & (self.down <= down)
+        if not good.any(axis=1).all():
+            return False
+        slot, rank = np.nonzero(good)
+        edges = csr_array((np.ones(len(slot)), (slot, self.column[slot, rank])), shape=self.up.shape)
+        return bool((maximum_bipartite_matching(edges, perm_type="column") >= 0).all())
+
+    def excludes(self, budget: float) -> bool:
+        """Return whether no plan with U + V ≤ budget can exist."""
+        first, second = self.needed.earliest
+        edges = np.linspace(first, max(budget - second, first), _STRIPS + 1)
+        return not any(self.feasible(high, budget - low) for low, high in pairwise(edges))
+
+    def largest_infeasible(self, low: float, high: float, trials: int = 10) -> float:
+        """Return the largest budget in [low, high] found to be out of reach, or −inf."""
+        if not self.applies or not self.excludes(low):
+            return -np.inf
+        for _ in range(trials):
+            middle = 0.5 * (low + high)
+            if self.excludes(middle):
+                low = middle
+            else:
+                high = middle
+        return low
+
+
+def lower_bound(problem: RoundProblem, incumbent: float, known: dict[int, CutBound] | None = None) -> float:
+    """Return a lower bound of the round time over all candidate cuts; at most `incumbent`, a known round time.
+
+    Args:
+        problem: the joint problem.
+        incumbent: s, the round time of any plan; a good one makes a better bound.
+        known: bounds of some cuts from a search, to start from.
+    """
+    bounds = dict(known or {})
+    for cut in problem.cuts:
+        if cut not in bounds:
+            cheap = problem.reach_bound(cut) * (1 - _SAFETY)
+            bounds[cut] = CutBound(incumbent) if cheap >= incumbent else dual_bound(problem, cut, incumbent)
+    # Only the lowest cut sets the bound: raise it until another is lowest or it cannot be raised.
+    done = set()
+    while True:
+        lowest = min(bounds, key=lambda cut: bounds[cut].value)
+        if lowest in done or bounds[lowest].value >= incumbent:
+            return min(bounds[lowest].value, incumbent)
+        done.add(lowest)
+        bounds[lowest] = tightened(problem, lowest, bounds[lowest], incumbent)

@@ -1,0 +1,147 @@
+"""The joint problem in plain arrays: what every cut costs, and what every subchannel can carry."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from psl.errors import ScenarioError, check_count, check_number, expected
+from psl.networks.wireless import WirelessCell
+from psl.profile import Profile
+from psl.schedulers.epsl.water_filling import most_rate
+
+
+def aggregated_slots(batch_size: int, phi: float) -> int:
+    """Return n_A = ⌈φ b⌉, the number of mini-batch slots whose last-layer gradients are aggregated."""
+    return math.ceil(phi * batch_size - 1e-9)  # 0.07 · 100 is 7.000000000000001 in floating point
+
+
+def seconds(bits, rate):
+    """Return bits / rate; nothing to send takes no time, even without a rate."""
+    bits, rate = np.broadcast_arrays(np.asarray(bits, dtype=float), rate)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(bits > 0, bits / rate, 0.0)
+
+
+@dataclass(frozen=True)
+class CutTerms:
+    """Seconds and bits of one round's parts for every cut 0..L: the coefficients of spec 2.2's formula.
+
+    Rows are cuts, columns clients: (L+1, C) or (L+1,).
+    """
+
+    client_forward: np.ndarray  # (L+1, C) b ρ_j / s_i, s
+    upload_bits: np.ndarray  # (L+1,) b ψ_j
+    server_forward: np.ndarray  # (L+1,) C b (ρ_L − ρ_j) / s_srv, s
+    server_backward: np.ndarray  # (L+1,) [(n_A + C (b − n_A)) (ϖ_L − ϖ_j − ϖ_last) + C b ϖ_last] / s_srv, s
+    broadcast_bits: np.ndarray  # (L+1,) n_A χ_j
+    unicast_bits: np.ndarray  # (L+1,) (b − n_A) χ_j
+    client_backward: np.ndarray  # (L+1, C) b ϖ_j / s_i, s
+
+    @classmethod
+    def of(cls, profile: Profile, cell: WirelessCell, batch_size: int, phi: float) -> "CutTerms":
+        """Compute the terms for a profile, a cell, a mini-batch of b per client and a share φ."""
+        b, n_a, n_clients = batch_size, aggregated_slots(batch_size, phi), cell.n_clients
+        backward_rest = np.maximum(profile.bwd_flops[-1] - profile.bwd_flops - profile.last_bwd_flops, 0.0)
+        rows = n_a + n_clients * (b - n_a)
+        return cls(
+            client_forward=b * profile.fwd_flops[:, None] / cell.client_flops,
+            upload_bits=b * profile.act_bits,
+            server_forward=n_clients * b * (profile.fwd_flops[-1] - profile.fwd_flops) / cell.server_flops,
+            server_backward=(rows * backward_rest + n_clients * b * profile.last_bwd_flops) / cell.server_flops,
+            broadcast_bits=n_a * profile.grad_bits,
+            unicast_bits=(b - n_a) * profile.grad_bits,
+            client_backward=b * profile.bwd_flops[:, None] / cell.client_flops,
+        )
+
+
+def broadcast_rate(cell: WirelessCell) -> float:
+    """Return R_bc = min_i Σ_k B_k log2(1 + p_dl g_ik / σ²), bit/s: the rate everybody can decode."""
+    return float((cell.bandwidth * np.log2(1 + cell.downlink_psd * cell.snr_per_psd)).sum(axis=1).min())
+
+
+def check_batch(batch_size, phi) -> tuple[int, float]:
+    """Return the checked mini-batch size and share φ."""
+    batch_size = check_count("batch_size", batch_size, fix="give the samples per client and round, at least 1")
+    phi = check_number(
+        "phi", phi, minimum=0, maximum=1, fix="φ is the share of slots whose gradients are aggregated, 0 to 1"
+    )
+    return batch_size, phi
+
+
+def check_cut(profile: Profile, cut) -> int:
+    """Return the number of a cut a plan may use, 1..L-1, given by number or name."""
+    index = profile.cut_index(cut)
+    if not 1 <= index <= profile.n_units - 1:
+        raise expected(
+            "cut", f"1..{profile.n_units - 1}, so that raw data stay on the clients and the last layer on the server",
+            f"{index} ({profile.names[index]!r})", "choose a cut in between", ScenarioError,
+        )  # fmt: skip
+    return index
+
+
+class RoundProblem:
+    """Minimise, over cut j, channels and power, T = U + V + constant_j, for the candidate cuts `cuts`.
+
+    U = max_i (A_i + D_u / R_i) is the uplink deadline, V = max_i (E_i + D_d / R_dl,i) the downlink one.
+
+    Args:
+        profile, cell, batch_size, phi: as in `solve`.
+        cut: the only cut to consider, or None for all of 1..L-1.
+    """
+
+    def __init__(self, profile: Profile, cell: WirelessCell, batch_size: int, phi: float, cut=None):
+        self.profile, self.cell = profile, cell
+        self.batch_size, self.phi = check_batch(batch_size, phi)
+        if profile.n_units < 2:
+            raise expected("profile", "at least 2 units, one on each side", profile.n_units, "split a deeper model")
+        self.cuts = range(1, profile.n_units) if cut is None else [check_cut(profile, cut)]
+        terms = CutTerms.of(profile, cell, self.batch_size, self.phi)
+        self.up_compute, self.up_bits = terms.client_forward, terms.upload_bits
+        self.down_compute, self.down_bits = terms.client_backward, terms.unicast_bits
+        self.constant = (
+            terms.server_forward + terms.server_backward + seconds(terms.broadcast_bits, broadcast_rate(cell))
+        )
+        self.bandwidth = cell.bandwidth
+        self.snr = cell.snr_per_psd  # (C, M), per W/Hz
+        self.log_snr = np.log2(self.snr)
+        self.down_rate = cell.bandwidth * np.log2(1 + cell.downlink_psd * self.snr)  # (C, M)
+        self.total = cell.total_power
+        self.limit = np.minimum(cell.client_power, cell.total_power)  # (C,)
+        self.n_clients, self.n_subchannels = self.snr.shape
+
+    @cached_property
+    def uplink_reach(self) -> np.ndarray:
+        """(C, M) most uplink bit/s client i can have from any n = 1..M subchannels with its power limit.
+
+        Widths and gains are sorted separately and paired best with best: exact for equal widths, and by the
+        rearrangement inequality an upper bound otherwise. Nobody carries more than with all subchannels.
+        """
+        snr = -np.sort(-self.snr, axis=1)
+        width = -np.sort(-self.bandwidth)
+        level = (self.limit[:, None] + np.cumsum(width / snr, axis=1)) / np.cumsum(width)
+        filled = level * snr > 1  # the n-th best is worth using: true up to some n, false after it
+        filled[:, 0] = True
+        rate = np.log2(level) * np.cumsum(width) + np.cumsum(width * np.log2(snr), axis=1)
+        rate = np.maximum.accumulate(np.where(filled, rate, 0.0), axis=1)
+        client = np.repeat(np.arange(self.n_clients), self.n_subchannels)
+        whole = most_rate(self.limit, client, self.snr.ravel(), np.tile(self.bandwidth, self.n_clients))
+        return np.minimum(rate, whole[:, None])
+
+    @cached_property
+    def downlink_reach(self) -> np.ndarray:
+        """(C, M) most downlink bit/s client i can have from any n = 1..M subchannels."""
+        return np.cumsum(-np.sort(-self.down_rate, axis=1), axis=1)
+
+    def reach_bound(self, cut: int) -> float:
+        """Return a cheap lower bound of T at a cut: every client alone with its M − C + 1 best subchannels."""
+        most = self.n_subchannels - self.n_clients
+        up = self.up_compute[cut] + seconds(self.up_bits[cut], self.uplink_reach[:, most])
+        down = self.down_compute[cut] + seconds(self.down_bits[cut], self.downlink_reach[:, most])
+        return float(up.max() + down.max() + self.constant[cut])
+
+    def downlink_time(self, cut: int, owner: np.ndarray) -> np.ndarray:
+        """Return (C,) seconds of unicast and client backward when subchannel k serves client owner[k]."""
+        rate = np.bincount(owner, self.down_rate[owner, np.arange(len(owner))], self.n_clients)
+        return self.down_compute[cut] + seconds(self.down_bits[cut], rate)

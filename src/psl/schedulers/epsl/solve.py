@@ -1,0 +1,93 @@
+"""The front door of the EPSL scheduler."""
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from psl.errors import check_choice
+from psl.networks.wireless import WirelessCell
+from psl.profile import Profile
+from psl.schedulers.epsl.baselines import BASELINES, baseline
+from psl.schedulers.epsl.bcd import block_coordinate_descent
+from psl.schedulers.epsl.bound import lower_bound
+from psl.schedulers.epsl.plan import EPSLPlan
+from psl.schedulers.epsl.power import optimal_power, round_time
+from psl.schedulers.epsl.problem import RoundProblem
+from psl.schedulers.epsl.search import search
+
+METHODS = ("search", "bcd", *BASELINES)
+
+
+def solve(
+    profile: Profile,
+    cell: WirelessCell,
+    *,
+    batch_size: int = 64,
+    phi: float = 0.5,
+    method: str = "search",
+    cut: int | str | None = None,
+    seed: int = 0,
+    bound: bool = True,
+    progress: bool = False,
+) -> EPSLPlan:
+    """Choose cut, subchannels and power that make a round of EPSL short, and bound how short it could be.
+
+    ===============  ================================================================================================
+    "search"         default [B]: all cuts that could win, local search over moves and swaps of subchannels
+    "bcd"            block-coordinate descent: greedy subchannels, optimal power, best cut, in turn [P, R]
+    "random"         random cut, subchannels dealt in turn, uniform power [R]
+    "power-only"     "random" with optimal power [R]
+    "cut-only"       "random" with the best cut [R]
+    "channels-only"  "random" with greedy subchannels [R]
+    ===============  ================================================================================================
+
+    Args:
+        profile: costs of the model's cuts, from operator counts or measured.
+        cell: the wireless cell.
+        batch_size: b, samples per client and round.
+        phi: φ, share of the slots whose last-layer gradients are aggregated, 0..1; 0 is PSL.
+        method: see the table.
+        cut: fix the cut, by number or name; None considers all of 1..L-1 (raw data stay on the clients, the last
+            layer on the server).
+        seed: of random cuts and kicks; the same seed gives the same plan.
+        bound: compute `lower_bound`; False leaves it NaN and saves time.
+        progress: show a progress bar of improvements.
+
+    Returns:
+        The plan; `plan.gap` says how far from the optimum it can be at most.
+
+    Raises:
+        ScenarioError: an argument is out of range.
+
+    Source: EPSL (arXiv 2303.15991): joint optimisation of cut, subchannels and power [P]; see the marks above.
+    """
+    check_choice("method", method, METHODS)
+    problem = RoundProblem(profile, cell, batch_size, phi, cut)
+    history: list[dict] = []
+    bar = tqdm(desc=f"EPSL {method}", unit=" improvements", disable=not progress)
+
+    def report(event: dict) -> None:
+        history.append(event)
+        bar.update()
+        bar.set_postfix(cut=event["cut"], round_time=f"{event['round_time']:.4g} s")
+
+    rng, bounds = np.random.default_rng(seed), {}
+    if method == "search":
+        chosen, owner, bounds = search(problem, rng, report)
+        power = optimal_power(problem, chosen, owner)
+    elif method == "bcd":
+        chosen, owner, power = block_coordinate_descent(problem, report)
+    else:
+        chosen, owner, power = baseline(problem, method, rng)
+        report({"block": method, "cut": int(chosen), "round_time": round_time(problem, chosen, owner, power)})
+    value = float("nan")
+    if bound:
+        # A tight incumbent makes a tight bound: a bad plan borrows the search's.
+        known = round_time(problem, chosen, owner, power)
+        if method != "search":
+            other, its_owner, bounds = search(problem, np.random.default_rng(seed))
+            known = min(known, round_time(problem, other, its_owner))
+        value = lower_bound(problem, known, bounds)
+    bar.close()
+    return EPSLPlan(
+        problem.profile, cell, problem.batch_size, problem.phi, method, int(chosen), owner, power, value, tuple(history)
+    )

@@ -1,0 +1,236 @@
+"""Plans: limits, symmetries, monotonicity, the methods, and the errors of bad input."""
+
+import dataclasses
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from epsl_scenarios import random_cell, random_profile
+from psl.errors import ScenarioError
+from psl.schedulers import epsl
+from psl.schedulers.epsl.local_search import State, bounds, local_search, neighbours
+from psl.schedulers.epsl.problem import RoundProblem, aggregated_slots
+
+
+def scenario(seed, n_clients=4, m=9, **options):
+    rng = np.random.default_rng(seed)
+    return random_profile(rng), random_cell(rng, n_clients, m, **options)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    st.integers(0, 10**6), st.integers(1, 5), st.integers(0, 6), st.sampled_from([0, 0.3, 1]),
+    st.sampled_from(epsl.METHODS),
+)  # fmt: skip
+def test_plan_is_consistent(seed, n_clients, extra, phi, method):
+    profile, cell = scenario(seed, n_clients, n_clients + extra)
+    plan = epsl.solve(profile, cell, batch_size=16, phi=phi, method=method, seed=seed)
+    again = epsl.latency(
+        profile, cell, cut=plan.cut, assignment=plan.assignment, power=plan.power, batch_size=16, phi=phi
+    )
+    assert plan.round_time == again.total == plan.framework_round_time("epsl")
+    spent = np.bincount(plan.assignment, plan.power * cell.bandwidth, n_clients)
+    assert (spent <= cell.client_power * (1 + 1e-12)).all()
+    assert spent.sum() <= cell.total_power * (1 + 1e-12)
+    assert set(plan.assignment) == set(range(n_clients))
+    assert 1 <= plan.cut <= profile.n_units - 1
+    assert 0 < plan.lower_bound <= plan.round_time * (1 + 1e-12)
+    times = [event["round_time"] for event in plan.history]
+    assert all(b <= a for a, b in pairwise(times))
+    assert times[-1] == pytest.approx(plan.round_time, rel=1e-9)
+
+
+def test_same_seed_same_plan():
+    profile, cell = scenario(1)
+    for method in epsl.METHODS:
+        assert epsl.solve(profile, cell, method=method, seed=3) == epsl.solve(profile, cell, method=method, seed=3)
+
+
+def test_search_is_never_worse_than_any_other_method():
+    for seed in range(12):
+        profile, cell = scenario(seed)
+        best = epsl.solve(profile, cell, bound=False).round_time
+        for method in epsl.METHODS:
+            other = epsl.solve(profile, cell, method=method, seed=seed, bound=False)
+            assert best <= other.round_time * (1 + 1e-9), f"seed {seed}, {method}"
+
+
+def test_baselines_isolate_one_decision():
+    profile, cell = scenario(2)
+    plans = {method: epsl.solve(profile, cell, method=method, bound=False) for method in epsl.METHODS}
+    base = plans["random"]
+    for method in ("power-only", "cut-only", "channels-only"):
+        assert plans[method].round_time <= base.round_time
+    assert plans["power-only"].cut == plans["channels-only"].cut == base.cut
+    np.testing.assert_array_equal(plans["power-only"].assignment, base.assignment)
+    np.testing.assert_array_equal(plans["cut-only"].assignment, base.assignment)
+    np.testing.assert_array_equal(plans["cut-only"].power, base.power)
+
+
+def test_bcd_history_names_its_blocks():
+    profile, cell = scenario(3)
+    plan = epsl.solve(profile, cell, method="bcd")
+    assert [event["block"] for event in plan.history[:4]] == ["start", "subchannels", "power", "cut"]
+    assert plan.history[0]["cut"] == 2  # the middle of 1..3
+    assert len(plan.history) % 3 == 1
+
+
+def test_more_power_is_never_worse():
+    for seed in range(8):
+        profile, cell = scenario(seed, 3, 6, total_dbm=25.0)
+        times = []
+        for factor in (1.0, 2.0, 8.0):
+            richer = dataclasses.replace(cell, total_power=cell.total_power * factor)
+            times.append(epsl.solve(profile, richer, bound=False).round_time)
+        assert times[1] <= times[0] * (1 + 1e-9) and times[2] <= times[1] * (1 + 1e-9), f"seed {seed}: {times}"
+
+
+def test_permuting_clients_permutes_the_plan():
+    for seed in range(5):
+        profile, cell = scenario(seed, 3, 6)
+        order = np.array([2, 0, 1])
+        permuted = dataclasses.replace(
+            cell, client_flops=cell.client_flops[order], uplink_gain=cell.uplink_gain[order],
+            client_power=cell.client_power[order], positions=None, line_of_sight=None,
+        )  # fmt: skip
+        plan, other = epsl.solve(profile, cell), epsl.solve(profile, permuted)
+        assert other.round_time == pytest.approx(plan.round_time, rel=1e-9), f"seed {seed}"
+        np.testing.assert_array_equal(order[other.assignment], plan.assignment, err_msg=f"seed {seed}")
+
+
+def test_faster_time_unit_scales_everything():
+    profile, cell = scenario(4)
+    faster = dataclasses.replace(
+        cell, client_flops=cell.client_flops * 10, server_flops=cell.server_flops * 10, bandwidth=cell.bandwidth * 10,
+        noise_psd=cell.noise_psd / 10, downlink_psd=cell.downlink_psd / 10,
+    )  # fmt: skip
+    # Ten times the width at a tenth of the noise density leaves each subchannel's signal-to-noise ratio as it was.
+    plan, other = epsl.solve(profile, cell), epsl.solve(profile, faster)
+    assert other.round_time == pytest.approx(plan.round_time / 10, rel=1e-6)
+
+
+def test_phi_zero_is_psl_and_aggregation_never_slows_the_server():
+    profile, cell = scenario(5)
+    plan = epsl.solve(profile, cell, phi=0.0)
+    assert plan.round_time == plan.framework_round_time("psl")
+    backward = [
+        epsl.latency(
+            profile, cell, cut=2, assignment=plan.assignment, power=plan.power, batch_size=64, phi=phi
+        ).server_backward
+        for phi in (0.0, 0.25, 0.5, 1.0)
+    ]
+    assert all(b < a for a, b in pairwise(backward))
+
+
+def test_fixed_cut_by_number_and_name():
+    profile, cell = scenario(6)
+    for cut in range(1, profile.n_units):
+        plan = epsl.solve(profile, cell, cut=cut)
+        assert plan.cut == cut and plan == epsl.solve(profile, cell, cut=profile.names[cut])
+        assert plan.lower_bound <= plan.round_time
+    free = epsl.solve(profile, cell)
+    fixed = [epsl.solve(profile, cell, cut=j).round_time for j in range(1, profile.n_units)]
+    assert free.round_time <= min(fixed) * 1.001
+
+
+def test_slots_are_counted_without_rounding_surprises():
+    assert [aggregated_slots(100, phi) for phi in (0.0, 0.07, 0.5, 0.501, 1.0)] == [0, 7, 50, 51, 100]
+
+
+def test_candidates_are_bounded_from_below_and_none_is_missed():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        n_clients = int(rng.integers(2, 5))
+        problem = RoundProblem(random_profile(rng), random_cell(rng, n_clients, n_clients + 4), 16, 0.5)
+        cut = int(rng.choice(problem.cuts))
+        owner = rng.permutation(np.concatenate([np.arange(n_clients), rng.integers(n_clients, size=4)]))
+        state = State(problem, cut, owner)
+        moves = neighbours(state)
+        for n, bound in enumerate(bounds(state, moves)):
+            trial = owner.copy()
+            trial[moves.k[n]] = moves.b[n]
+            if moves.back[n] >= 0:
+                trial[moves.back[n]] = moves.a[n]
+            assert bound <= State(problem, cut, trial).time * (1 + 1e-9), f"seed {seed}, candidate {n}"
+        # Local optimality, by trying every move and swap.
+        found = local_search(problem, cut, owner)
+        for k in range(len(owner)):
+            for other in (*range(n_clients), *(-1 - other for other in range(k))):
+                trial = found.owner.copy()
+                if other >= 0:
+                    trial[k] = other
+                else:
+                    trial[k], trial[-1 - other] = trial[-1 - other], trial[k]
+                if len(set(trial)) == n_clients:
+                    assert State(problem, cut, trial).time >= found.time * (1 - 1e-9), f"seed {seed}"
+
+
+def test_plan_round_trip_repr_and_table():
+    profile, cell = scenario(7)
+    plan = epsl.solve(profile, cell)
+    again = epsl.EPSLPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    assert again == plan and again.gap == plan.gap
+    for part in (plan.cut_name, f"{plan.round_time:.6g} s", "lower bound", "gap", "search"):
+        assert part in repr(plan)
+    frame = plan.to_frame()
+    assert frame["subchannels"].sum() == cell.n_subchannels
+    assert frame["uplink_s"].max() == pytest.approx(plan.latency().uplink)
+    blind = epsl.solve(profile, cell, bound=False)
+    assert np.isnan(blind.lower_bound) and np.isnan(blind.gap) and "no lower bound" in repr(blind)
+    assert epsl.EPSLPlan.from_dict(json.loads(json.dumps(blind.to_dict()))) == blind
+
+
+def test_progress_bar(capsys):
+    profile, cell = scenario(8)
+    epsl.solve(profile, cell, progress=True, bound=False)
+    assert "EPSL search" in capsys.readouterr().err
+    epsl.solve(profile, cell, bound=False)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "magic"}, r"method: expected one of 'search', 'bcd'.*got 'magic'"),
+        ({"phi": 2}, r"phi: expected a value of at most 1, got 2"),
+        ({"phi": -1e-3}, r"phi: expected values of at least 0"),
+        ({"batch_size": 2.5}, r"batch_size: expected a whole number, got 2\.5"),
+        ({"cut": 0}, r"cut: expected 1\.\.3"),
+        ({"cut": 4}, r"cut: expected 1\.\.3.*last layer on the server"),
+        ({"cut": "nowhere"}, r"got 'nowhere'"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    profile, cell = scenario(9)
+    with pytest.raises(ScenarioError, match=message):
+        epsl.solve(profile, cell, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("uplink_gain", np.full((4, 9), np.nan), r"WirelessCell\.uplink_gain: expected finite numbers, got nan"),
+        ("bandwidth", -1e6, r"WirelessCell\.bandwidth: expected values above 0, got -1e\+06"),
+    ],
+)
+def test_bad_cells(field, value, message):
+    _, cell = scenario(9)
+    with pytest.raises(ScenarioError, match=message):
+        dataclasses.replace(cell, **{field: value})
+
+
+def test_a_model_of_one_unit_cannot_be_planned():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ScenarioError, match=r"profile: expected at least 2 units"):
+        epsl.solve(random_profile(rng, n_units=1), random_cell(rng, 2, 2))
+
+
+def test_a_plan_refuses_power_beyond_the_limits():
+    profile, cell = scenario(10)
+    plan = epsl.solve(profile, cell, bound=False)
+    with pytest.raises(ScenarioError, match=r"power: expected at most"):
+        dataclasses.replace(plan, power=plan.power * 10 + 1e-6)
