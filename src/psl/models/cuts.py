@@ -79,7 +79,7 @@ def split(model: nn.Module, cut: int | str) -> SplitModel:
     """
     traced = trace(model)
     index = traced.find(cut)
-    client, server = _stages(traced, [index])
+    client, server = stages(traced, [index])
     return SplitModel(client, server, index, traced.cut_names[index])
 
 
@@ -97,10 +97,11 @@ def partition(model: nn.Module, cuts: list[int | str]) -> list[nn.Module]:
     indices = [traced.find(cut) for cut in cuts]
     if any(a >= b for a, b in zip(indices, indices[1:], strict=False)):
         raise expected("cuts", "strictly increasing cuts", indices, "sort them and drop repetitions", CutError)
-    return _stages(traced, indices)
+    return stages(traced, indices)
 
 
-def _stages(traced: TracedModel, indices: list[int]) -> list[nn.Module]:
+def stages(traced: TracedModel, indices: list[int]) -> list[nn.Module]:
+    """Return the stages of a traced model between cut numbers; the work behind `split` and `partition`."""
     ends = [0, *indices, len(traced.cut_nodes) - 1]
     units = traced.units()
     return [_stage(traced, units, i, j) for i, j in zip(ends, ends[1:], strict=False)]
@@ -131,11 +132,12 @@ def _stage(traced: TracedModel, units: dict[fx.Node, int], first: int, last: int
     attributes = {
         node.target: traced.constants[node.target] if node.target in traced.constants else _lookup(traced.model, node)
         for node in graph.nodes
-        if node.op in ("call_module", "get_attr") and node.target != "training"
+        if node.op in ("call_module", "get_attr")
     }
     stage = fx.GraphModule(attributes, graph, class_name=f"{type(traced.model).__name__}Stage")
     stage._non_persistent_buffers_set |= set(traced.constants)
-    return stage.train(traced.model.training)
+    stage.training = traced.model.training  # not train(), which would change the shared modules' modes
+    return stage
 
 
 def _lookup(model, node):

@@ -33,10 +33,16 @@ class Sampler:
 
 
 class Samples:
-    """Fetches samples of a `Dataset` as batches on a device; tensors held in memory are indexed at once."""
+    """Fetches samples of a `Dataset` as batches on a device; tensors held in memory are indexed at once.
 
-    def __init__(self, dataset: Dataset, device: torch.device | str = "cpu"):
-        self.device = torch.device(device)
+    Args:
+        dataset: pairs of input and label.
+        device: where batches go.
+        layout: memory layout of batches of images.
+    """
+
+    def __init__(self, dataset: Dataset, device: torch.device | str = "cpu", layout=torch.channels_last):
+        self.device, self._layout = torch.device(device), layout
         index = np.arange(len(dataset))
         while type(dataset) is Subset:
             dataset, index = dataset.dataset, np.asarray(dataset.indices)[index]
@@ -46,7 +52,7 @@ class Samples:
         return len(self._index)
 
     def fetch(self, indices) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return inputs (b, …), channels_last if they are images, and labels (b,)."""
+        """Return inputs (b, …) and labels (b,)."""
         rows = self._index[indices]
         if type(self._dataset) is TensorDataset:
             rows = torch.from_numpy(rows)
@@ -55,7 +61,7 @@ class Samples:
             pairs = [self._dataset[int(row)] for row in rows]
             inputs = torch.stack([torch.as_tensor(x) for x, _ in pairs])
             labels = torch.as_tensor([int(y) for _, y in pairs])
-        layout = torch.channels_last if inputs.ndim == 4 else torch.preserve_format
+        layout = self._layout if inputs.ndim == 4 else torch.preserve_format
         return inputs.to(self.device, memory_format=layout), labels.to(self.device)
 
     def labels(self) -> np.ndarray:

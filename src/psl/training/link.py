@@ -18,7 +18,7 @@ class Link:
     * fedavg: every model up, the average down once;
     * centralised: nothing, the data is taken to be at the server.
 
-    A model's tensors are its parameters and floating-point buffers. The first copy, which every
+    A model's tensors are its trainable parameters and floating-point buffers. The first copy, which every
     client of every framework holds before round 1, is not counted.
     """
 
@@ -44,12 +44,13 @@ class Link:
 def exchanged(module: nn.Module) -> list[torch.Tensor]:
     """Return the tensors of a model that travel when it is exchanged, each once.
 
-    Parameters and floating-point buffers (BatchNorm's running statistics); integer buffers, such
-    as BatchNorm's batch counter, stay where they are.
+    Trainable parameters and floating-point buffers (BatchNorm's running statistics). Frozen
+    parameters, which everybody has, and integer buffers, such as BatchNorm's batch counter, stay
+    where they are.
     """
-    state = module.state_dict(keep_vars=True).values()
-    floating = [t for t in state if isinstance(t, torch.Tensor) and t.is_floating_point()]
-    return list({id(t): t for t in floating}.values())
+    state = [t for t in module.state_dict(keep_vars=True).values() if isinstance(t, torch.Tensor)]
+    moving = [t for t in state if (t.requires_grad if isinstance(t, nn.Parameter) else t.is_floating_point())]
+    return list({id(t): t for t in moving}.values())
 
 
 def _bits(tensor):

@@ -21,8 +21,10 @@ from psl.training.link import Link
 from psl.training.partition import partition as divide
 from psl.training.setup import (
     check_cut,
+    check_model,
     default,
     describe_optimizers,
+    image_layout,
     open_dataset,
     optimizer_factory,
     prepare_model,
@@ -57,7 +59,7 @@ def train(
     A round is one mini-batch per client; for centralised one batch of n_clients × batch_size; for
     fedavg and sfl local_steps mini-batches per client, then the average. Equal arguments give
     identical results. Neither the model nor torch's random state is modified. Models are trained in
-    train mode from the weights they come with; images are processed in channels_last layout.
+    train mode from the weights they come with; images are processed in channels_last layout where that is safe.
 
     Args:
         framework: ``"centralised"``, ``"fedavg"``, ``"sl"``, ``"sfl"``, ``"psl"`` or ``"epsl"``.
@@ -103,16 +105,18 @@ def train(
     eval_every, seed = check_count("eval_every", eval_every), check_count("seed", seed, minimum=0)
     phi = check_number("phi", default(phi, plan, "phi", 0.5), minimum=0, maximum=1, fix="pass a share in [0, 1]")
     check_choice("linearise", linearise, RULES)
+    check_model(model)
     cut = default(cut, plan, "cut", None)
     if kind.splits:
         check_cut(cut)
 
     device = torch.device(device or "cpu")
-    samples, test_samples = (Samples(part, device) for part in open_dataset(dataset))
+    layout = image_layout(model, device)
+    samples, test_samples = (Samples(part, device, layout) for part in open_dataset(dataset))
     shares = divide(partition, len(samples), n_clients, labels=samples.labels, minimum=batch_size, seed=seed)
     sizes = np.array([len(share) for share in shares])
     setup = Setup(
-        prepare_model(model, device), sizes / sizes.sum(), batch_size, optimizer_factory(optimizer, lr),
+        prepare_model(model, device, layout), sizes / sizes.sum(), batch_size, optimizer_factory(optimizer, lr),
         cross_entropy if loss is None else loss, local_steps, cut, phi, linearise,
     )  # fmt: skip
     run = kind(setup, Link())

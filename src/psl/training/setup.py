@@ -21,6 +21,12 @@ def default(value, plan, name: str, otherwise):
     return otherwise if found is None else found
 
 
+def check_model(model) -> None:
+    """Refuse what is not a module."""
+    if not isinstance(model, nn.Module):
+        raise expected("model", "a torch.nn.Module", type(model).__name__, "pass a module")
+
+
 def check_cut(cut) -> None:
     """Refuse a missing cut; whether it exists is for `psl.split` to say."""
     if cut is None:
@@ -41,12 +47,24 @@ def open_dataset(dataset):
     return tuple(dataset)
 
 
-def prepare_model(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return a copy on the device, in train mode, image weights in channels_last layout."""
-    if not isinstance(model, nn.Module):
-        raise expected("model", "a torch.nn.Module", type(model).__name__, "pass a module")
-    # channels_last: convolutions of a mini-batch are measurably faster with it, on the CPU too.
-    return copy.deepcopy(model).to(device).to(memory_format=torch.channels_last).train()
+def image_layout(model: nn.Module, device: torch.device) -> torch.memory_format:
+    """Return the memory layout of images for this model: channels_last, measurably faster for convolutions.
+
+    Except on the CPU with a strided 1 × 1 convolution of few input channels: there oneDNN's weight
+    gradient writes past its buffer in this layout (wrong gradients, hangs, crashes; oneDNN issue
+    6035, seen with torch 2.12). Its channel block is 8 with AVX2 and 16 with AVX-512.
+    """
+    risky = any(
+        m.kernel_size == (1, 1) and max(m.stride) > 1 and m.in_channels // m.groups < 16
+        for m in model.modules()
+        if isinstance(m, nn.Conv2d)
+    )
+    return torch.contiguous_format if risky and device.type == "cpu" else torch.channels_last
+
+
+def prepare_model(model: nn.Module, device: torch.device, layout: torch.memory_format) -> nn.Module:
+    """Return a copy on the device, in train mode, image weights in the layout."""
+    return copy.deepcopy(model).to(device).to(memory_format=layout).train()
 
 
 def optimizer_factory(optimizer: str | Callable, lr: float | None) -> Callable:

@@ -84,7 +84,10 @@ def tightened(problem: RoundProblem, cut: int, known: CutBound, incumbent: float
     Beating a smaller round time needs more subchannels, which in turn raises the dual; and for subchannels of equal
     width a matching of needs to good enough subchannels must exist.
     """
-    constant, low = float(problem.constant[cut]), known.value
+    constant = float(problem.constant[cut])
+    fresh = dual_bound(problem, cut, incumbent, known)  # the incumbent may have come down since
+    known = max(known, fresh, key=lambda bound: bound.value)
+    low = known.value
     matching = Matching(problem, cut, incumbent - constant)
     matched = matching.largest_infeasible(low - constant, incumbent - constant) + constant
     low = max(low, matched * (1 - _SAFETY))

@@ -13,7 +13,7 @@ import numpy as np
 
 from psl.schedulers.epsl.power import PowerStep
 from psl.schedulers.epsl.problem import RoundProblem, seconds
-from psl.schedulers.epsl.water_filling import least_power, most_rate
+from psl.schedulers.epsl.water_filling import LN2, least_power, most_rate
 
 
 @dataclass
@@ -97,48 +97,76 @@ def _largest_without(values, a, b):
     return np.where(~hit_first, top[0], np.where(~hit_second, top[1], top[2]))
 
 
-def _changed(state: State, client, lost, gained):
-    """Return limits, downlink times, least powers at U and their slopes of clients that lose and gain a subchannel.
+class _Filling:
+    """A water-filling of all clients' subchannels, to be updated where a client loses one and gains another.
 
-    Sums over a client's subchannels are updated in O(1) as if all of them carried power. Where a water level
-    misses its floor, that is not so, and the client is worked out from its full list.
+    Sums run over the subchannels in use, so an update is O(1) as long as the others stay in or out of use.
+    """
+
+    def __init__(self, state: State, used: np.ndarray):
+        problem, owner = state.problem, state.owner
+        n, channel = problem.n_clients, np.arange(len(owner))
+        self.problem, self.used = problem, used
+        log_snr, width = problem.log_snr[owner, channel], problem.bandwidth * used
+        self.count = np.bincount(owner, used, n)
+        self.sums = [np.bincount(owner, width * x, n) for x in (1.0, log_snr, 1.0 / problem.snr[owner, channel])]
+        self.weakest, self.best_dry = np.full(n, np.inf), np.full(n, -np.inf)
+        np.minimum.at(self.weakest, owner[used], log_snr[used])
+        np.maximum.at(self.best_dry, owner[~used], log_snr[~used])
+
+    def updated(self, client, lost, gained, level_of):
+        """Return (N,) width, Σ B log2 snr, Σ B / snr, log2 of the water level, and where these are wrong.
+
+        `level_of` maps the three sums to the level.
+        """
+        problem = self.problem
+        out = (lost >= 0) & self.used[lost]
+        width = np.where(out, -problem.bandwidth[lost], 0.0)
+        log_snr = problem.log_snr[client, lost]
+        sums = [
+            base[client] + width * x
+            for base, x in zip(self.sums, (1.0, log_snr, 1.0 / problem.snr[client, lost]), strict=True)
+        ]
+        width, log_snr = problem.bandwidth[gained], problem.log_snr[client, gained]
+        more = [width, width * log_snr, width / problem.snr[client, gained]]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            wet = (gained >= 0) & (level_of(*(x + y for x, y in zip(sums, more, strict=True))) + log_snr > 0)
+            sums = [x + np.where(wet, y, 0.0) for x, y in zip(sums, more, strict=True)]
+            level = level_of(*sums)
+        wrong = (self.count[client] - out + wet < 1) | ~np.isfinite(level)
+        wrong |= (level + self.weakest[client] < -1e-12) | (level + self.best_dry[client] > 1e-12)
+        return *(np.where(wrong, 1.0, x) for x in (*sums, level)), wrong
+
+
+def _changed(state: State, client, lost, gained):
+    """Return (N,) limits, downlink times, least powers at U and their slopes of clients that lose and gain one.
+
+    Where the set of subchannels in use changes by more than the two, the client is worked out from its full list.
     """
     problem, cut, owner = state.problem, state.cut, state.owner
-    channel = np.arange(len(owner))
-    bandwidth, log_snr, snr = problem.bandwidth, problem.log_snr, problem.snr
-    log_own = log_snr[owner, channel]
-
-    def total(per_channel):  # per_channel: (C, M); -> (N,)
-        base = np.bincount(owner, per_channel[owner, channel], problem.n_clients)[client]
-        out = np.where(lost >= 0, per_channel[client, lost], 0.0)
-        return base - out + np.where(gained >= 0, per_channel[client, gained], 0.0)
-
-    rate_down = total(problem.down_rate)
-    down = problem.down_compute[cut, client] + seconds(problem.down_bits[cut], np.maximum(rate_down, 1e-300))
+    base = np.bincount(owner, problem.down_rate[owner, np.arange(len(owner))], problem.n_clients)[client]
+    rate = base - np.where(lost >= 0, problem.down_rate[client, lost], 0.0)
+    rate += np.where(gained >= 0, problem.down_rate[client, gained], 0.0)
+    down = problem.down_compute[cut, client] + seconds(problem.down_bits[cut], np.maximum(rate, 1e-300))
     compute, bits = problem.up_compute[cut, client], problem.up_bits[cut]
     if bits == 0:
         return compute, down, np.zeros(len(client)), np.zeros(len(client))
 
-    width = total(np.broadcast_to(bandwidth, snr.shape))
-    logs = total(bandwidth * log_snr)
-    floor = total(bandwidth / snr)
-    weakest = _weakest_without(owner, log_own, lost)
-    weakest = np.where(lost >= 0, weakest, _group_min(owner, log_own, problem.n_clients)[client])
-    weakest = np.minimum(weakest, np.where(gained >= 0, log_snr[client, gained], np.inf))
-
-    level = np.log2((problem.limit[client] + floor) / width)
-    most = width * level + logs
-    ragged = level + weakest < 0
-    most[ragged] = 1.0
-    limits = compute + bits / most
-    rate = bits / np.maximum(state.step.deadline - compute, bits / most)
-    level = np.minimum((rate - logs) / width, 900.0)
-    ragged |= level + weakest < 0
+    limit, deadline = problem.limit[client], state.step.deadline
+    width, logs, _, level, wrong = _Filling(state, state.step.filled).updated(
+        client, lost, gained, lambda width, logs, floor: np.log2((limit + floor) / width)
+    )
+    most = np.where(wrong, 1.0, width * level + logs)  # right below where wrong
+    rate = bits / np.maximum(deadline - compute, bits / most)
+    width, _, floor, level, also_wrong = _Filling(state, state.step.density > 0).updated(
+        client, lost, gained, lambda width, logs, floor: np.minimum((rate - logs) / width, 900.0)
+    )
+    wrong |= also_wrong
     price = np.exp2(level)
-    need, slope = price * width - floor, np.log(2.0) * price * rate * rate / bits
+    need = np.maximum(price * width - floor, 0.0)
 
-    if ragged.any():
-        at = np.flatnonzero(ragged)
+    if wrong.any():
+        at = np.flatnonzero(wrong)
         held = owner == client[at, None]  # (R, M)
         row = np.arange(len(at))
         for changed, value in ((lost[at], False), (gained[at], True)):
@@ -146,32 +174,11 @@ def _changed(state: State, client, lost, gained):
             held[row[there], changed[there]] = value
         group, k = np.nonzero(held)
         who = client[at][group]
-        most = most_rate(problem.limit[client[at]], group, snr[who, k], bandwidth[k])
-        rate = bits / np.maximum(state.step.deadline - compute[at], bits / most)
-        power, price, _ = least_power(rate, group, log_snr[who, k], bandwidth[k])
-        limits[at], need[at], slope[at] = compute[at] + bits / most, power, price * rate * rate / bits
-    return limits, down, need, slope
-
-
-def _group_min(owner, values, n):
-    least = np.full(n, np.inf)
-    np.minimum.at(least, owner, values)
-    return least
-
-
-def _weakest_without(owner, values, lost):
-    """Return (N,) the least of the values of lost[n]'s owner when entry lost[n] is left out."""
-    order = np.lexsort((values, owner))
-    first = np.flatnonzero(np.diff(owner[order], prepend=-1))
-    second = np.minimum(first + 1, len(order) - 1)
-    same = owner[order[second]] == owner[order[first]]
-    client = owner[order[first]]
-    n = int(client.max()) + 1
-    least, next_least, place = np.full(n, np.inf), np.full(n, np.inf), np.full(n, -1)
-    least[client], place[client] = values[order[first]], order[first]
-    next_least[client] = np.where(same & (second > first), values[order[second]], np.inf)
-    who = owner[lost]
-    return np.where(place[who] == lost, next_least[who], least[who])
+        most[at] = most_rate(limit[at], group, problem.snr[who, k], problem.bandwidth[k])
+        rate[at] = bits / np.maximum(deadline - compute[at], bits / most[at])
+        need[at], slope, _ = least_power(rate[at], group, problem.log_snr[who, k], problem.bandwidth[k])
+        price[at] = slope / LN2
+    return compute + bits / most, down, need, LN2 * price * rate * rate / bits
 
 
 def local_search(problem: RoundProblem, cut: int, owner: np.ndarray, goal: float = -np.inf) -> State:

@@ -11,7 +11,7 @@ Source: EPSL (arXiv 2303.15991) optimises power jointly [P]; this algorithm is o
 import numpy as np
 
 from psl.schedulers.epsl.problem import RoundProblem, seconds
-from psl.schedulers.epsl.water_filling import LN2, least_power, most_rate
+from psl.schedulers.epsl.water_filling import LN2, fill, least_power
 
 _LEAST = 1e-7  # of the most a client can carry: a lower rate drowns in rounding, and costs nothing anyway
 
@@ -24,9 +24,10 @@ class PowerStep:
         limits: (C,) deadline each client could meet alone with its own power limit, s.
         need, slope: (C,) least power at U, W, and −d need / d U, W/s.
         density: (M,) transmit power density, W/Hz.
+        filled: (M,) whether a subchannel carries power when its client spends its own limit.
     """
 
-    __slots__ = ("deadline", "density", "limits", "need", "slope")
+    __slots__ = ("deadline", "density", "filled", "limits", "need", "slope")
 
     def __init__(self, problem: RoundProblem, cut: int, owner: np.ndarray):
         compute, bits = problem.up_compute[cut], problem.up_bits[cut]
@@ -35,9 +36,9 @@ class PowerStep:
         if bits == 0:
             self.limits, self.deadline = compute, float(compute.max())
             self.need, self.slope = np.zeros(len(compute)), np.zeros(len(compute))
-            self.density = np.zeros(len(owner))
+            self.density, self.filled = np.zeros(len(owner)), np.ones(len(owner), dtype=bool)
             return
-        most = most_rate(problem.limit, owner, problem.snr[owner, channel], bandwidth)
+        most, self.filled = fill(problem.limit, owner, problem.snr[owner, channel], bandwidth)
         self.limits = compute + bits / most
         deadline = float(self.limits.max())
         for _ in range(200):

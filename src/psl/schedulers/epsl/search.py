@@ -43,30 +43,30 @@ def search(problem: RoundProblem, rng: np.random.Generator, report=lambda event:
         if floor[cut] < best_time:
             starts[cut] = offer(State(problem, cut, greedy(problem, cut)), "greedy")
 
+    few = problem.n_clients <= KICKED_CLIENTS
     for cut in sorted(starts, key=lambda cut: starts[cut].time + problem.constant[cut]):
         constant = float(problem.constant[cut])
         if floor[cut] >= best_time:
             continue
-        state = offer(local_search(problem, cut, starts[cut].owner), "local search")
         bounds[cut] = dual_bound(problem, cut, best_time)
-        if bounds[cut].value >= best_time * (1 - _CLOSED) or bounds[cut].shares is None:
+        if bounds[cut].value >= best_time * (1 - _CLOSED):
             continue
-        for owner in _more_starts(problem, state, bounds[cut].shares):
-            other = offer(local_search(problem, cut, owner), "local search")
+        # Whoever has most of a subchannel in the relaxation gets all of it: the best start in large cells.
+        state = local_search(problem, cut, repaired(problem, bounds[cut].shares.argmax(axis=0)))
+        offer(state, "local search")
+        if few:
+            other = offer(local_search(problem, cut, starts[cut].owner), "local search")
             state = min(state, other, key=lambda s: s.time)
-        if problem.n_clients <= KICKED_CLIENTS:
-            for _ in range(KICKS):
-                if state.time + constant <= bounds[cut].value * (1 + _CLOSED):
-                    break
-                kicked = offer(local_search(problem, cut, _kicked(state.owner, rng)), "kick")
-                state = min(state, kicked, key=lambda s: s.time)
+        counts = np.bincount(state.owner, minlength=problem.n_clients)
+        start = matched(problem, spectral_weight(problem, state.owner), counts)
+        other = offer(local_search(problem, cut, start), "local search")
+        state = min(state, other, key=lambda s: s.time)
+        for _ in range(KICKS if few else 0):
+            if state.time + constant <= bounds[cut].value * (1 + _CLOSED):
+                break
+            other = offer(local_search(problem, cut, _kicked(state.owner, rng)), "kick")
+            state = min(state, other, key=lambda s: s.time)
     return best.cut, best.owner, bounds
-
-
-def _more_starts(problem: RoundProblem, state: State, shares: np.ndarray):
-    counts = np.bincount(state.owner, minlength=problem.n_clients)
-    yield matched(problem, spectral_weight(problem, state.owner), counts)
-    yield repaired(problem, shares.argmax(axis=0))
 
 
 def _kicked(owner: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -19,13 +19,18 @@ def most_rate(limit, owner, snr, bandwidth):
         snr: (K,) signal-to-noise ratio per W/Hz.
         bandwidth: (K,) Hz.
     """
+    return fill(limit, owner, snr, bandwidth)[0]
+
+
+def fill(limit, owner, snr, bandwidth):
+    """Return ((n,) bit/s, (K,) bool): `most_rate`, and which subchannels carry power then."""
     n, used, floor = len(limit), bandwidth, 1.0 / snr
     while True:
         level = (limit + np.bincount(owner, used * floor, n)) / np.bincount(owner, used, n)  # W/Hz
         ratio = level[owner] * snr
         dry = (ratio < 1 - _EDGE) & (used > 0)
         if not dry.any():
-            return np.bincount(owner, used * np.log2(np.maximum(ratio, 1.0)), n)
+            return np.bincount(owner, used * np.log2(np.maximum(ratio, 1.0)), n), used > 0
         used = np.where(dry, 0.0, used)
 
 

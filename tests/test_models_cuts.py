@@ -1,0 +1,243 @@
+"""Cuts: every legal one is exact, none hides, and a wrong one is refused with a reason."""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torchvision.models import regnet
+
+import psl
+from psl.errors import CutError
+from psl.models.cuts import stages
+from psl.models.tracing import trace
+
+ALL_MODELS = torchvision.models.list_models(module=torchvision.models)
+
+# torch.fx traces all 80 torchvision classification models. Two have several outputs in train mode
+# as they come, because of their auxiliary heads; without these they are like the others.
+WITH_AUXILIARY_HEADS = {"googlenet", "inception_v3"}
+
+# One model per family at the smallest image it takes; the transformers that insist on large images
+# are built smaller, block for block the same.
+FAMILIES = {
+    "alexnet": 64, "convnext_tiny": 32, "densenet121": 32, "efficientnet_b0": 32, "efficientnet_v2_s": 32,
+    "googlenet": 32, "inception_v3": 75, "maxvit": 32, "mnasnet0_5": 32, "mobilenet_v2": 32, "mobilenet_v3_small": 32,
+    "regnet_x_400mf": 32, "regnet_y_400mf": 32, "resnet18": 32, "resnext50_32x4d": 32, "shufflenet_v2_x0_5": 32,
+    "squeezenet1_1": 32, "swin_t": 32, "swin_v2_t": 32, "vgg11_bn": 32, "vit": 32, "wide_resnet50_2": 32,
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def meta_device():
+    """Build models without memory; RegNet computes its widths with tensors, which need a real device."""
+    original = regnet.BlockParams.__dict__["from_init_params"]
+
+    def on_cpu(cls, *args, **kwargs):
+        with torch.device("cpu"):
+            return original.__func__(cls, *args, **kwargs)
+
+    regnet.BlockParams.from_init_params = classmethod(on_cpu)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        regnet.BlockParams.from_init_params = original
+
+
+def build(name):
+    if name == "maxvit":
+        return torchvision.models.MaxVit((32, 32), 8, 2, [8, 8, 16], [1, 2, 1], 8, 0.2, num_classes=10)
+    if name == "vit":
+        return torchvision.models.VisionTransformer(32, 8, 4, 2, 16, 32, dropout=0.1, num_classes=10)
+    options = {"aux_logits": False, "init_weights": False} if name in WITH_AUXILIARY_HEADS else {}
+    return torchvision.models.get_model(name, num_classes=10, **options)
+
+
+def image_size(name):
+    return {"inception_v3": 299}.get(name, 224)
+
+
+def restore(model, buffers):
+    for name, value in model.named_buffers():
+        value.copy_(buffers[name])
+
+
+@pytest.mark.parametrize("name", ALL_MODELS)
+def test_every_torchvision_model_has_its_cuts_found(name):
+    with meta_device():
+        model = build(name)
+    found = psl.cuts(model, (3, image_size(name), image_size(name)))
+    assert [c.index for c in found] == list(range(len(found)))
+    assert len({c.name for c in found}) == len(found)
+    assert found[0].name == "input"
+    assert found[0].shape == (3, image_size(name), image_size(name))
+    assert found[-1].shape == (10,)
+    assert len(found) > 15, "a deep network has many cuts"
+
+
+@pytest.mark.parametrize("name", sorted(WITH_AUXILIARY_HEADS))
+def test_auxiliary_heads_are_refused_with_the_reason(name):
+    with meta_device():
+        model = torchvision.models.get_model(name, init_weights=False)
+    with pytest.raises(CutError, match="one output tensor.*train mode.*aux_logits=False"):
+        psl.cuts(model, (3, 299, 299))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_cut_is_bit_exact_in_eval_and_train_mode(name):
+    torch.manual_seed(0)
+    model = build(name)
+    x = torch.randn(2, 3, FAMILIES[name], FAMILIES[name])
+    start = copy.deepcopy(dict(model.named_buffers()))  # all that a forward pass can change
+    traced = trace(model)  # once; psl.split would trace again for every cut
+    with torch.no_grad():
+        for mode in (False, True):
+            restore(model, start)
+            torch.manual_seed(1)  # the same dropout masks
+            expected = model.train(mode)(x)
+            trained = copy.deepcopy(dict(model.named_buffers()))  # in train mode BatchNorm's statistics have moved
+            for cut in range(len(traced.cut_nodes)):
+                restore(model, start)
+                client, server = stages(traced, [cut])
+                torch.manual_seed(1)
+                assert torch.equal(server.train(mode)(client.train(mode)(x)), expected), f"cut {cut}, train={mode}"
+                for key, value in model.named_buffers():
+                    assert torch.equal(value, trained[key]), f"cut {cut}, train={mode}: {key}"
+
+
+def test_halves_share_parameters_and_keep_their_names():
+    model = build("resnet18")
+    parts = psl.split(model, "layer2.0")
+    mine = {id(p) for p in model.parameters()}
+    client, server = dict(parts.client.named_parameters()), dict(parts.server.named_parameters())
+    assert {id(p) for p in [*client.values(), *server.values()]} == mine
+    assert client.keys().isdisjoint(server.keys())
+    assert client.keys() | server.keys() == dict(model.named_parameters()).keys()
+    assert "layer2.0.conv1.weight" in client
+    assert "layer2.1.conv1.weight" in server
+
+
+def test_gradients_through_a_split_are_those_of_the_whole_model():
+    torch.manual_seed(0)
+    model = build("mobilenet_v2").train()
+    x = torch.randn(2, 3, 32, 32)
+    torch.manual_seed(1)
+    model(x).square().sum().backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    for cut in ("features.0.1", "features.2"):  # the first is followed by an operation in place
+        model.zero_grad()
+        parts = psl.split(model, cut)
+        torch.manual_seed(1)
+        smashed = parts.client(x)
+        received = smashed.detach().requires_grad_()  # what a server gets over the network
+        parts.server(received).square().sum().backward()
+        smashed.backward(received.grad)
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(p.grad, expected[name])
+
+
+def test_the_server_leaves_the_received_tensor_alone():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 2))
+    parts = psl.split(model, 1)
+    received = torch.randn(8, 4)
+    kept = received.clone()
+    parts.server(received)
+    assert torch.equal(received, kept)
+
+
+def test_partition_is_exact_and_ordered():
+    torch.manual_seed(0)
+    model = build("resnet18").eval()
+    x = torch.randn(2, 3, 32, 32)
+    stages = psl.partition(model, ["relu", 6, "layer3.1", "flatten"])
+    y = x
+    for stage in stages:
+        y = stage(y)
+    assert len(stages) == 5
+    assert torch.equal(y, model(x))
+    assert len(psl.partition(model, [])) == 1
+    with pytest.raises(CutError, match="strictly increasing"):
+        psl.partition(model, [5, 5])
+
+
+def test_a_cut_inside_a_residual_block_is_refused_with_the_blocks_name():
+    with pytest.raises(CutError, match=r"inside block 'layer1.0'.*'maxpool' \(4\)"):
+        psl.split(build("resnet18"), "layer1.0.conv1")
+    with pytest.raises(CutError, match="inside block 'features.denseblock2'"):
+        psl.split(build("densenet121"), "features.denseblock2.denselayer3.conv1")
+
+
+def test_a_cut_that_does_not_exist_is_refused():
+    model = build("resnet18")
+    with pytest.raises(CutError, match=r"expected a number 0\.\.23, got 24"):
+        psl.split(model, 24)
+    with pytest.raises(CutError, match="did you mean.*'layer2.0'"):
+        psl.split(model, "layer2.o")
+
+
+def test_models_that_cannot_be_traced_are_refused_with_the_node():
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(3, 3)
+
+        def forward(self, x):
+            y = self.first(x)
+            return y if y.sum() > 0 else -y
+
+    class TwoInputs(nn.Module):
+        def forward(self, x, y):
+            return x + y
+
+    with pytest.raises(CutError, match="after node 'gt'.*control flow"):
+        psl.cuts(nn.Sequential(nn.Linear(3, 3), Branch()), (3,))
+    with pytest.raises(CutError, match="expected one input without default, got 2"):
+        psl.cuts(nn.ModuleList([TwoInputs()])[0], (3,))
+    with pytest.raises(CutError, match="without the batch dimension"):
+        psl.cuts(build("resnet18"), (1, 3, 32, 32))
+
+
+def test_functional_dropout_follows_train_and_eval():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(20, 20), nn.Linear(20, 5)
+
+        def forward(self, x, scale=None):
+            x = nn.functional.dropout(self.a(x), 0.5, training=self.training)
+            return self.b(x) if scale is None else self.b(x) * scale
+
+    torch.manual_seed(0)
+    model, x = Functional(), torch.randn(6, 20)
+    for mode in (True, False):
+        parts = psl.split(model.train(mode), 2)
+        torch.manual_seed(3)
+        expected = model(x)
+        torch.manual_seed(3)
+        assert torch.equal(parts(x), expected)
+    parts.client.train(True)
+    assert not torch.equal(parts.client(x), parts.client(x)), "dropout is live again"
+
+
+def test_a_shared_parameter_is_never_torn_apart():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.a(self.b(self.a(x)))
+
+    # a runs first and last: the only cuts left are the input and the output.
+    assert [c.index for c in psl.cuts(Tied(), (4,))] == [0, 1]
+
+
+def test_tracing_leaves_the_model_as_it_was():
+    model = build("swin_t")
+    model.features[0].eval()
+    before = {name: (m.training, set(vars(m))) for name, m in model.named_modules()}
+    psl.split(model, 3)
+    assert {name: (m.training, set(vars(m))) for name, m in model.named_modules()} == before

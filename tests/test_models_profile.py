@@ -1,0 +1,157 @@
+"""Profiles: counts against published ones, backward against PyTorch's counter, memory against autograd."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from test_models_cuts import WITH_AUXILIARY_HEADS, meta_device
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import psl
+from psl.errors import CutError, ScenarioError
+
+# At least one model of every family; `_ops` and `num_params` stand in torchvision's weight metadata.
+PUBLISHED = [
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_b3", "efficientnet_v2_s", "googlenet",
+    "maxvit_t", "mnasnet1_0", "mobilenet_v2", "mobilenet_v3_large", "regnet_x_16gf", "regnet_y_16gf", "resnet18",
+    "resnet50", "resnet152", "resnext50_32x4d", "shufflenet_v2_x1_0", "squeezenet1_0", "swin_t", "swin_v2_t", "vgg11",
+    "vgg16", "vgg16_bn", "vit_b_16", "wide_resnet50_2",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_forward_counts_equal_torchvisions_published_multiply_adds(name):
+    weights = next(iter(torchvision.models.get_model_weights(name)))
+    options = {"aux_logits": False, "init_weights": False} if name in WITH_AUXILIARY_HEADS else {}
+    with meta_device():
+        model = torchvision.models.get_model(name, **options)
+    size = weights.transforms.keywords["crop_size"]
+    found = psl.profile(model, (3, size, size))
+    assert found.fwd_flops[-1] / 2e9 == pytest.approx(weights.meta["_ops"], rel=0.01)
+    assert found.param_bits[-1] == 32 * sum(p.numel() for p in model.parameters())
+    if not options:  # without auxiliary heads there are fewer parameters than published
+        assert found.param_bits[-1] == 32 * weights.meta["num_params"]
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet18", "densenet121", "squeezenet1_1", "inception_v3"])
+def test_backward_counts_equal_pytorchs_where_its_counter_is_right(name):
+    # PyTorch's counter ignores groups in a convolution's backward pass; these models have none.
+    options = {"aux_logits": False, "init_weights": False} if name in WITH_AUXILIARY_HEADS else {}
+    with meta_device():
+        model = torchvision.models.get_model(name, **options)
+    x = torch.empty(2, 3, 299, 299, device="meta")
+    with FlopCounterMode(display=False) as whole:
+        output = model(x)
+        forward = whole.get_total_flops()
+        output.backward(torch.empty_like(output))
+    found = psl.profile(model, (3, 299, 299))
+    assert found.fwd_flops[-1] == forward / 2
+    assert found.bwd_flops[-1] == (whole.get_total_flops() - forward) / 2
+
+
+def test_grouped_convolutions_count_backward_by_hand():
+    depthwise = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False))
+    found = psl.profile(depthwise, (3, 10, 10))
+    first, second = 2 * 100 * 8 * 3, 2 * 100 * 8 * 9
+    np.testing.assert_array_equal(found.fwd_flops, [0, first, first + second])
+    # The raw input needs no gradient: the first layer has one product, the second two.
+    np.testing.assert_array_equal(found.bwd_flops, [0, first, first + 2 * second])
+    assert found.last_bwd_flops == 2 * second
+
+
+def test_profile_of_a_small_network_by_hand():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
+    found = psl.profile(model, (1, 8, 8))
+    assert found.names == ("input", "0", "1", "2", "3", "4")
+    np.testing.assert_array_equal(found.act_bits, np.array([64, 256, 256, 256, 256, 10]) * 32)
+    np.testing.assert_array_equal(found.grad_bits, found.act_bits)
+    np.testing.assert_array_equal(found.param_bits, np.array([0, 40, 48, 48, 48, 48 + 2570]) * 32)
+    conv, linear = 2 * 64 * 4 * 9, 2 * 256 * 10
+    np.testing.assert_array_equal(found.fwd_flops, [0, conv, conv, conv, conv, conv + linear])
+    np.testing.assert_array_equal(found.bwd_flops, [0, conv, conv, conv, conv, conv + 2 * linear])
+    # Kept: the image (conv), conv's output (BatchNorm), ReLU's output (ReLU and Linear share it).
+    np.testing.assert_array_equal(found.act_memory, np.cumsum([0, 64, 256, 256, 0, 0]) * 4)
+
+
+def test_saved_memory_equals_what_autograd_saves_on_a_real_batch():
+    model = psl.models.thin_resnet().train()
+
+    def saved_bytes(batch_size):
+        state = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+        kept = {}
+
+        def note(t):
+            kept[t.untyped_storage().data_ptr()] = t
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            output = model(torch.randn(batch_size, 1, 16, 16))
+        del output
+        return sum(t.untyped_storage().nbytes() for p, t in kept.items() if p not in state)
+
+    found = psl.profile(model, (1, 16, 16))
+    assert found.act_memory[-1] == (saved_bytes(12) - saved_bytes(4)) / 8
+
+
+def test_half_precision_halves_bits_and_memory():
+    full, half = (psl.profile(psl.models.cnn(), (1, 8, 8), bits=bits) for bits in (32, 16))
+    np.testing.assert_array_equal(half.act_bits * 2, full.act_bits)
+    np.testing.assert_array_equal(half.param_bits * 2, full.param_bits)
+    assert full.act_memory[-1] / 2 < half.act_memory[-1] < full.act_memory[-1], "pooling's indices keep their width"
+
+
+def test_profiling_touches_neither_the_model_nor_much_memory():
+    model = psl.models.thin_resnet().eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    psl.profile(model, (1, 16, 16))
+    assert not model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None and p.device.type == "cpu" for p in model.parameters())
+
+
+def test_measured_profile_has_the_same_shape_and_positive_seconds():
+    model = psl.models.thin_resnet()
+    counted, measured = psl.profile(model, (1, 16, 16)), psl.measure(model, (1, 16, 16), batch_size=8, repeats=3)
+    assert measured.unit == "s"
+    assert measured.names == counted.names
+    np.testing.assert_array_equal(measured.act_bits, counted.act_bits)
+    assert (np.diff(measured.fwd_flops) > 0).all(), "every unit takes some time"
+    assert measured.bwd_flops[-1] > 0
+    assert 0 < measured.last_bwd_flops <= measured.bwd_flops[-1]
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_table_from_elsewhere_survives_json():
+    table = psl.Profile.measured(["in", "a", "b"], [0, 0.1, 0.3], [0, 0.2, 0.5], [8, 4, 2], last_bwd_seconds=0.3)
+    assert psl.Profile.from_dict(json.loads(json.dumps(table.to_dict()))) == table
+    assert list(table.to_frame().columns[:2]) == ["name", "fwd_seconds"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fwd_flops": [0, 2, 1]}, "fwd_flops.*never falls.*entry 2"),
+        ({"fwd_flops": [1, 2, 3]}, "fwd_flops.*expected 0 at entry 0"),
+        ({"act_bits": [1, float("nan"), 1]}, "act_bits.*finite.*nan at index"),
+        ({"bwd_flops": [0, 1]}, r"bwd_flops.*shape \(3\).*shape \(2,\)"),
+        ({"last_bwd_flops": 9.0}, "last_bwd_flops.*at most"),
+    ],
+)
+def test_a_wrong_profile_is_refused(change, message):
+    fields = {
+        "names": ("in", "a", "b"), "fwd_flops": [0, 1, 2], "bwd_flops": [0, 1, 2], "act_bits": [3, 2, 1],
+        "grad_bits": [3, 2, 1], "param_bits": [0, 1, 2], "act_memory": [0, 1, 2],
+    }  # fmt: skip
+    psl.Profile(**fields)
+    with pytest.raises(ScenarioError, match=message):
+        psl.Profile(**(fields | change))
+
+
+def test_measure_refuses_a_single_sample():
+    with pytest.raises(ScenarioError, match="batch_size: expected at least 2"):
+        psl.measure(psl.models.cnn(), (1, 8, 8), batch_size=1)
+    with pytest.raises(CutError, match="input_shape"):
+        psl.measure(psl.models.cnn(), (3, 8, 8), batch_size=4)
