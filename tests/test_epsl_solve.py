@@ -13,6 +13,7 @@ from epsl_scenarios import random_cell, random_profile
 from psl.errors import ScenarioError
 from psl.schedulers import epsl
 from psl.schedulers.epsl.local_search import State, bounds, local_search, neighbours
+from psl.schedulers.epsl.power import round_time
 from psl.schedulers.epsl.problem import RoundProblem, aggregated_slots
 
 
@@ -135,6 +136,24 @@ def test_fixed_cut_by_number_and_name():
     free = epsl.solve(profile, cell)
     fixed = [epsl.solve(profile, cell, cut=j).round_time for j in range(1, profile.n_units)]
     assert free.round_time <= min(fixed) * 1.001
+
+
+def test_only_cuts_that_can_be_best_are_searched():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        problem = RoundProblem(random_profile(rng, n_units=7), random_cell(rng, 3, 5), 16, 0.5)
+        owner = rng.permutation([0, 1, 2, 0, 1])
+        times = {j: round_time(problem, j, owner) for j in problem.cuts}
+        assert min(times, key=times.get) in problem.candidates, f"seed {seed}"
+    profile, cell = scenario(0)
+    twice = np.array([0, 1, 1, 2, 3, 4])  # a ReLU that costs nothing repeats its predecessor's row
+    arrays = ("fwd_flops", "bwd_flops", "act_bits", "grad_bits", "param_bits", "act_memory")
+    longer = dataclasses.replace(
+        profile, names=["input", "conv", "relu", "a", "b", "output"],
+        **{name: getattr(profile, name)[twice] for name in arrays},
+    )  # fmt: skip
+    assert 1 not in RoundProblem(longer, cell, 16, 0.5).candidates
+    assert epsl.solve(longer, cell).round_time == epsl.solve(profile, cell).round_time
 
 
 def test_slots_are_counted_without_rounding_surprises():

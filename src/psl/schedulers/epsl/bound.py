@@ -182,7 +182,7 @@ def lower_bound(problem: RoundProblem, incumbent: float, known: dict[int, CutBou
         known: bounds of some cuts from a search, to start from.
     """
     bounds = dict(known or {})
-    for cut in problem.cuts:
+    for cut in problem.candidates:
         if cut not in bounds:
             cheap = problem.reach_bound(cut) * (1 - _SAFETY)
             bounds[cut] = CutBound(incumbent) if cheap >= incumbent else dual_bound(problem, cut, incumbent)

@@ -89,6 +89,9 @@ class RoundProblem:
     Args:
         profile, cell, batch_size, phi: as in `solve`.
         cut: the only cut to consider, or None for all of 1..L-1.
+
+    Raises:
+        ScenarioError: an argument is out of range, or the model has fewer than 2 units.
     """
 
     def __init__(self, profile: Profile, cell: WirelessCell, batch_size: int, phi: float, cut=None):
@@ -110,6 +113,20 @@ class RoundProblem:
         self.total = cell.total_power
         self.limit = np.minimum(cell.client_power, cell.total_power)  # (C,)
         self.n_clients, self.n_subchannels = self.snr.shape
+
+    @cached_property
+    def candidates(self) -> list[int]:
+        """The cuts that can be best: no other costs at most as much in every term (of equals, the last stays)."""
+        terms = np.stack(
+            [self.up_compute[:, 0], self.up_bits, self.down_compute[:, 0], self.down_bits, self.constant], axis=1
+        )  # all clients' compute grows alike, so the first stands for all
+
+        def beaten(j):
+            return any(
+                (terms[i] <= terms[j]).all() and (i > j or (terms[i] < terms[j]).any()) for i in self.cuts if i != j
+            )
+
+        return [j for j in self.cuts if not beaten(j)]
 
     @cached_property
     def uplink_reach(self) -> np.ndarray:

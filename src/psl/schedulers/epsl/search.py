@@ -38,7 +38,7 @@ def search(problem: RoundProblem, rng: np.random.Generator, report=lambda event:
         return state
 
     starts: dict[int, State] = {}
-    floor = {cut: problem.reach_bound(cut) for cut in problem.cuts}
+    floor = {cut: problem.reach_bound(cut) for cut in problem.candidates}
     for cut in sorted(floor, key=floor.get):
         if floor[cut] < best_time:
             starts[cut] = offer(State(problem, cut, greedy(problem, cut)), "greedy")
