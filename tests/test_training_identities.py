@@ -14,6 +14,7 @@ from psl.training.batches import Sampler
 from psl.training.frameworks import FRAMEWORKS, Setup
 from psl.training.linearise import RULES, cross_entropy
 from psl.training.link import Link
+from psl.training.setup import image_layout
 
 CUT = 3
 
@@ -23,6 +24,15 @@ def tiny_data(n=96, n_test=32, seed=0):
     images = torch.randn(n + n_test, 1, 8, 8, dtype=torch.float64, generator=generator)
     labels = torch.randint(0, 4, (n + n_test,), generator=generator)
     return TensorDataset(images[:n], labels[:n]), TensorDataset(images[n:], labels[n:])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tensors are tiny here: more threads only wait for each other, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -93,14 +103,15 @@ def test_one_client_is_split_training(norm_model, rule):
 
 def test_split_training_of_one_client_is_training(norm_model):
     """PSL, SL, SFL and FedAvg of one client, and centralised training, against a plain loop over the whole model."""
-    model = copy.deepcopy(norm_model).to(memory_format=torch.channels_last).train()
+    layout = image_layout(norm_model, torch.device("cpu"))
+    model = copy.deepcopy(norm_model).to(memory_format=layout).train()
     data, _ = tiny_data()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     sampler = Sampler(np.arange(len(data)), 8, seed=0, client=0)
     for step in range(3):
         x, y = data[torch.from_numpy(sampler.batch(step))]
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x.to(memory_format=torch.channels_last)), y).backward()
+        nn.functional.cross_entropy(model(x.to(memory_format=layout)), y).backward()
         optimizer.step()
     want = list(model.state_dict().values())
     for framework in ("psl", "sl", "sfl", "fedavg", "centralised"):

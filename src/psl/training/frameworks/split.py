@@ -167,10 +167,3 @@ def _check_parts(parts):
             "cut: expected a cut after the first layer or later, got 0, which would send the raw data. "
             "Fix: psl.cuts(model, input_shape) lists the cuts"
         )
-    names = {id(tensor): name for name, tensor in _tensors(parts.client)}
-    both = [names[id(tensor)] for _, tensor in _tensors(parts.server) if id(tensor) in names]
-    if both:
-        raise CutError(
-            f"cut: expected client and server without common tensors, got {both[0]!r} on both sides of {parts.name!r}. "
-            "Fix: cut where no layer is used on both sides"
-        )
