@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 
 import cvxpy as cp
 import numpy as np
@@ -107,5 +108,8 @@ def cvxpy_deadline(compute, bits, snr, bandwidth, limit, total, owner):
         constraints.append(rate >= cp.inv_pos(deadline - compute[i] / unit))
         constraints.append(cp.sum(share[held]) <= limit[i] / total)
     problem = cp.Problem(cp.Minimize(deadline), constraints)
-    problem.solve(solver=cp.CLARABEL)
+    with warnings.catch_warnings():
+        # At its last digits Clarabel sometimes doubts itself; callers compare at 1e-5.
+        warnings.filterwarnings("ignore", message="Solution may be inaccurate")
+        problem.solve(solver=cp.CLARABEL)
     return float(deadline.value) * unit, share.value * total / bandwidth

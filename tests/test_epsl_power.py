@@ -71,9 +71,9 @@ def test_most_rate_and_least_power_are_inverse():
     snr, bandwidth = rng.lognormal(3, 4, 200), rng.uniform(1, 3, 200)
     limit = rng.lognormal(0, 2, 50)
     rate = most_rate(limit, owner, snr, bandwidth)
-    power, price, density = least_power(rate, owner, np.log2(snr), bandwidth)
+    power, price, density = least_power(rate, owner, snr, bandwidth)
     np.testing.assert_allclose(power, limit, rtol=1e-9)
-    more, _, _ = least_power(rate * (1 + 1e-6), owner, np.log2(snr), bandwidth)
+    more, _, _ = least_power(rate * (1 + 1e-6), owner, snr, bandwidth)
     np.testing.assert_allclose((more - power) / (rate * 1e-6), price, rtol=1e-4)
     np.testing.assert_allclose(np.bincount(owner, bandwidth * np.log2(1 + density * snr)), rate, rtol=1e-9)
 

@@ -156,6 +156,28 @@ def test_only_cuts_that_can_be_best_are_searched():
     assert epsl.solve(longer, cell).round_time == epsl.solve(profile, cell).round_time
 
 
+def test_extreme_cells_are_planned_without_losing_digits():
+    # Gains, limits, widths and speeds over many orders of magnitude; activations or gradients of no bits.
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        n_clients = int(rng.integers(1, 7))
+        m = n_clients + int(rng.integers(0, 9))
+        profile, cell = random_profile(rng, n_units=5), random_cell(rng, n_clients, m)
+        wild = dataclasses.replace(
+            cell,
+            uplink_gain=cell.uplink_gain * 10 ** rng.normal(0, rng.choice([0, 2, 6]), (n_clients, m)),
+            total_power=cell.total_power * 10 ** rng.choice([-6.0, 0.0, 6.0]),
+            client_power=cell.client_power * 10 ** rng.normal(0, 2, n_clients),
+            bandwidth=cell.bandwidth * 10 ** rng.choice([-4.0, 0.0, 8.0]),
+            client_flops=cell.client_flops * 10 ** rng.normal(0, 2, n_clients),
+        )
+        if rng.random() < 0.4:
+            profile = dataclasses.replace(profile, **{rng.choice(["act_bits", "grad_bits"]): np.zeros(6)})
+        plan = epsl.solve(profile, wild, batch_size=16, phi=float(rng.choice([0.0, 0.5, 1.0])))
+        assert plan.history[-1]["round_time"] == pytest.approx(plan.round_time, rel=1e-7), f"seed {seed}"
+        assert plan.lower_bound <= plan.round_time * (1 + 1e-9), f"seed {seed}"
+
+
 def test_slots_are_counted_without_rounding_surprises():
     assert [aggregated_slots(100, phi) for phi in (0.0, 0.07, 0.5, 0.501, 1.0)] == [0, 7, 50, 51, 100]
 

@@ -15,6 +15,8 @@ from psl.schedulers.epsl.power import PowerStep
 from psl.schedulers.epsl.problem import RoundProblem, seconds
 from psl.schedulers.epsl.water_filling import LN2, least_power, most_rate
 
+_FAINT = 1e-4  # bit/s/Hz
+
 
 @dataclass
 class State:
@@ -129,19 +131,20 @@ class _Filling:
         ]
         width, log_snr = problem.bandwidth[gained], problem.log_snr[client, gained]
         more = [width, width * log_snr, width / problem.snr[client, gained]]
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             wet = (gained >= 0) & (level_of(*(x + y for x, y in zip(sums, more, strict=True))) + log_snr > 0)
             sums = [x + np.where(wet, y, 0.0) for x, y in zip(sums, more, strict=True)]
             level = level_of(*sums)
-        wrong = (self.count[client] - out + wet < 1) | ~np.isfinite(level)
-        wrong |= (level + self.weakest[client] < -1e-12) | (level + self.best_dry[client] > 1e-12)
+            wrong = (level + self.weakest[client] < -1e-12) | (level + self.best_dry[client] > 1e-12)
+        wrong |= (self.count[client] - out + wet < 1) | ~np.isfinite(level)
         return *(np.where(wrong, 1.0, x) for x in (*sums, level)), wrong
 
 
 def _changed(state: State, client, lost, gained):
     """Return (N,) limits, downlink times, least powers at U and their slopes of clients that lose and gain one.
 
-    Where the set of subchannels in use changes by more than the two, the client is worked out from its full list.
+    Where the set of subchannels in use changes by more than the two, or so few bits per hertz are carried that sums of
+    logarithms would lose them, the client is worked out from its full list.
     """
     problem, cut, owner = state.problem, state.cut, state.owner
     base = np.bincount(owner, problem.down_rate[owner, np.arange(len(owner))], problem.n_clients)[client]
@@ -156,12 +159,14 @@ def _changed(state: State, client, lost, gained):
     width, logs, _, level, wrong = _Filling(state, state.step.filled).updated(
         client, lost, gained, lambda width, logs, floor: np.log2((limit + floor) / width)
     )
-    most = np.where(wrong, 1.0, width * level + logs)  # right below where wrong
+    most = width * level + logs
+    wrong |= most < _FAINT * width
+    most = np.where(wrong, 1.0, most)  # made right below
     rate = bits / np.maximum(deadline - compute, bits / most)
     width, _, floor, level, also_wrong = _Filling(state, state.step.density > 0).updated(
         client, lost, gained, lambda width, logs, floor: np.minimum((rate - logs) / width, 900.0)
     )
-    wrong |= also_wrong
+    wrong |= also_wrong | (rate < _FAINT * width)
     price = np.exp2(level)
     need = np.maximum(price * width - floor, 0.0)
 
@@ -176,7 +181,7 @@ def _changed(state: State, client, lost, gained):
         who = client[at][group]
         most[at] = most_rate(limit[at], group, problem.snr[who, k], problem.bandwidth[k])
         rate[at] = bits / np.maximum(deadline - compute[at], bits / most[at])
-        need[at], slope, _ = least_power(rate[at], group, problem.log_snr[who, k], problem.bandwidth[k])
+        need[at], slope, _ = least_power(rate[at], group, problem.snr[who, k], problem.bandwidth[k])
         price[at] = slope / LN2
     return compute + bits / most, down, need, LN2 * price * rate * rate / bits
 

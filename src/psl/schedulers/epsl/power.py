@@ -32,18 +32,18 @@ class PowerStep:
     def __init__(self, problem: RoundProblem, cut: int, owner: np.ndarray):
         compute, bits = problem.up_compute[cut], problem.up_bits[cut]
         channel = np.arange(len(owner))
-        bandwidth, log_snr = problem.bandwidth, problem.log_snr[owner, channel]
+        bandwidth, snr = problem.bandwidth, problem.snr[owner, channel]
         if bits == 0:
             self.limits, self.deadline = compute, float(compute.max())
             self.need, self.slope = np.zeros(len(compute)), np.zeros(len(compute))
             self.density, self.filled = np.zeros(len(owner)), np.ones(len(owner), dtype=bool)
             return
-        most, self.filled = fill(problem.limit, owner, problem.snr[owner, channel], bandwidth)
+        most, self.filled = fill(problem.limit, owner, snr, bandwidth)
         self.limits = compute + bits / most
         deadline = float(self.limits.max())
         for _ in range(200):
             rate = np.clip(bits / np.maximum(deadline - compute, bits / most), _LEAST * most, most)
-            need, price, density = least_power(rate, owner, log_snr, bandwidth)
+            need, price, density = least_power(rate, owner, snr, bandwidth)
             slope = np.where(rate > _LEAST * most, price * rate * rate / bits, 0.0)
             excess = float(need.sum()) - problem.total
             if excess <= max(1e-13 * problem.total, 1e-15 * deadline * float(slope.sum())):
@@ -54,7 +54,11 @@ class PowerStep:
 
 def optimal_power(problem: RoundProblem, cut: int, owner: np.ndarray) -> np.ndarray:
     """Return (M,) W/Hz, the optimal transmit densities for given channels; limits hold to the last bit or so."""
-    density = PowerStep(problem, cut, owner).density
+    step = PowerStep(problem, cut, owner)
+    density, excess = step.density, step.need.sum() - problem.total
+    if excess > 0:
+        # A deadline too close to a client's compute time has no next number: those who gain most from time give way.
+        density = density * np.maximum(1 - excess * step.slope / step.slope.sum() / step.need, 0.0)[owner]
     spent = np.bincount(owner, density * problem.bandwidth, problem.n_clients)
     over = max(float((spent / problem.limit).max()), spent.sum() / problem.total, 1.0)
     return density / over

@@ -9,7 +9,7 @@ import numpy as np
 from psl.errors import ScenarioError, check_count, check_number, expected
 from psl.networks.wireless import WirelessCell
 from psl.profile import Profile
-from psl.schedulers.epsl.water_filling import most_rate
+from psl.schedulers.epsl.water_filling import LN2, most_rate
 
 
 def aggregated_slots(batch_size: int, phi: float) -> int:
@@ -20,13 +20,13 @@ def aggregated_slots(batch_size: int, phi: float) -> int:
 def seconds(bits, rate):
     """Return bits / rate; nothing to send takes no time, even without a rate."""
     bits, rate = np.broadcast_arrays(np.asarray(bits, dtype=float), rate)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return np.where(bits > 0, bits / rate, 0.0)
 
 
 @dataclass(frozen=True)
 class CutTerms:
-    """Seconds and bits of one round's parts for every cut 0..L: the coefficients of spec 2.2's formula.
+    """Seconds and bits of one round's parts for every cut 0..L: the coefficients of the round's latency.
 
     Rows are cuts, columns clients: (L+1, C) or (L+1,).
     """
@@ -137,10 +137,12 @@ class RoundProblem:
         """
         snr = -np.sort(-self.snr, axis=1)
         width = -np.sort(-self.bandwidth)
-        level = (self.limit[:, None] + np.cumsum(width / snr, axis=1)) / np.cumsum(width)
-        filled = level * snr > 1  # the n-th best is worth using: true up to some n, false after it
-        filled[:, 0] = True
-        rate = np.log2(level) * np.cumsum(width) + np.cumsum(width * np.log2(snr), axis=1)
+        rise = 1.0 / snr - 1.0 / snr[:, :1]
+        level = (self.limit[:, None] + np.cumsum(width * rise, axis=1)) / np.cumsum(width)  # above the best floor
+        filled = level >= rise  # the n-th best is worth using: true up to some n, false after it
+        loss = np.cumsum(width * np.log2(snr / snr[:, :1]), axis=1)
+        rate = np.log1p(level * snr[:, :1]) / LN2 * np.cumsum(width) + loss
+        rate += 1e-15 * np.cumsum(width)  # rounding must not make it too small
         rate = np.maximum.accumulate(np.where(filled, rate, 0.0), axis=1)
         client = np.repeat(np.arange(self.n_clients), self.n_subchannels)
         whole = most_rate(self.limit, client, self.snr.ravel(), np.tile(self.bandwidth, self.n_clients))
