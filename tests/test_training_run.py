@@ -279,7 +279,7 @@ def test_sampler_visits_every_sample_once_per_epoch_and_needs_no_state():
         ({"partition": [range(50), range(20), [1, 100]]}, DataError, r"\[2\]: expected indices in 0..99, got 100"),
         ({"partition": [range(50), range(20), [0.5]]}, DataError, r"partition\[2\]: expected a 1-D array of integers"),
         ({"partition": 0.0}, ScenarioError, r"partition: expected values above 0"),
-        ({"partition": 0.001, "n_clients": 9}, DataError, r"partition=0.001: expected 9 clients with at least 8 samples"),
+        ({"partition": 0.001, "n_clients": 9}, DataError, r"partition=0.001: expected 9 clients with at least 8"),
         ({"partition": "sorted"}, DataError, r"partition: expected 'iid', a Dirichlet α or a list"),
         ({"cut": None}, CutError, r"cut: expected number or name of a cut, got none"),
         ({"cut": 0}, CutError, r"would send the raw data"),

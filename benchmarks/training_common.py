@@ -1,0 +1,65 @@
+"""What the training benchmarks share: ResNet-18 on random 32 × 32 images, interleaved timing, tables."""
+
+import functools
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torchvision.models import resnet18
+
+from psl.training.frameworks import FRAMEWORKS, Framework, Setup
+from psl.training.linearise import cross_entropy
+from psl.training.link import Link
+from psl.training.setup import image_layout, prepare_model
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def build(name: str, n_clients: int, batch_size: int, cut: str = "layer1", phi: float = 0.0) -> Framework:
+    """Return a framework with ResNet-18 and plain SGD, and equal clients."""
+    torch.manual_seed(0)
+    device = torch.device("cpu")
+    model = resnet18(num_classes=10)
+    model = prepare_model(model, device, image_layout(model, device))
+    weights = np.full(n_clients, 1 / n_clients)
+    optimizer = functools.partial(torch.optim.SGD, lr=0.01)
+    return FRAMEWORKS[name](Setup(model, weights, batch_size, optimizer, cross_entropy, cut=cut, phi=phi), Link())
+
+
+def batches(name: str, n_clients: int, batch_size: int):
+    """Return a function draw(client, step) that hands out one fixed batch per client, or the pooled one."""
+    torch.manual_seed(1)
+    images = torch.randn(n_clients * batch_size, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (n_clients * batch_size,))
+    if name == "centralised":
+        return lambda client, step: (images, labels)
+    parts = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
+    return lambda client, step: parts[client]
+
+
+def seconds(work) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def interleaved(works: dict, repeats: int) -> dict:
+    """Call each work in turn, `repeats` times after a warm-up; return the (repeats,) seconds of each."""
+    for work in works.values():
+        work()
+    times = {name: [] for name in works}
+    for repeat in range(repeats):
+        order = list(works) if repeat % 2 == 0 else list(works)[::-1]
+        for name in order:
+            times[name].append(seconds(works[name]))
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def write(frame: pd.DataFrame, name: str) -> None:
+    """Print a table and write it to benchmarks/results/."""
+    print(frame.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
+    RESULTS.mkdir(exist_ok=True)
+    frame.to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.6g")
