@@ -55,7 +55,7 @@ def test_search_is_never_worse_than_any_other_method():
     for seed in range(12):
         profile, cell = scenario(seed)
         best = epsl.solve(profile, cell, bound=False).round_time
-        for method in epsl.METHODS:
+        for method in epsl.METHODS[1:]:
             other = epsl.solve(profile, cell, method=method, seed=seed, bound=False)
             assert best <= other.round_time * (1 + 1e-9), f"seed {seed}, {method}"
 

@@ -15,7 +15,7 @@ from psl.schedulers.epsl.power import PowerStep
 from psl.schedulers.epsl.problem import RoundProblem, seconds
 from psl.schedulers.epsl.water_filling import LN2, least_power, most_rate
 
-_FAINT = 1e-4  # bit/s/Hz
+_FAINT = 1e-6  # bit/s/Hz
 
 
 @dataclass
