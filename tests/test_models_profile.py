@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from test_models_cuts import WITH_AUXILIARY_HEADS, meta_device
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import psl
 from psl.errors import CutError, ScenarioError
+from test_models_cuts import WITH_AUXILIARY_HEADS, meta_device
 
 # At least one model of every family; `_ops` and `num_params` stand in torchvision's weight metadata.
 PUBLISHED = [

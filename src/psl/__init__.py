@@ -4,10 +4,33 @@ Cut a model, profile it, plan a round over a network, train. The names below are
 schedulers are modules with the same verbs: ``from psl.schedulers import epsl``.
 """
 
-from psl import models, networks
+from psl import data, models, networks, schedulers
+from psl.errors import CheckpointError, CutError, DataError, InfeasibleError, PSLError, ScenarioError
 from psl.models import Cut, SplitModel, cuts, measure, partition, profile, split
 from psl.networks import WirelessCell
 from psl.profile import Profile
+from psl.training import History, train
 
-__all__ = ["Cut", "Profile", "SplitModel", "WirelessCell", "cuts", "measure", "models", "networks", "partition",
-           "profile", "split"]  # fmt: skip
+__all__ = [
+    "CheckpointError",
+    "Cut",
+    "CutError",
+    "DataError",
+    "History",
+    "InfeasibleError",
+    "PSLError",
+    "Profile",
+    "ScenarioError",
+    "SplitModel",
+    "WirelessCell",
+    "cuts",
+    "data",
+    "measure",
+    "models",
+    "networks",
+    "partition",
+    "profile",
+    "schedulers",
+    "split",
+    "train",
+]

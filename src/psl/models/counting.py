@@ -80,7 +80,7 @@ def last_layer(unit_backward: np.ndarray) -> float:
 
 
 class _Count(MetaRun, TorchDispatchMode):
-    """Runs a model on the meta device and adds up, per unit: forward and backward FLOP, saved floats, other saved bytes."""
+    """Adds up per unit, on the meta device: forward and backward FLOP, saved floats, other saved bytes."""
 
     @classmethod
     def of(cls, traced, input_shape, batch_size):

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import pandas as pd
 
 from psl.errors import PSLError, expected
@@ -78,11 +77,12 @@ def save_figure(fig, name: str, data: pd.DataFrame, caption: str, *, notebook: s
         raise expected("name", f"a name that starts with {notebook[:2]}_", repr(name), "rename the figure", PSLError)
     for axes in fig.axes:
         if axes.axison and axes.get_label() != "<colorbar>" and not (axes.get_xlabel() and axes.get_ylabel()):
-            raise expected(name, "labelled axes with units", "an axis without a label", "set_xlabel, set_ylabel", PSLError)
+            raise expected(
+                name, "labelled axes with units", "an axis without a label", "set_xlabel, set_ylabel", PSLError
+            )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     fig.savefig(folder / f"{name}.svg", metadata={"Date": None})
     fig.savefig(folder / f"{name}.png", metadata={"Software": None})
     data.to_csv(folder / f"{name}.csv", index=data.index.name is not None, float_format="%.6g")
     (folder / f"{name}.txt").write_text(f"{caption.strip()} Made by notebooks/{notebook}.\n")
-    plt.close(fig) if not mpl.is_interactive() else None
