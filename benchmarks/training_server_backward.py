@@ -52,7 +52,9 @@ def main():
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--cut", default="maxpool")
     parser.add_argument("--phis", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75, 1.0])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     n_clients, b = arguments.clients, arguments.batch_size
 
     training, draw = build("psl", n_clients, b, arguments.cut), batches("psl", n_clients, b)
@@ -69,7 +71,7 @@ def main():
     for repeat in range(arguments.repeats + 1):
         for phi in arguments.phis:
             with BackwardClock() as clock:
-                total = seconds(lambda phi=phi: step(phi))
+                total, _ = seconds(lambda phi=phi: step(phi))
             if repeat:  # the first is a warm-up
                 backward[phi].append(clock.seconds)
                 whole[phi].append(total)
@@ -83,7 +85,8 @@ def main():
         promised = (n * (rest - costs.last_bwd_flops) + n_clients * b * costs.last_bwd_flops) / (n_clients * b * rest)
         measured = np.median(backward[phi]) / base
         rows.append({
-            "clients": n_clients, "batch_size": b, "cut": arguments.cut, "phi": phi, "rows_backward": n,
+            "clients": n_clients, "batch_size": b, "cut": arguments.cut, "threads": arguments.threads,
+            "phi": phi, "rows_backward": n,
             "backward_s": np.median(backward[phi]), "server_step_s": np.median(whole[phi]), "measured": measured,
             "promised": promised, "share_of_promised_fall": (1 - measured) / (1 - promised) if promised < 1 else np.nan,
         })  # fmt: skip
