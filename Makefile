@@ -61,10 +61,10 @@ $(BUILD)/%.ipynb: $(BUILD)/%.inputs | $(READY)
 	@# Checkpoints of this very input: an interrupted run goes on where it was.
 	@case " $$MAKEFLAGS" in *" -j"*|*" --jobs"*) export OMP_NUM_THREADS=1;; esac; \
 	  cache="$(CURDIR)/$(BUILD)/cache/$*-`cut -c1-12 $<`"; mkdir -p "$$cache"; \
-	  $(BIN)/papermill notebooks/$*.ipynb $@.part --cwd notebooks --kernel python3 --log-level WARNING \
+	  $(BIN)/papermill notebooks/$*.ipynb $(@:.ipynb=.part.ipynb) --cwd notebooks --kernel python3 --log-level WARNING \
 	    -p QUICK $(if $(filter 0,$(QUICK)),False,True) -p DATASET $(DATASET) \
 	    -p FIGURES "$(CURDIR)/$(FIGURES)" -p CACHE "$$cache" \
-	  && rm -rf "$$cache" && $(PYTHON) tools/inputs.py notebooks/$*.ipynb $< $(INPUTS) && mv $@.part $@
+	  && rm -rf "$$cache" && $(PYTHON) tools/inputs.py notebooks/$*.ipynb $< $(INPUTS) && mv $(@:.ipynb=.part.ipynb) $@
 
 # The last notebook draws what the training notebook found.
 $(BUILD)/04_figures.ipynb: $(BUILD)/03_training.ipynb

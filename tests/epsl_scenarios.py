@@ -3,7 +3,7 @@
 import numpy as np
 
 from psl.networks.wireless import WirelessCell
-from psl.profile import Profile
+from psl.profiles import Profile
 
 
 def random_profile(rng, n_units=4, bits=None) -> Profile:

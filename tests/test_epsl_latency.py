@@ -8,7 +8,7 @@ import pytest
 from epsl_scenarios import random_cell, random_profile
 from psl.errors import ScenarioError
 from psl.networks.wireless import WirelessCell
-from psl.profile import Profile
+from psl.profiles import Profile
 from psl.schedulers import epsl
 
 # Noise and powers are chosen so that every SNR is 2^n − 1: rates are whole numbers.

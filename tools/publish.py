@@ -1,13 +1,16 @@
-"""Copy executed notebooks' outputs into notebooks/, and write the gallery figures/README.md.
+"""Copy executed notebooks' outputs into notebooks/, write the gallery figures/README.md and README's results.
 
 Usage: python tools/publish.py notebooks EXECUTED_FOLDER
        python tools/publish.py gallery FIGURES_FOLDER
+       python tools/publish.py readme ROOT_FOLDER
 """
 
+import re
 import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,5 +39,68 @@ def write_gallery(figures: Path) -> None:
     (figures / "README.md").write_text("\n".join(lines).rstrip() + "\n")
 
 
+def results(root: Path) -> str:
+    """Return the README's results as Markdown, from the CSV files of figures and benchmarks."""
+    figures, bench = root / "figures", root / "benchmarks" / "results"
+    baselines = pd.read_csv(figures / "04_baselines.csv", index_col="seed")
+    excess = 100 * (baselines.div(baselines["lower bound"], axis=0) - 1).mean()
+    lines = [
+        "**Plans**: mean round time above the lower bound, by what is optimised (ResNet-18 at 32 × 32, C = 5, M = 20,",
+        f"φ = 0.5, {len(baselines)} sampled cells; simulated).",
+        "",
+        "| nothing | power | cut | channels | alternation (BCD) | search |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| " + " | ".join(
+            f"{excess[name]:.3g} %" for name in ("random", "power-only", "cut-only", "channels-only", "bcd", "search")
+        ) + " |",
+    ]  # fmt: skip
+    for folder in (figures, *sorted(p for p in figures.iterdir() if p.is_dir())):
+        if (folder / "03_linearise.csv").exists():
+            lines += ["", *_accuracy(folder, "digits" if folder == figures else folder.name)]
+    solver = pd.read_csv(bench / "epsl_solver.csv").set_index(["part", "figure"]).value
+    backward = pd.read_csv(bench / "training_server_backward.csv").set_index("phi")
+    throughput = pd.read_csv(bench / "training_throughput.csv")
+    cell, small = solver["C=5 M=20"], solver["exhaustive"]
+    facts = {
+        "certified gap of search, C = 5, M = 20, mean": f"{cell['certified gap of search, mean']:.2f} %",
+        "certified gap of search, C = 50, M = 200, mean": f"{solver['growth', 'C=50, M=200: certified gap, mean']:.2f} %",
+        "time of search with its bound, C = 5, M = 20": f"{cell['time of search with bound, median']:.0f} ms",
+        "time of the alternation with CVXPY inside": f"{cell['time of bcd with CVXPY, median']:.0f} ms",
+        "search above the exhaustive optimum on small cells, p99": f"{small['search above optimum, p99']:.2g} %",
+        "alternation above the exhaustive optimum, p99": f"{small['bcd above optimum, p99']:.0f} %",
+        "EPSL's server backward at φ = 1, C = 5, share of PSL's time": f"{100 * backward.measured[1.0]:.0f} %",
+        "the same by operator counts": f"{100 * backward.promised[1.0]:.0f} %",
+    }
+    for row in throughput.itertuples():
+        facts[f"PSL's step against a centralised one, C = {row.clients}, b = {row.batch_size}"] = f"{row.ratio:.2f} ×"
+    lines += ["", "**Benchmarks** (measured on 2 CPU cores):", "", "| | |", "| --- | --- |"]
+    lines += [f"| {what} | {value} |" for what, value in facts.items()]
+    return "\n".join(lines)
+
+
+def _accuracy(folder: Path, dataset: str) -> list[str]:
+    table = pd.read_csv(folder / "03_linearise.csv")
+    table["shown"] = [f"{m:.1f} ± {s:.1f}" for m, s in zip(table["mean"], table["std"], strict=True)]
+    wide = table.pivot(index="method", columns=["network", "phi"], values="shown").fillna("")
+    order = ["PSL", "PSL, small batch", "EPSL representative", "EPSL mean", "EPSL each", "EPSL cut"]
+    columns = list(wide.columns)
+    return [
+        f"**Test accuracy on {dataset}**, %, mean ± sd of {int(table['count'].max())} seeds (notebook 03):",
+        "",
+        "| | " + " | ".join(f"{network}, φ = {phi:g}" for network, phi in columns) + " |",
+        "| --- |" + " --- |" * len(columns),
+        *("| " + " | ".join([method, *wide.loc[method]]) + " |" for method in order),
+    ]
+
+
+def write_results(root: Path) -> None:
+    """Put the results between the README's markers."""
+    readme = root / "README.md"
+    begin, end = "<!-- results -->", "<!-- /results -->"
+    pattern = re.compile(f"{begin}.*{end}", re.DOTALL)
+    readme.write_text(pattern.sub(lambda _: f"{begin}\n{results(root)}\n{end}", readme.read_text()))
+
+
 if __name__ == "__main__":
-    {"notebooks": publish_notebooks, "gallery": write_gallery}[sys.argv[1]](Path(sys.argv[2]))
+    work = {"notebooks": publish_notebooks, "gallery": write_gallery, "readme": write_results}
+    work[sys.argv[1]](Path(sys.argv[2]))

@@ -8,7 +8,7 @@ from psl import data, models, networks, schedulers
 from psl.errors import CheckpointError, CutError, DataError, InfeasibleError, PSLError, ScenarioError
 from psl.models import Cut, SplitModel, cuts, measure, partition, profile, split
 from psl.networks import WirelessCell
-from psl.profile import Profile
+from psl.profiles import Profile
 from psl.training import History, train
 
 __all__ = [

@@ -37,8 +37,11 @@ class Record:
         found = Record._classes.get(got)
         if found is None or not issubclass(found, cls):
             raise expected(
-                f"{cls.__name__}.from_dict", f"a dict with type={cls.__name__!r}", f"type={got!r}",
-                "pass what to_dict() of the same class returned", PSLError,
+                f"{cls.__name__}.from_dict",
+                f"a dict with type={cls.__name__!r}",
+                f"type={got!r}",
+                "pass what to_dict() of the same class returned",
+                PSLError,
             )
         names = {f.name for f in dataclasses.fields(found) if f.init}
         return found(**{k: _decode(v) for k, v in data.items() if k in names})
@@ -61,9 +64,7 @@ class Record:
     def __eq__(self, other):
         if type(self) is not type(other):
             return NotImplemented
-        return all(
-            _equal(getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self) if f.compare
-        )
+        return all(_equal(getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self) if f.compare)
 
     __hash__ = None
 

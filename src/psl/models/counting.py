@@ -12,7 +12,7 @@ from torch.utils.flop_counter import flop_registry
 from psl.errors import check_count
 from psl.models.shapes import MetaRun
 from psl.models.tracing import TracedModel, trace
-from psl.profile import Profile
+from psl.profiles import Profile
 
 
 def profile(model: nn.Module, input_shape: tuple[int, ...], *, bits: int = 32) -> Profile:

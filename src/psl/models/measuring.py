@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from psl.errors import check_count
 from psl.models.counting import last_layer, profile
 from psl.models.tracing import TracedModel, trace
-from psl.profile import Profile
+from psl.profiles import Profile
 
 
 def measure(

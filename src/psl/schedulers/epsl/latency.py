@@ -7,7 +7,7 @@ import pandas as pd
 
 from psl.errors import check_array, check_choice, check_count, expected
 from psl.networks.wireless import WirelessCell
-from psl.profile import Profile
+from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.epsl.problem import CutTerms, broadcast_rate, check_batch, check_cut, seconds
 from psl.schedulers.epsl.water_filling import most_rate

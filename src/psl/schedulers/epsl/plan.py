@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from psl.networks.wireless import WirelessCell
-from psl.profile import Profile
+from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.epsl.latency import RoundLatency, check_assignment, check_power, latency
 from psl.schedulers.epsl.problem import check_batch, check_cut
@@ -58,6 +58,11 @@ class EPSLPlan(Record):
         for name, value in values.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "round_time", self.latency().total)
+
+    @property
+    def n_clients(self) -> int:
+        """C, the number of clients of the cell."""
+        return self.cell.n_clients
 
     @property
     def cut_name(self) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from psl.errors import ScenarioError, check_count, check_number, expected
 from psl.networks.wireless import WirelessCell
-from psl.profile import Profile
+from psl.profiles import Profile
 from psl.schedulers.epsl.water_filling import LN2, most_rate
 
 

@@ -5,7 +5,7 @@ from tqdm.auto import tqdm
 
 from psl.errors import check_choice
 from psl.networks.wireless import WirelessCell
-from psl.profile import Profile
+from psl.profiles import Profile
 from psl.schedulers.epsl.baselines import BASELINES, baseline
 from psl.schedulers.epsl.bcd import block_coordinate_descent
 from psl.schedulers.epsl.bound import lower_bound

@@ -58,7 +58,9 @@ class Profile(Record):
         last = check_number("Profile.last_bwd_flops", self.last_bwd_flops, minimum=0)
         if last > self.bwd_flops[-1] * (1 + 1e-9):
             raise expected(
-                "Profile.last_bwd_flops", f"at most bwd_flops[-1] = {self.bwd_flops[-1]:g}", f"{last:g}",
+                "Profile.last_bwd_flops",
+                f"at most bwd_flops[-1] = {self.bwd_flops[-1]:g}",
+                f"{last:g}",
                 "give the backward cost of the last layer alone",
             )
         object.__setattr__(self, "last_bwd_flops", last)
@@ -108,7 +110,9 @@ class Profile(Record):
         elif not isinstance(cut, bool) and int(cut) == cut and 0 <= cut <= self.n_units:
             return int(cut)
         raise expected(
-            "cut", f"a number 0..{self.n_units} or a name such as {self.names[min(1, self.n_units)]!r}", repr(cut),
+            "cut",
+            f"a number 0..{self.n_units} or a name such as {self.names[min(1, self.n_units)]!r}",
+            repr(cut),
             "see profile.names",
         )
 

@@ -1,0 +1,144 @@
+"""The figure machinery: what makes a figure stale, how it is written, and that notebooks take parameters."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+import psl
+from psl import plotting
+from psl.errors import PSLError
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+
+
+@pytest.fixture
+def copy_of_inputs(tmp_path):
+    """A small copy of what tools/inputs.py looks at."""
+    for folder in ("tools", "src", "notebooks", "figures"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(ROOT / "tools" / "inputs.py", tmp_path / "tools")
+    (tmp_path / "src" / "code.py").write_text("x = 1\n")
+    (tmp_path / "requirements.txt").write_text("numpy==1\n")
+    cell = {"cell_type": "code", "source": ["1 + 1"], "outputs": []}
+    (tmp_path / "notebooks" / "01_one.ipynb").write_text(json.dumps({"cells": [cell]}))
+    return tmp_path
+
+
+def is_stale(folder, *parameters, data=None):
+    """Run the tool as make does; True if it touched the signature."""
+    target = folder / "build" / "01_one.inputs"
+    before = target.read_text() if target.exists() else None
+    subprocess.run(
+        [sys.executable, "tools/inputs.py", "notebooks/01_one.ipynb", str(target), *(parameters or ["DATASET=digits"])],
+        cwd=folder, check=True, env=os.environ | {"PSL_DATA": str(data or folder / "data")},
+    )  # fmt: skip
+    return target.read_text() != before
+
+
+def test_a_figure_is_stale_only_if_something_it_depends_on_changed(copy_of_inputs):
+    folder = copy_of_inputs
+    assert is_stale(folder)
+    assert not is_stale(folder)
+    notebook = folder / "notebooks" / "01_one.ipynb"
+    content = json.loads(notebook.read_text())
+    content["cells"][0]["outputs"] = [{"output_type": "stream", "text": "2"}]
+    notebook.write_text(json.dumps(content))
+    assert not is_stale(folder), "outputs are results, not inputs"
+    (folder / "src" / "code.py").touch()
+    assert not is_stale(folder), "touched, but unchanged"
+    content["cells"][0]["source"] = ["1 + 2"]
+    notebook.write_text(json.dumps(content))
+    assert is_stale(folder), "the notebook"
+    (folder / "src" / "code.py").write_text("x = 2\n")
+    assert is_stale(folder), "the library"
+    (folder / "requirements.txt").write_text("numpy==2\n")
+    assert is_stale(folder), "the pins"
+    assert is_stale(folder, "DATASET=mnist"), "the data set's name"
+    (folder / "data").mkdir()
+    (folder / "data" / "images").write_text("...")
+    assert is_stale(folder, "DATASET=mnist"), "the data"
+    assert not is_stale(folder, "DATASET=mnist")
+    (folder / "figures" / "01_plot.png").write_text("...")
+    assert is_stale(folder, "DATASET=mnist"), "its figures appeared"
+    (folder / "figures" / "02_plot.png").write_text("...")
+    assert not is_stale(folder, "DATASET=mnist"), "another notebook's figure"
+
+
+def test_a_figure_is_written_with_its_data_and_caption_and_is_reproducible(tmp_path):
+    data = pd.DataFrame({"x": [1.0, 2.0], "y": [3.0, 4.0]}).set_index("x")
+    for folder in ("a", "b"):
+        plotting.use_style()
+        fig, axes = plt.subplots()
+        axes.plot(data.index, data.y, **plotting.look("epsl"))
+        axes.set(xlabel="x (m)", ylabel="y (s)")
+        plotting.save_figure(fig, "01_line", data, "A line.", notebook="01_lines.ipynb", folder=tmp_path / folder)
+        plt.close(fig)
+    for suffix in ("svg", "png", "csv", "txt"):
+        first, second = (tmp_path / folder / f"01_line.{suffix}" for folder in ("a", "b"))
+        assert first.read_bytes() == second.read_bytes(), suffix
+    assert pd.read_csv(tmp_path / "a" / "01_line.csv", index_col="x").equals(data)
+    assert (tmp_path / "a" / "01_line.txt").read_text() == "A line. Made by notebooks/01_lines.ipynb.\n"
+
+
+def test_figures_without_labels_or_with_a_strange_name_are_refused(tmp_path):
+    fig, axes = plt.subplots()
+    with pytest.raises(PSLError, match="expected labelled axes with units"):
+        plotting.save_figure(fig, "01_x", pd.DataFrame(), "", notebook="01_n.ipynb", folder=tmp_path)
+    axes.set(xlabel="x", ylabel="y")
+    with pytest.raises(PSLError, match="starts with 01_"):
+        plotting.save_figure(fig, "x", pd.DataFrame(), "", notebook="01_n.ipynb", folder=tmp_path)
+    with pytest.raises(PSLError, match="look: expected one of epsl"):
+        plotting.look("unknown")
+    plt.close(fig)
+
+
+def test_styles_differ_in_greyscale():
+    looks = [(style["marker"], str(style["linestyle"])) for style in plotting.LOOKS.values()]
+    assert len(set(looks)) == len(looks), "no two lines share marker and dashes"
+    bars = [(style["facecolor"], style["hatch"]) for style in plotting.bar_looks(7)]
+    assert len(set(bars)) == 7
+
+
+def test_a_cell_can_be_drawn():
+    cell = psl.WirelessCell.sample(n_clients=3, n_subchannels=6, channel="log-distance")
+    fig = plotting.plot_cell(cell, np.array([0, 0, 1, 1, 2, 2]))
+    assert len(fig.axes) == 3
+    plt.close(fig)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_take_parameters_teach_and_close_with_a_check(path):
+    notebook = nbformat.read(path, 4)
+    tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    assert all(name in tagged[0].source for name in ("QUICK", "DATASET", "FIGURES", "CACHE"))
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    assert "assert" in code[-1].source, "ends with a check"
+    assert len(notebook.cells) - len(code) >= 4, "prose between the cells"
+    assert any(c.outputs for c in code), "committed with its outputs"
+    assert not any(o.output_type == "error" for c in code for o in c.outputs)
+
+
+def test_papermill_runs_a_notebook_with_parameters(tmp_path):
+    out = tmp_path / "out.ipynb"
+    arguments = ["-p", "QUICK", "True", "-p", "FIGURES", str(tmp_path / "figures"), "--kernel", "python3"]
+    subprocess.run(
+        [sys.executable, "-m", "papermill", "00_environment.ipynb", str(out), "--no-progress-bar", *arguments],
+        cwd=ROOT / "notebooks", check=True, capture_output=True,
+    )  # fmt: skip
+    shown = "".join(o.get("text", "") for c in nbformat.read(out, 4).cells for o in c.get("outputs", []))
+    assert "[OK]" in shown
+    assert "[FAIL]" not in shown
