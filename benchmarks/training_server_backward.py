@@ -15,7 +15,8 @@ import torch
 from torchvision.models import resnet18
 
 from psl.models import profile
-from psl.training.linearise import n_aggregated, server_backward
+from psl.slots import aggregated_slots
+from psl.training.linearise import server_backward
 from training_common import batches, build, seconds, write
 
 
@@ -65,7 +66,7 @@ def main():
 
     def step(phi):
         training.server.zero_grad(set_to_none=True)
-        server_backward(training.server, smashed, labels, weights, n_agg=n_aggregated(phi, b), rng=rng)
+        server_backward(training.server, smashed, labels, weights, n_agg=aggregated_slots(phi, b), rng=rng)
 
     backward, whole = ({phi: [] for phi in arguments.phis} for _ in range(2))
     for repeat in range(arguments.repeats + 1):
@@ -81,7 +82,7 @@ def main():
     rest = costs.bwd_flops[-1] - costs.bwd_flops[j]
     base, rows = np.median(backward[arguments.phis[0]]), []
     for phi in arguments.phis:
-        n = n_aggregated(phi, b) + n_clients * (b - n_aggregated(phi, b))
+        n = aggregated_slots(phi, b) + n_clients * (b - aggregated_slots(phi, b))
         promised = (n * (rest - costs.last_bwd_flops) + n_clients * b * costs.last_bwd_flops) / (n_clients * b * rest)
         measured = np.median(backward[phi]) / base
         rows.append({

@@ -14,16 +14,17 @@ FILES = sorted(SOURCE.rglob("*.py"))
 MAY_IMPORT = {
     "errors": set(),
     "units": set(),
+    "slots": set(),
     "records": {"errors"},
     "profiles": {"errors", "records"},
     "networks": {"errors", "records", "units"},
-    "schedulers": {"errors", "records", "profiles", "networks"},
+    "schedulers": {"errors", "slots", "records", "profiles", "networks"},
     "models": {"errors", "profiles"},
     "data": {"errors"},
-    "training": {"errors", "records", "models", "data"},
+    "training": {"errors", "slots", "records", "models", "data"},
     "plotting": {"errors", "units", "networks"},
 }
-NO_TORCH = {"errors", "units", "records", "profiles", "networks", "schedulers", "plotting"}
+NO_TORCH = {"errors", "slots", "units", "records", "profiles", "networks", "schedulers", "plotting"}
 
 
 def room_of(path):

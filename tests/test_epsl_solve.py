@@ -14,7 +14,8 @@ from psl.errors import ScenarioError
 from psl.schedulers import epsl
 from psl.schedulers.epsl.local_search import State, bounds, local_search, neighbours
 from psl.schedulers.epsl.power import round_time
-from psl.schedulers.epsl.problem import RoundProblem, aggregated_slots
+from psl.schedulers.epsl.problem import RoundProblem
+from psl.slots import aggregated_slots
 
 
 def scenario(seed, n_clients=4, m=9, **options):
@@ -179,7 +180,7 @@ def test_extreme_cells_are_planned_without_losing_digits():
 
 
 def test_slots_are_counted_without_rounding_surprises():
-    assert [aggregated_slots(100, phi) for phi in (0.0, 0.07, 0.5, 0.501, 1.0)] == [0, 7, 50, 51, 100]
+    assert [aggregated_slots(phi, 100) for phi in (0.0, 0.07, 0.5, 0.501, 1.0)] == [0, 7, 50, 51, 100]
 
 
 def test_candidates_are_bounded_from_below_and_none_is_missed():

@@ -30,15 +30,6 @@ def build_model(width=4):
     return nn.Sequential(*model[:3], nn.Dropout(0.2), *model[3:], nn.Dropout(0.2))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors are tiny here: more threads only wait for each other, above all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def data():
     generator = torch.Generator().manual_seed(0)

@@ -26,15 +26,6 @@ def tiny_data(n=96, n_test=32, seed=0):
     return TensorDataset(images[:n], labels[:n]), TensorDataset(images[n:], labels[n:])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors are tiny here: more threads only wait for each other, above all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def plain_model():
     torch.manual_seed(2)

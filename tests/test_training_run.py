@@ -22,15 +22,6 @@ from psl.training.setup import image_layout
 OPTIONS = {"n_clients": 3, "rounds": 2, "batch_size": 8, "cut": 3, "lr": 0.1, "progress": False}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors are tiny here: more threads only wait for each other, above all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def model():
     torch.manual_seed(2)
@@ -296,3 +287,10 @@ def test_bad_input_says_what_was_expected(options, error, message, data, model):
     arguments = {"framework": "epsl", "model": model, "dataset": data} | OPTIONS | options
     with pytest.raises(error, match=message):
         train(**arguments)
+
+
+@pytest.mark.parametrize(("name", "value"), [("n_clients", 4), ("batch_size", 9), ("phi", 0.25), ("cut", 2)])
+def test_an_argument_that_contradicts_the_plan_is_refused(name, value, data, model):
+    plan = SimpleNamespace(n_clients=3, batch_size=8, phi=0.5, cut=3, framework_round_time=lambda *a, **k: 1.0)
+    with pytest.raises(ScenarioError, match=f"{name}: expected the plan's .*, got {value}.*solve a plan for it"):
+        train("epsl", model, data, rounds=1, plan=plan, progress=False, **{name: value})

@@ -15,20 +15,22 @@ def umi(positions, n_subchannels, subchannel_bandwidth, carrier_frequency, seed)
 
     Returns ((C, M) linear gain, (C,) 1 where there is line of sight).
     """
-    # Imported here: Sionna takes seconds to import, and most users of the library never sample.
     import torch
-    from sionna.phy import config
-    from sionna.phy.channel import cir_to_ofdm_channel, subcarrier_frequencies
-    from sionna.phy.channel.tr38901 import PanelArray, UMi
 
     n_clients = len(positions)
     options = {"precision": "double", "device": "cpu"}
-    antenna = PanelArray(
-        num_rows_per_panel=1, num_cols_per_panel=1, polarization="single", polarization_type="V",
-        antenna_pattern="omni", carrier_frequency=carrier_frequency, **options,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):  # Sionna's seed reseeds torch's generator: give the caller's back
+    # Sionna reseeds torch's generator, when imported and by its own seed: give the caller's back.
+    with torch.random.fork_rng(devices=[]):
+        # Imported here: it takes seconds, and most users of the library never sample.
+        from sionna.phy import config
+        from sionna.phy.channel import cir_to_ofdm_channel, subcarrier_frequencies
+        from sionna.phy.channel.tr38901 import PanelArray, UMi
+
         config.seed = seed
+        antenna = PanelArray(
+            num_rows_per_panel=1, num_cols_per_panel=1, polarization="single", polarization_type="V",
+            antenna_pattern="omni", carrier_frequency=carrier_frequency, **options,
+        )  # fmt: skip
         model = UMi(
             carrier_frequency=carrier_frequency, o2i_model="low", ut_array=antenna, bs_array=antenna,
             direction="uplink", **options,
@@ -43,7 +45,7 @@ def umi(positions, n_subchannels, subchannel_bandwidth, carrier_frequency, seed)
             ut_velocities=still,
             in_state=torch.zeros(1, n_clients, dtype=torch.bool),
         )
-        line_of_sight = model._scenario.los[0, 0].numpy().astype(float)
+        line_of_sight = model._scenario.los[0, 0].numpy().astype(float)  # has no public accessor
         path, delay = model(num_time_samples=1, sampling_frequency=subchannel_bandwidth)
     centres = subcarrier_frequencies(n_subchannels, subchannel_bandwidth, **options)
     response = cir_to_ofdm_channel(centres, path, delay)  # (1, 1, 1, C, 1, 1, M)

@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from psl.networks import WirelessCell
 from psl.units import linear_to_db
@@ -32,6 +33,7 @@ def plot_cell(cell: WirelessCell, assignment: np.ndarray | None = None):
     gains.set(xlabel="subchannel", ylabel="client")
     if cell.n_clients <= 12:
         gains.set_yticks(range(cell.n_clients))
+    gains.xaxis.set_major_locator(MaxNLocator(integer=True))
     gains.grid(False)
     fig.colorbar(image, ax=gains, label="gain (dB)")
     if assignment is not None:

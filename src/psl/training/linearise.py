@@ -26,7 +26,6 @@ one row has no variance: a single row that needs no graph joins the rows that ha
 Source: EPSL (arXiv 2303.15991): last-layer aggregation [P], where to linearise [R].
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,11 +42,6 @@ RULES = ("representative", "mean", "each", "cut")
 def cross_entropy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the cross entropy of each row, (rows,)."""
     return F.cross_entropy(outputs, labels, reduction="none")
-
-
-def n_aggregated(phi: float, batch_size: int) -> int:
-    """Return n_A = ⌈φ b⌉; rounded first, so that 0.07·100 = 7.000000000000001 is 7."""
-    return math.ceil(round(phi * batch_size, 9))
 
 
 @dataclass(frozen=True)

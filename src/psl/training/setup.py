@@ -14,11 +14,17 @@ _OPTIMIZERS = {"sgd": (torch.optim.SGD, 0.05), "adam": (torch.optim.Adam, 1e-3)}
 
 
 def default(value, plan, name: str, otherwise):
-    """Return an argument, else the plan's, else the library's default."""
-    if value is not None:
-        return value
-    found = getattr(plan, name, None)
-    return otherwise if found is None else found
+    """Return an argument, else the plan's, else the library's default.
+
+    Raises:
+        ScenarioError: the argument contradicts the plan, whose simulated time would then be wrong.
+    """
+    planned = getattr(plan, name, None)
+    if value is None:
+        return otherwise if planned is None else planned
+    if planned is not None and value not in (planned, getattr(plan, f"{name}_name", planned)):
+        raise expected(name, f"the plan's {planned!r}", repr(value), "leave it out, or solve a plan for it")
+    return value
 
 
 def check_model(model) -> None:

@@ -1,6 +1,5 @@
 """The joint problem in plain arrays: what every cut costs, and what every subchannel can carry."""
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,11 +9,7 @@ from psl.errors import ScenarioError, check_count, check_number, expected
 from psl.networks.wireless import WirelessCell
 from psl.profiles import Profile
 from psl.schedulers.epsl.water_filling import LN2, most_rate
-
-
-def aggregated_slots(batch_size: int, phi: float) -> int:
-    """Return n_A = ⌈φ b⌉, the number of mini-batch slots whose last-layer gradients are aggregated."""
-    return math.ceil(phi * batch_size - 1e-9)  # 0.07 · 100 is 7.000000000000001 in floating point
+from psl.slots import aggregated_slots
 
 
 def seconds(bits, rate):
@@ -42,7 +37,7 @@ class CutTerms:
     @classmethod
     def of(cls, profile: Profile, cell: WirelessCell, batch_size: int, phi: float) -> "CutTerms":
         """Compute the terms for a profile, a cell, a mini-batch of b per client and a share φ."""
-        b, n_a, n_clients = batch_size, aggregated_slots(batch_size, phi), cell.n_clients
+        b, n_a, n_clients = batch_size, aggregated_slots(phi, batch_size), cell.n_clients
         backward_rest = np.maximum(profile.bwd_flops[-1] - profile.bwd_flops - profile.last_bwd_flops, 0.0)
         rows = n_a + n_clients * (b - n_a)
         return cls(

@@ -7,9 +7,10 @@ from torch import nn
 
 from psl.errors import CutError
 from psl.models import split
+from psl.slots import aggregated_slots
 from psl.training.frameworks.base import Framework
 from psl.training.frameworks.full import copy_into
-from psl.training.linearise import n_aggregated, server_backward
+from psl.training.linearise import server_backward
 from psl.training.link import exchanged
 
 
@@ -149,7 +150,7 @@ class EPSL(PSL):
 
     def server_backward(self, smashed, labels, weights, rng):
         setup = self.setup
-        n_agg = n_aggregated(setup.phi, setup.batch_size)
+        n_agg = aggregated_slots(setup.phi, setup.batch_size)
         return server_backward(
             self.server, smashed, labels, weights, n_agg=n_agg, rule=setup.linearise, rng=rng, loss=setup.loss
         )
