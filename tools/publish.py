@@ -20,10 +20,16 @@ def publish_notebooks(executed: Path) -> None:
     for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
         done, kept = nbformat.read(executed / path.name, 4), nbformat.read(path, 4)
         done.cells = [c for c in done.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+        count = 0
         for cell, source in zip(done.cells, kept.cells, strict=True):
             cell.source, cell.id = source.source, source.id
             cell.metadata = source.metadata
+            if cell.cell_type == "code":
+                count += 1
+                cell.execution_count = count  # as if the injected parameters had never been there
             for output in cell.get("outputs", []):
+                if "execution_count" in output:
+                    output.execution_count = count
                 # Widget views need a kernel to be drawn; the text beside them does not.
                 output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
         done.metadata = {k: v for k, v in kept.metadata.items() if k in ("kernelspec", "language_info")}

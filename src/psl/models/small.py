@@ -20,7 +20,7 @@ def cnn(in_channels: int = 1, n_classes: int = 10, width: int = 16) -> nn.Sequen
         nn.MaxPool2d(2),
         nn.Conv2d(width, 2 * width, 3, padding=1),
         nn.ReLU(),
-        nn.AdaptiveAvgPool2d(4),
+        nn.AdaptiveMaxPool2d(4),
         nn.Flatten(),
         nn.Linear(2 * width * 16, 8 * width),
         nn.ReLU(),

@@ -1,6 +1,7 @@
 """The front door of the EPSL scheduler."""
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from psl.errors import check_choice
@@ -17,6 +18,7 @@ from psl.schedulers.epsl.search import search
 METHODS = ("search", "bcd", *BASELINES)
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # matrices are small: threads only wait for each other
 def solve(
     profile: Profile,
     cell: WirelessCell,
