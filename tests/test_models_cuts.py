@@ -241,3 +241,117 @@ def test_tracing_leaves_the_model_as_it_was():
     before = {name: (m.training, set(vars(m))) for name, m in model.named_modules()}
     psl.split(model, 3)
     assert {name: (m.training, set(vars(m))) for name, m in model.named_modules()} == before
+
+
+class Net(nn.Module):
+    """Two linear layers, and a forward pass given as a function of (self, x)."""
+
+    def __init__(self, forward, width=6):
+        super().__init__()
+        self.a, self.b = nn.Linear(width, width), nn.Linear(width, width)
+        self.w = nn.Parameter(torch.randn(width, width))
+        self.body = forward
+
+    def forward(self, x):
+        return self.body(self, x)
+
+
+def test_constants_that_forward_makes_come_along():
+    model = Net(lambda self, x: self.b(self.a(x) * torch.arange(6.0)) + torch.tensor(2.0)).eval()
+    x = torch.randn(3, 6)
+    for cut in psl.cuts(model, (6,)):
+        assert torch.equal(psl.split(model, cut.index)(x), model(x))
+    assert not any(name.startswith("_tensor_constant") for name in vars(model))
+    assert psl.split(model, 1).server.state_dict().keys() <= dict(model.named_parameters()).keys()
+
+
+def test_random_constants_are_refused_and_the_random_state_is_left_alone():
+    state = torch.get_rng_state()
+    with pytest.raises(CutError, match="same constants whenever it runs"):
+        psl.cuts(Net(lambda self, x: self.b(self.a(x) + torch.randn(6))), (6,))
+    torch.random.set_rng_state(state)
+    model = Net(lambda self, x: self.b(self.a(x)))
+    state = torch.get_rng_state()
+    psl.cuts(model, (6,))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_weight_tied_through_an_operation_is_never_torn_apart():
+    linear = nn.functional.linear
+    model = Net(lambda self, x: linear(torch.relu(linear(self.a(x), self.w)), self.w.t()))
+    names = [c.name for c in psl.cuts(model, (6,))]
+    assert names[:2] == ["input", "a"]
+    assert len(names) == 3, "no cut between the two uses of w"
+
+
+def test_sizes_are_per_sample_wherever_the_batch_stands():
+    model = Net(lambda self, x: self.b(self.a(x.permute(1, 0, 2)).permute(1, 0, 2)))
+    assert {c.shape for c in psl.cuts(model, (10, 6))} == {(10, 6)}
+    assert set(psl.profile(model, (10, 6)).act_bits) == {60 * 32}
+    folded = Net(lambda self, x: self.b(self.a(x).reshape(-1, 6)).reshape(-1, 10, 6))
+    assert {c.shape for c in psl.cuts(folded, (10, 6))} == {(10, 6)}
+
+
+@pytest.mark.parametrize("between", [nn.Flatten(), nn.Identity(), nn.Dropout(0.0)])
+def test_the_server_leaves_the_received_tensor_alone_behind_a_view_too(between):
+    model = nn.Sequential(nn.Linear(4, 4), between, nn.ReLU(inplace=True), nn.Linear(4, 2)).eval()
+    parts = psl.split(model, 1)
+    received = torch.randn(8, 4, requires_grad=True)
+    kept = received.detach().clone()
+    parts.server(received).sum().backward()
+    assert torch.equal(received, kept)
+    assert received.grad is not None
+
+
+def test_results_picked_by_attribute_are_no_cut():
+    model = Net(lambda self, x: self.b(torch.topk(self.a(x), 6).values))
+    assert "topk" not in [c.name for c in psl.cuts(model, (6,))]
+
+
+def test_names_of_inputs_may_resemble_each_other_and_attributes_are_restored():
+    class Inputs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.last = nn.Linear(4, 4), None
+
+        def forward(self, x_1, x=None, flag=False):
+            self.last = self.a(x_1)
+            return self.last
+
+    model = Inputs()
+    assert len(psl.cuts(model, (4,))) == 2
+    assert model.last is None
+
+
+@pytest.mark.parametrize("cut", [float("nan"), float("inf"), None, [1], 2.5, True, -1])
+def test_strange_cuts_are_refused(cut):
+    with pytest.raises(CutError, match=r"expected a number 0\.\."):
+        psl.split(psl.models.cnn(), cut)
+
+
+def test_strange_arguments_are_refused():
+    with pytest.raises(CutError, match="expected a torch.nn.Module, got str"):
+        psl.split("resnet18", 1)
+    with pytest.raises(CutError, match="expected a list of cuts, got 1"):
+        psl.partition(psl.models.cnn(), 1)
+    with pytest.raises(CutError, match="input_shape"):
+        psl.cuts(psl.models.cnn(), 8)
+
+
+def test_reading_the_batch_size_early_costs_no_cut():
+    def forward(self, x):
+        n, m = x.size(0), x.shape[0]
+        y = torch.relu(self.a(x))
+        return self.b(y.view(n, -1).reshape(m, 6))
+
+    model, x = Net(forward), torch.randn(5, 6)
+    assert [c.name for c in psl.cuts(model, (6,))] == ["input", "a", "relu", "view", "reshape", "b"]
+    for cut in range(6):
+        assert torch.equal(psl.split(model, cut)(x), model(x)), cut
+
+
+def test_a_split_model_is_a_module():
+    model = psl.models.thin_resnet()
+    parts = psl.split(model, "block1").eval()
+    assert not model.bn.training, "the parts share the model's modules, and so their modes"
+    assert {id(p) for p in parts.parameters()} == {id(p) for p in model.parameters()}

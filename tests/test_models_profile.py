@@ -155,3 +155,14 @@ def test_measure_refuses_a_single_sample():
         psl.measure(psl.models.cnn(), (1, 8, 8), batch_size=1)
     with pytest.raises(CutError, match="input_shape"):
         psl.measure(psl.models.cnn(), (3, 8, 8), batch_size=4)
+
+
+def test_the_last_layer_is_the_last_one_with_weights_counted_and_measured():
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    counted, measured = psl.profile(model, (1, 16, 16)), psl.measure(model, (1, 16, 16), batch_size=8, repeats=3)
+    assert counted.last_bwd_flops == counted.bwd_flops[3] - counted.bwd_flops[2]
+    assert measured.last_bwd_flops == pytest.approx(measured.bwd_flops[3] - measured.bwd_flops[2])
+    ends_in_a_block = nn.Sequential(nn.Conv2d(1, 16, 1), psl.models.thin_resnet().block1)
+    assert psl.profile(ends_in_a_block, (1, 6, 6)).last_bwd_flops == 2 * 2 * 36 * 16 * 16 * 9

@@ -42,7 +42,7 @@ def profile(model: nn.Module, input_shape: tuple[int, ...], *, bits: int = 32) -
     # once per batch. (BatchNorm in train mode refuses a batch of 1 where a feature map is 1 × 1.)
     small, large = (_Count.of(traced, input_shape, batch_size) for batch_size in (2, 4))
     forward, backward, floats, other_bytes = (large.unit_costs - small.unit_costs) / 2
-    elements = np.array(small.cut_elements)
+    elements = (np.array(large.cut_elements) - small.cut_elements) / 2
     return Profile(
         names=traced.cut_names,
         fwd_flops=np.cumsum(forward),
@@ -51,7 +51,7 @@ def profile(model: nn.Module, input_shape: tuple[int, ...], *, bits: int = 32) -
         grad_bits=elements * bits,
         param_bits=np.cumsum(parameter_elements(traced)) * bits,
         act_memory=np.cumsum(floats * bits / 8 + other_bytes),
-        last_bwd_flops=last_layer(backward),
+        last_bwd_flops=(large.last_backward - small.last_backward) / 2,
     )
 
 
@@ -73,12 +73,6 @@ def parameter_elements(traced: TracedModel) -> np.ndarray:
     return elements
 
 
-def last_layer(unit_backward: np.ndarray) -> float:
-    """Return the backward cost of the last unit that has one: the last layer alone."""
-    costly = np.flatnonzero(unit_backward)
-    return float(unit_backward[costly[-1]]) if costly.size else 0.0
-
-
 class _Count(MetaRun, TorchDispatchMode):
     """Adds up per unit, on the meta device: forward and backward FLOP, saved floats, other saved bytes."""
 
@@ -98,14 +92,14 @@ class _Count(MetaRun, TorchDispatchMode):
         self.cut_elements: list[int] = []
         state = [*self.module.parameters(), *self.module.buffers()]
         self._counted = {id_of_storage(tensor): tensor for tensor in state}
-        self._unit = 0
+        self._unit, self.last_backward = 0, 0.0
 
     def run_node(self, node):
         self._unit = self.unit_of[node]
         with self:
             value = super().run_node(node)
         if node in self.cut_nodes:
-            self.cut_elements.append(value[0].numel())
+            self.cut_elements.append(value.numel())
         return value
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -117,7 +111,8 @@ class _Count(MetaRun, TorchDispatchMode):
             # own count of a convolution's backward pass ignores `groups`, hence not used here.
             bias_first = function._overloadpacket in (torch.ops.aten.addmm, torch.ops.aten.baddbmm)
             factors = args[1:3] if bias_first else args[:2]
-            self.unit_costs[:2, self._unit] += flops, flops * sum(factor.requires_grad for factor in factors)
+            self.last_backward = flops * sum(factor.requires_grad for factor in factors)
+            self.unit_costs[:2, self._unit] += flops, self.last_backward
         return value
 
     def _note_saved(self, tensor):

@@ -1,14 +1,14 @@
 """Cut a model: list its cuts, split it in two, or partition it into stages."""
 
 import dataclasses
-import functools
 import operator
 
 import torch
 from torch import fx, nn
 
 from psl.errors import CutError, expected
-from psl.models.tracing import TracedModel, trace
+from psl.models.shapes import cut_shapes
+from psl.models.tracing import TracedModel, only_batch_size, trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,22 +26,21 @@ class Cut:
     shape: tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class SplitModel:
+class SplitModel(nn.Module):
     """A model in two parts that share its parameters: ``server(client(x))`` equals ``model(x)``.
 
-    Args:
+    Attributes:
         client, server: the parts; the names in their `state_dict` are those of the whole model.
         cut: number of the cut between them.
         name: name of that cut.
     """
 
-    client: nn.Module
-    server: nn.Module
-    cut: int
-    name: str
+    def __init__(self, client: nn.Module, server: nn.Module, cut: int, name: str):
+        super().__init__()
+        self.client, self.server, self.cut, self.name = client, server, cut, name
+        self.training = client.training
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Run both parts, one after the other."""
         return self.server(self.client(x))
 
@@ -59,11 +58,9 @@ def cuts(model: nn.Module, input_shape: tuple[int, ...]) -> list[Cut]:
 
     Source: the definition is exact, see the README's "Cuts"; a residual or dense block has none inside.
     """
-    from psl.models.shapes import cut_values  # shapes needs the stages that this module builds
-
     traced = trace(model)
-    shapes = cut_values(traced, input_shape)
-    return [Cut(j, name, tuple(shape)) for j, (name, shape) in enumerate(zip(traced.cut_names, shapes, strict=True))]
+    shapes = cut_shapes(traced, input_shape)
+    return [Cut(j, name, shape) for j, (name, shape) in enumerate(zip(traced.cut_names, shapes, strict=True))]
 
 
 def split(model: nn.Module, cut: int | str) -> SplitModel:
@@ -94,6 +91,8 @@ def partition(model: nn.Module, cuts: list[int | str]) -> list[nn.Module]:
         CutError: no such cut, or the cuts do not increase.
     """
     traced = trace(model)
+    if not isinstance(cuts, list | tuple):
+        raise expected("cuts", "a list of cuts", repr(cuts), "pass [cut]", CutError)
     indices = [traced.find(cut) for cut in cuts]
     if any(a >= b for a, b in zip(indices, indices[1:], strict=False)):
         raise expected("cuts", "strictly increasing cuts", indices, "sort them and drop repetitions", CutError)
@@ -113,13 +112,15 @@ def _stage(traced: TracedModel, units: dict[fx.Node, int], first: int, last: int
     inlet, outlet = traced.cut_nodes[first], traced.cut_nodes[last]
     value = graph.placeholder("x")
     copied = {inlet: value}
-    if first > 0 and any(_works_in_place(user, inlet, traced.model) for user in inlet.users):
+    if first > 0 and _is_overwritten(inlet, traced.model):
         # In the whole model this operation overwrites a value that nobody else needs. Here the
         # value is the caller's tensor, perhaps a leaf that requires a gradient: leave it alone.
         copied[inlet] = graph.call_method("clone", (value,))
 
     def copy(node):
-        if node not in copied:  # constants and parameters come along with their first user
+        if node not in copied and only_batch_size(node) and units.get(node, first + 1) <= first:
+            copied[node] = graph.call_method("size", (value, 0))
+        elif node not in copied:  # constants and parameters come along with their first user
             for source in node.all_input_nodes:
                 copy(source)
             copied[node] = graph.node_copy(node, copied.get)
@@ -130,7 +131,9 @@ def _stage(traced: TracedModel, units: dict[fx.Node, int], first: int, last: int
             copy(node)
     graph.output(copied[outlet])
     attributes = {
-        node.target: traced.constants[node.target] if node.target in traced.constants else _lookup(traced.model, node)
+        node.target: traced.constants[node.target]
+        if node.target in traced.constants
+        else operator.attrgetter(node.target)(traced.model)
         for node in graph.nodes
         if node.op in ("call_module", "get_attr")
     }
@@ -140,8 +143,17 @@ def _stage(traced: TracedModel, units: dict[fx.Node, int], first: int, last: int
     return stage
 
 
-def _lookup(model, node):
-    return functools.reduce(getattr, node.target.split("."), model)
+def _is_overwritten(inlet: fx.Node, model: nn.Module) -> bool:
+    """Does an operation work in place on the inlet, or on what may be a view of it?"""
+    aliases = [inlet]
+    for node in aliases:  # grows while it is walked
+        for user in node.users:
+            if _works_in_place(user, node, model):
+                return True
+            has_weights = user.op == "call_module" and any(True for _ in model.get_submodule(user.target).parameters())
+            if not has_weights and user not in aliases:  # what has weights returns a new tensor
+                aliases.append(user)
+    return False
 
 
 def _works_in_place(node: fx.Node, value: fx.Node, model: nn.Module) -> bool:

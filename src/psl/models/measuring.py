@@ -9,7 +9,7 @@ from torch import fx, nn
 from tqdm.auto import tqdm
 
 from psl.errors import check_count
-from psl.models.counting import last_layer, profile
+from psl.models.counting import profile
 from psl.models.tracing import TracedModel, trace
 from psl.profiles import Profile
 
@@ -57,9 +57,13 @@ def measure(
         if k >= warmup:
             tables.append(table)
     forward, backward = np.median(tables, axis=0) / batch_size  # (L+1,) each
+    # The last layer's share of its unit's time is its share of the unit's operations.
+    operations = np.diff(counted.bwd_flops, prepend=0.0)
+    unit = int(np.flatnonzero(operations)[-1]) if operations.any() else 0
+    last = backward[unit] * counted.last_bwd_flops / operations[unit] if unit else 0.0
     return Profile.measured(
         counted.names, np.cumsum(forward), np.cumsum(backward), counted.act_bits, counted.grad_bits,
-        counted.param_bits, counted.act_memory, last_bwd_seconds=last_layer(backward),
+        counted.param_bits, counted.act_memory, last_bwd_seconds=last,
     )  # fmt: skip
 
 
@@ -94,7 +98,8 @@ class _Stopwatch(fx.Interpreter):
         last = len(self.cut_index) - 1
         self.passed, self.returned = np.zeros(last + 1), np.full(last + 1, np.nan)
         output = self.run(x)
-        output.backward(torch.ones_like(output))
+        if output.requires_grad:  # a frozen model has no backward pass
+            output.backward(torch.ones_like(output))
         self.returned[0] = self._read()
         self.module.zero_grad(set_to_none=True)
         # A unit without a gradient hook (nothing before it is trained) takes no time of its own.

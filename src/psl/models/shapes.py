@@ -32,10 +32,12 @@ class MetaRun(fx.Interpreter):
         try:
             shape = (batch_size, *(int(n) for n in input_shape))
             return self.run(torch.empty(shape, device="meta"))
+        except CutError:
+            raise
         except Exception as cause:  # whatever an operation says about sizes it cannot take
             reason = (str(cause).splitlines() or [""])[0]
             raise expected(
-                "input_shape", "the shape of one sample that the model takes", f"{tuple(input_shape)}, at which "
+                "input_shape", "the shape of one sample that the model takes", f"{input_shape!r}, at which "
                 f"the model says: {type(cause).__name__}: {reason}",
                 "pass it without the batch dimension, such as (3, 224, 224)", CutError,
             ) from cause  # fmt: skip
@@ -51,13 +53,22 @@ class _CutShapes(MetaRun):
         if node in self.cut_nodes:
             if not isinstance(value, torch.Tensor):
                 raise expected(f"node {node.name!r}", "one tensor", type(value).__name__, "return a tensor", CutError)
-            self.shapes.append(value.shape[1:])
+            self.shapes.append(value.shape)
         return value
 
 
-def cut_values(traced: TracedModel, input_shape: tuple[int, ...]) -> list[torch.Size]:
-    """Return the shape of one sample's tensor at every cut."""
-    run = _CutShapes(traced)
-    with torch.no_grad():
-        run.start(input_shape, batch_size=2)
-    return run.shapes
+def cut_shapes(traced: TracedModel, input_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Return the shape of one sample's tensor at every cut, wherever the batch dimension stands there."""
+    shapes = {}
+    for batch_size in (2, 4):
+        run = _CutShapes(traced)
+        with torch.no_grad():
+            run.start(input_shape, batch_size)
+        shapes[batch_size] = run.shapes
+    return [_one_sample(small, large) for small, large in zip(shapes[2], shapes[4], strict=True)]
+
+
+def _one_sample(small: torch.Size, large: torch.Size) -> tuple[int, ...]:
+    """What a batch of 2 and one of 4 have in common: the axis that grows is the batch, or is folded with it."""
+    kept = [a if a == b else a // 2 for a, b in zip(small, large, strict=True)]
+    return tuple(n for n, a, b in zip(kept, small, large, strict=True) if a == b or n != 1)

@@ -1,5 +1,7 @@
 """Two small networks for small images: enough to study training in minutes on a laptop."""
 
+from collections import OrderedDict
+
 from torch import nn
 
 from psl.errors import check_count
@@ -14,18 +16,19 @@ def cnn(in_channels: int = 1, n_classes: int = 10, width: int = 16) -> nn.Sequen
         width: channels of the first convolution; the second has twice as many.
     """
     check_count("width", width)
-    return nn.Sequential(
-        nn.Conv2d(in_channels, width, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(width, 2 * width, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveMaxPool2d(4),
-        nn.Flatten(),
-        nn.Linear(2 * width * 16, 8 * width),
-        nn.ReLU(),
-        nn.Linear(8 * width, n_classes),
-    )
+    layers = {
+        "conv1": nn.Conv2d(in_channels, width, 3, padding=1),
+        "relu1": nn.ReLU(),
+        "pool1": nn.MaxPool2d(2),
+        "conv2": nn.Conv2d(width, 2 * width, 3, padding=1),
+        "relu2": nn.ReLU(),
+        "pool2": nn.AdaptiveMaxPool2d(4),
+        "flatten": nn.Flatten(),
+        "linear1": nn.Linear(2 * width * 16, 8 * width),
+        "relu3": nn.ReLU(),
+        "linear2": nn.Linear(8 * width, n_classes),
+    }
+    return nn.Sequential(OrderedDict(layers))
 
 
 class ResidualBlock(nn.Module):
@@ -59,14 +62,15 @@ def thin_resnet(in_channels: int = 1, n_classes: int = 10, width: int = 16) -> n
         width: channels of the stem; each further stage doubles them and halves the image.
     """
     check_count("width", width)
-    return nn.Sequential(
-        nn.Conv2d(in_channels, width, 3, padding=1, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(),
-        ResidualBlock(width, width),
-        ResidualBlock(width, 2 * width, stride=2),
-        ResidualBlock(2 * width, 4 * width, stride=2),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(4 * width, n_classes),
-    )
+    layers = {
+        "conv": nn.Conv2d(in_channels, width, 3, padding=1, bias=False),
+        "bn": nn.BatchNorm2d(width),
+        "relu": nn.ReLU(),
+        "block1": ResidualBlock(width, width),
+        "block2": ResidualBlock(width, 2 * width, stride=2),
+        "block3": ResidualBlock(2 * width, 4 * width, stride=2),
+        "pool": nn.AdaptiveAvgPool2d(1),
+        "flatten": nn.Flatten(),
+        "linear": nn.Linear(4 * width, n_classes),
+    }
+    return nn.Sequential(OrderedDict(layers))

@@ -8,7 +8,7 @@ import operator
 import torch
 from torch import fx, nn
 
-from psl.errors import CutError
+from psl.errors import CutError, expected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class TracedModel:
         """
         last = len(self.cut_nodes) - 1
         if not isinstance(cut, str):
-            if isinstance(cut, bool) or int(cut) != cut or not 0 <= cut <= last:
+            if isinstance(cut, bool) or cut not in range(last + 1):
                 raise CutError(f"cut: expected a number 0..{last}, got {cut!r}. Fix: psl.cuts lists the cuts")
             return int(cut)
         if cut in self.aliases:
@@ -93,35 +93,32 @@ def trace(model: nn.Module) -> TracedModel:
 
     The model is traced in train and in eval mode. Where the two graphs differ only in flags that
     follow ``model.training`` (``F.dropout(x, training=self.training)``), the flag stays live in
-    the result; any other difference is refused.
+    the result, as the mode of the model as a whole; any other difference is refused.
 
     Raises:
         CutError: torch.fx cannot trace the model, it has several inputs or outputs, or its
             structure depends on the mode. The message names the node or the cause.
     """
-    modes = {module: module.training for module in model.modules()}
-    try:
-        (graph, returned_by, constants), (eval_graph, _, _) = (_trace(model.train(mode)) for mode in (True, False))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    if not isinstance(model, nn.Module):
+        raise expected("model", "a torch.nn.Module", type(model).__name__, "pass the model itself", CutError)
+    with torch.random.fork_rng(devices=[]):  # forward() may draw while it is traced
+        (graph, returned_by, constants), (eval_graph, _, eval_constants) = (_trace(model, m) for m in (True, False))
     _single(graph, eval_graph, model)
     _keep_training_flag_live(graph, eval_graph, model)
+    _refuse_random(constants, eval_constants)
     owner = {node: tuple(name for name, _ in node.meta.get("nn_module_stack", {}).values()) for node in graph.nodes}
-    cut_nodes = _find_cuts(graph, model)
+    cut_nodes = _find_cuts(graph, model, constants)
     names, aliases = _name_cuts(cut_nodes, returned_by, owner)
     return TracedModel(model, graph, tuple(cut_nodes), names, aliases, owner, constants)
 
 
-def _trace(model):
-    tracer, before = _Tracer(), set(vars(model))
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(model.forward).parameters.items()
-        if parameter.default is not inspect.Parameter.empty
-    }
+def _trace(model, training):
+    tracer = _Tracer()
+    signature = inspect.signature(model.forward).parameters.items()
+    defaults = {name: p.default for name, p in signature if p.default is not inspect.Parameter.empty}
+    before = {module: dict(vars(module)) for module in model.modules()}
     try:
-        graph = tracer.trace(model, concrete_args=defaults or None)
+        graph = tracer.trace(model.train(training), concrete_args=defaults or None)
         constants = {k: v for k, v in vars(model).items() if k.startswith("_tensor_constant")}
     except Exception as cause:  # fx lets the model's own exceptions through: all of them mean "not traceable"
         done = list(tracer.graph.nodes)[-1:] if hasattr(tracer, "graph") else []
@@ -134,24 +131,31 @@ def _trace(model):
             "torch.fx.wrap"
         ) from cause
     finally:
-        # The tracer hangs tensors that forward() makes onto the model: take them off again.
-        for name in [k for k in vars(model) if k.startswith("_tensor_constant") and k not in before]:
-            delattr(model, name)
-    _drop_default_arguments(graph, defaults)
+        # Modes; the constants that the tracer hangs onto the model; what forward() keeps in attributes.
+        for module, attributes in before.items():
+            vars(module).clear()
+            vars(module).update(attributes)
+    _drop_default_arguments(graph, len(signature) - len(defaults))
     return graph, tracer.returned_by, constants
 
 
-def _drop_default_arguments(graph, defaults):
+def _refuse_random(constants, eval_constants):
+    """Refuse tensors that forward() draws from nothing: the graph would freeze one draw of them."""
+    for name, value in constants.items():
+        other = eval_constants.get(name)
+        if value.device.type != "meta" and other is not None and not torch.equal(value, other):
+            raise expected(
+                "cuts", "a forward pass that makes the same constants whenever it runs", "one that differs",
+                "draw random tensors like the input (torch.randn_like), in a child module without children", CutError,
+            )  # fmt: skip
+
+
+def _drop_default_arguments(graph, n_required):
     """Remove the placeholders that fx makes for arguments left at their default, and its checks of them."""
-    extra = [n for n in graph.nodes if n.op == "placeholder" and n.target.split("_")[0] and _is_default(n, defaults)]
-    for node in reversed(_reachable(extra)):
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    for node in reversed(_reachable(placeholders[n_required:])):  # defaults stand last in a signature
         if node.op != "output":
             graph.erase_node(node)
-
-
-def _is_default(node, defaults):
-    # fx numbers flattened arguments: flag -> flag_1
-    return node.target in defaults or node.target.rpartition("_")[0] in defaults
 
 
 def _reachable(nodes):
@@ -227,7 +231,7 @@ def _units(graph, cut_nodes):
     return unit
 
 
-def _find_cuts(graph, model):
+def _find_cuts(graph, model, constants):
     (inlet,) = (node for node in graph.nodes if node.op == "placeholder")
     (output,) = (node for node in graph.nodes if node.op == "output")
     after_input = set(_reachable([inlet]))
@@ -236,6 +240,8 @@ def _find_cuts(graph, model):
         if any(user in before_output for user in node.users):
             before_output.add(node)
     on_path = [node for node in graph.nodes if node in after_input and node in before_output]
+    # The batch size is the same at every cut: a part can ask its own input for it (x.view(n, -1)).
+    on_path = [node for node in on_path if not only_batch_size(node)]
     position = {node: k for k, node in enumerate(on_path)}
     # A node is passed by every path if no edge leaps over it.
     leap = 0
@@ -244,29 +250,51 @@ def _find_cuts(graph, model):
         if leap <= k and not _returns_tuple(node):
             dominators.append(node)
         leap = max([leap, *(position[user] for user in node.users if user in position)])
-    return _keep_state_together(graph, dominators, model)
+    return _keep_state_together(graph, dominators, model, constants)
+
+
+def only_batch_size(node: fx.Node) -> bool:
+    """Is the value the batch size, ``x.size(0)`` or ``x.shape[0]``, or a shape read for nothing else?"""
+    if node.op == "call_method" and node.target == "size" and len(node.args) == 2:
+        return node.args[1] == 0
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node) and _is_shape(node.args[0]):
+        return node.args[1] == 0
+    return _is_shape(node) and all(only_batch_size(user) for user in node.users)
+
+
+def _is_shape(node):
+    by_method = node.op == "call_method" and node.target == "size" and len(node.args) == 1
+    return by_method or (node.op == "call_function" and node.target is getattr and node.args[1] == "shape")
 
 
 def _returns_tuple(node):
-    picks = [user for user in node.users if user.target is operator.getitem and isinstance(user.args[1], int)]
-    return bool(picks) and len(picks) == len(node.users)
+    def picks(user):
+        by_number = user.target is operator.getitem and isinstance(user.args[1], int)
+        return by_number or (user.target is getattr and user.args[1] in ("values", "indices"))
+
+    return bool(node.users) and all(picks(user) for user in node.users)
 
 
-def _keep_state_together(graph, cut_nodes, model):
+def _keep_state_together(graph, cut_nodes, model, constants):
     """Drop cuts that would put one parameter, or one module with state, on both sides."""
     first, last = {}, {}
-    for node, unit in _units(graph, cut_nodes).items():
+    units = _units(graph, cut_nodes)
+    for node, unit in units.items():
         state = []
         if node.op == "call_module":
             module = model.get_submodule(node.target)
             state = [*module.parameters(), *module.buffers()]
-        for source in node.all_input_nodes:
-            if source.op == "get_attr" and source.target != "training":
+        # Parameters that forward() fetches, perhaps through operations that do not see the input (w.t()).
+        fetched = [source for source in node.all_input_nodes if source not in units]
+        while fetched:
+            source = fetched.pop()
+            fetched += source.all_input_nodes
+            if source.op == "get_attr" and source.target != "training" and source.target not in constants:
                 value = operator.attrgetter(source.target)(model)
                 state += [value] if isinstance(value, nn.Parameter) else []
         for tensor in state:
-            first.setdefault(id(tensor), unit)
-            last[id(tensor)] = unit
+            first[id(tensor)] = min(unit, first.get(id(tensor), unit))
+            last[id(tensor)] = max(unit, last.get(id(tensor), unit))
     torn = {j for key in first for j in range(first[key], last[key])}
     return [node for j, node in enumerate(cut_nodes) if j not in torn]
 
