@@ -207,6 +207,16 @@ def test_ham10000_keeps_the_resized_images_and_sees_when_the_table_changes(ham):
         load("ham10000", ham, image_size=16, progress=False)
 
 
+def test_ham10000_rebuilds_truncated_resized_images(ham):
+    first = load("ham10000", ham, image_size=16, progress=False)
+    copy = ham / "resized-16.npz"
+    copy.write_bytes(copy.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match="is made anew"):
+        again = load("ham10000", ham, image_size=16, progress=False)
+    assert all(torch.equal(a.tensors[0], b.tensors[0]) for a, b in zip(first, again, strict=True))
+    load("ham10000", ham, image_size=16, progress=False)  # whole again: no warning
+
+
 def test_ham10000_names_what_is_wrong(ham):
     table_path = ham / "HAM10000_metadata.csv"
     table = pd.read_csv(table_path)
@@ -216,6 +226,9 @@ def test_ham10000_names_what_is_wrong(ham):
         load("ham10000", ham, progress=False)
     table.assign(dx=["wart", *table["dx"][1:]]).to_csv(table_path, index=False)
     with pytest.raises(DataError, match=r"metadata\.csv: dx: expected one of akiec, .* got 'wart' in row 2"):
+        load("ham10000", ham, progress=False)
+    table.assign(image_id=[None, *table["image_id"][1:]]).to_csv(table_path, index=False)
+    with pytest.raises(DataError, match=r"metadata\.csv: image_id: expected a name in every row, got none in row 2"):
         load("ham10000", ham, progress=False)
     table.drop(columns="lesion_id").to_csv(table_path, index=False)
     with pytest.raises(DataError, match=r"metadata\.csv: expected a column 'lesion_id'"):

@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def load_ham10000(root=None, *, image_size: int = 64, progress: bool = True):
         progress: show a progress bar while reading.
 
     Raises:
-        DataError: the table or an image is missing or unreadable, a column is missing, or a label unknown.
+        DataError: the table or an image is missing or unreadable, a column or an entry is missing, or a label unknown.
     """
     check_count("image_size", image_size)
     folder = find_root(root)
@@ -57,6 +58,12 @@ def _read_table(path: Path) -> pd.DataFrame:
             raise expected(str(path), f"a column {column!r}", f"{list(table.columns)}", INSTRUCTION, DataError)
     if table.empty:
         raise expected(str(path), "one row per image", "no rows", INSTRUCTION, DataError)
+    for column in ("image_id", "lesion_id"):
+        empty = table.index[table[column].isna()]
+        if len(empty):
+            raise expected(
+                f"{path}: {column}", "a name in every row", f"none in row {empty[0] + 2}", INSTRUCTION, DataError
+            )
     unknown = table.loc[~table["dx"].isin(LABELS), "dx"]
     if len(unknown):
         got = f"{unknown.iloc[0]!r} in row {unknown.index[0] + 2}"
@@ -70,10 +77,10 @@ def _read_images(folder, names, size, progress) -> np.ndarray:
     copy = folder / f"resized-{size}.npz"
     if copy.is_file():
         try:
-            with np.load(copy) as saved:
+            with copy.open("rb") as file, np.load(file) as saved:  # np.load leaves a broken file open
                 if str(saved["key"]) == key:
                     return saved["images"]
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             warnings.warn(f"{copy} is unreadable and is made anew", stacklevel=3)
     images = np.empty((len(names), 3, size, size), dtype=np.uint8)
     for row, name in enumerate(tqdm(names, desc="HAM10000", unit="image", disable=not progress)):
