@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from psl.errors import ScenarioError
 from psl.slots import aggregated_slots
 from psl.training.batchnorm import GroupStatistics
 from psl.training.linearise import RULES, cross_entropy, server_backward
@@ -285,3 +286,33 @@ def test_a_single_row_without_graph_joins_the_others():
     close(server[0].running_var, whole[0].running_var)
     assert found.shared.shape == (1, 6)
     assert [len(rows) for rows in found.own] == [B - 1, B - 1]
+
+
+def test_a_single_row_with_graph_joins_the_others():
+    """Mini-batches of one sample, all aggregated: one batch for BatchNorm, z̄ sent back at the representative only."""
+    torch.manual_seed(6)
+    server = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3)).double()
+    whole = copy.deepcopy(server)
+    smashed = [torch.randn(1, 6, dtype=torch.float64) for _ in range(C)]
+    labels = [torch.randint(0, 3, (1,)) for _ in range(C)]
+    found = server_backward(server, smashed, labels, WEIGHTS, n_agg=1, rng=Drawn([1]))
+    leaf = torch.cat(smashed).requires_grad_()
+    outputs = whole(leaf)
+    (z,) = torch.autograd.grad(cross_entropy(outputs, torch.cat(labels)).sum(), outputs, retain_graph=True)
+    outputs[1].backward(torch.from_numpy(WEIGHTS) @ z)
+    close(found.shared, leaf.grad[1:2])
+    close(server[1].weight.grad, whole[1].weight.grad)
+    close(server[0].running_var, whole[0].running_var)
+    assert [rows.shape for rows in found.own] == [(0, 6)] * C
+
+
+def test_one_mean_row_cannot_be_normalised_alone():
+    """BatchNorm over images still has pixels to normalise by; over vectors it has nothing."""
+    torch.manual_seed(7)
+    labels = [torch.randint(0, 3, (B,)) for _ in range(C)]
+    vectors, images = ([torch.randn(B, 6, *size) for _ in range(C)] for size in ((), (2, 2)))
+    server = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3))
+    with pytest.raises(ScenarioError, match='linearise="mean": expected n_A of at least 2 .*larger phi'):
+        server_backward(server, vectors, labels, WEIGHTS, n_agg=1, rule="mean")
+    server = nn.Sequential(nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(24, 3))
+    assert server_backward(server, images, labels, WEIGHTS, n_agg=1, rule="mean").shared.shape == (1, 6, 2, 2)

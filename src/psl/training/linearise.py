@@ -21,7 +21,8 @@ BatchNorm in train mode: ``"each"`` and ``"cut"`` normalise all C·b rows as one
 ``"representative"`` and ``"mean"`` the rows with and those without a graph are two groups, each
 normalised by its own batch statistics; the running statistics see every row once, with equal weight
 (`GroupStatistics`). The extra rows of ``"mean"`` are a third group that they do not see. A group of
-one row has no variance: a single row that needs no graph joins the rows that have one.
+one row has no variance: in ``"representative"`` a single row of either kind makes both groups one,
+with a graph; in ``"mean"`` n_A = 1 is refused where BatchNorm sees nothing but that row.
 
 Source: EPSL (arXiv 2303.15991): last-layer aggregation [P], where to linearise [R].
 """
@@ -34,6 +35,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from psl.errors import expected
 from psl.training.batchnorm import GroupStatistics
 
 RULES = ("representative", "mean", "each", "cut")
@@ -85,6 +87,9 @@ def server_backward(
         rule: one of `RULES`.
         rng: draws the representatives.
         loss: maps outputs and labels to one loss per row.
+
+    Raises:
+        ScenarioError: BatchNorm would have to normalise the one mean row of ``"mean"`` with n_A = 1.
     """
     rows = _Rows(torch.cat(smashed), torch.cat(labels), torch.as_tensor(weights, device=labels[0].device), n_agg)
     if rows.n_clients == 1 or n_agg == 0:
@@ -128,7 +133,7 @@ class _Rows:
         return rows * self.weights.to(rows.dtype).view(-1, *[1] * (rows.ndim - 1))
 
     def split_own(self, gradients):
-        """Cut gradients of the rows that are not aggregated, (C·(b - n_A), …), without their factor λ_i."""
+        """Cut gradients of the rows that are not aggregated, (C·(b - n_A), …), by client, without their factor λ_i."""
         parts = gradients.chunk(self.n_clients) if len(gradients) else [gradients] * self.n_clients
         return [part / weight for part, weight in zip(parts, self.weights.tolist(), strict=True)]
 
@@ -137,9 +142,7 @@ def _exact(server, rows, loss):
     leaf = rows.smashed.requires_grad_()
     objective = rows.weighted(rows.client_means(loss(server(leaf), rows.labels)))
     objective.backward()
-    parts = leaf.grad.chunk(rows.n_clients)
-    own = [part / weight for part, weight in zip(parts, rows.weights.tolist(), strict=True)]
-    return ServerGradients(objective.detach(), None, own)
+    return ServerGradients(objective.detach(), None, rows.split_own(leaf.grad))
 
 
 def _representative(server, rows, loss, rng):
@@ -149,7 +152,7 @@ def _representative(server, rows, loss, rng):
     others[chosen, rows.slots] = False
     plain = rows.aggregated[others]  # ((C - 1)·n_A,)
     graph = torch.cat([rows.aggregated[chosen, rows.slots], rows.own])
-    if len(plain) == 1:
+    if min(len(plain), len(graph)) == 1:  # BatchNorm cannot normalise a group of one row
         graph, plain = torch.cat([graph, plain]), plain[:0]
 
     groups = GroupStatistics(server, len(rows.labels))
@@ -161,7 +164,7 @@ def _representative(server, rows, loss, rng):
 
     objective, z = rows.output_gradients(_scatter(found), loss)
     seeds = [rows.weighted(z[:, : rows.n_agg]), rows.scale(z[:, rows.n_agg :]).flatten(0, 1)]
-    missing = len(graph) - rows.n_agg - len(rows.own)  # the joined row, if any: it has no gradient
+    missing = len(graph) - rows.n_agg - len(rows.own)  # joined rows, if any: they have no gradient
     seeds.append(z.new_zeros(missing, *z.shape[2:]))
     graph_outputs.backward(torch.cat(seeds))
     shared, own = leaf.grad[: rows.n_agg], leaf.grad[rows.n_agg : len(graph) - missing]
@@ -177,7 +180,7 @@ def _mean(server, rows, loss):
         found.append((rows.own, _forward(server, leaf, groups)))
     mean_leaf = rows.weighted(rows.smashed[rows.aggregated]).requires_grad_()  # (n_A, …)
     with groups.unseen():
-        mean_outputs = server(mean_leaf)
+        mean_outputs = _forward_mean(server, mean_leaf)
 
     objective, z = rows.output_gradients(_scatter(found), loss)
     tops, seeds = [mean_outputs], [rows.weighted(z[:, : rows.n_agg])]
@@ -207,6 +210,16 @@ def _forward(server, inputs, groups):
 def _forward_plain(server, inputs, groups):
     with torch.no_grad():
         return _forward(server, inputs, groups)
+
+
+def _forward_mean(server, inputs):
+    try:
+        return server(inputs)
+    except ValueError as cause:
+        if len(inputs) > 1 or "more than 1 value per channel" not in str(cause):
+            raise
+        fix = "take a larger phi or batch_size, or another linearise="
+        raise expected('linearise="mean"', "n_A of at least 2 for this model's BatchNorm", 1, fix) from cause
 
 
 def _scatter(found):
