@@ -150,13 +150,63 @@ def test_a_checkpoint_of_another_run_is_refused(options, message, data, tmp_path
 def test_a_checkpoint_of_other_data_is_refused(data, tmp_path):
     file = tmp_path / "run.pt"
     train_set, test_set = data
-    shares = [np.arange(0, 40), np.arange(40, 60), np.arange(60, 90)]
+    shares = [np.arange(0, 40), np.arange(41, 60), np.arange(60, 90)]
     run(data, rounds=1, checkpoint=file, partition=shares)
-    with pytest.raises(CheckpointError, match="samples of the clients"):
+    with pytest.raises(CheckpointError, match="hash of the clients' samples"):
         run(data, rounds=2, checkpoint=file, partition=[shares[0] + 1, *shares[1:]])
     fewer = TensorDataset(*train_set[:90]), test_set
     with pytest.raises(CheckpointError, match=r"data: expected '90 training .* got '100 training"):
         run(fewer, rounds=2, checkpoint=file, partition=shares)
+    relabelled = TensorDataset(train_set.tensors[0], train_set.tensors[1].flip(0)), test_set
+    shifted = train_set, TensorDataset(test_set.tensors[0] + 1, test_set.tensors[1])
+    for other in (relabelled, shifted):
+        with pytest.raises(CheckpointError, match=r"hash of the data: expected '\w{16} training, \w{16} test', got"):
+            run(other, rounds=2, checkpoint=file, partition=shares)
+
+
+def two_groups(parameters, lr):
+    """Every second parameter with its own learning rate, which the optimizer's defaults do not show."""
+    return torch.optim.SGD([{"params": parameters[::2]}, {"params": parameters[1::2], "lr": lr}], lr=0.05)
+
+
+def model_with(activation):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), activation, nn.Linear(8, 4))
+
+
+def frozen_model():
+    model = model_with(nn.ReLU())
+    model[3].requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"model": model_with(nn.Tanh())},
+            r"layers of the model: expected   \(2\): Tanh\(\), got   \(2\): ReLU\(\) in",
+        ),
+        ({"model": frozen_model()}, r"model: expected 3\.weight \(4, 8\) torch\.float32 frozen, got 3\.weight"),
+        ({"optimizer": lambda p: two_groups(p, 0.2)}, r"optimizer groups: expected .*lr=0\.2.*, got .*lr=0\.1"),
+        ({"loss": lambda o, y: 3 * cross_entropy(o, y)}, r"loss function: expected .*<lambda>.*, got .*<lambda>"),
+    ],
+)
+def test_a_checkpoint_that_differs_in_no_size_and_no_name_is_refused(options, message, data, tmp_path):
+    same = {"optimizer": lambda p: two_groups(p, 0.1), "loss": lambda o, y: 2 * cross_entropy(o, y), "cut": 2}
+    same |= {"framework": "psl", "checkpoint": tmp_path / "run.pt"}
+    run(data, rounds=1, model=model_with(nn.ReLU()), **same)
+    run(data, rounds=2, model=model_with(nn.ReLU()), **same)
+    with pytest.raises(CheckpointError, match=message):
+        run(data, rounds=3, **{"model": model_with(nn.ReLU())} | same | options)
+
+
+def test_an_extended_run_has_the_evaluations_of_a_whole_one(data, tmp_path):
+    file = tmp_path / "run.pt"
+    short = run(data, rounds=4, eval_every=3, checkpoint=file)
+    assert np.isnan(short.test_accuracy).tolist() == [True, True, False, False]
+    assert_same(run(data, rounds=4, eval_every=3, checkpoint=file), short)
+    assert_same(run(data, rounds=8, eval_every=3, checkpoint=file), run(data, rounds=8, eval_every=3))
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.99])
@@ -185,9 +235,22 @@ def test_nothing_is_unpickled(write, data, tmp_path, capsys):
 
 def test_another_file_of_torch_is_refused(data, tmp_path):
     file = tmp_path / "weights.pt"
-    torch.save(build_model().state_dict(), file)
-    with pytest.raises(CheckpointError, match="got another file"):
-        run(data, rounds=1, checkpoint=file)
+    for content in (build_model().state_dict(), {"psl_checkpoint": 1}, {"psl_checkpoint": 1, "fingerprint": 5}):
+        torch.save(content, file)
+        with pytest.raises(CheckpointError, match="got another file"):
+            run(data, rounds=1, checkpoint=file)
+
+
+def test_a_path_that_cannot_be_written_is_refused_before_training(data, tmp_path):
+    def refuse(outputs, labels):
+        raise AssertionError("training began")
+
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "run.pt"):
+        with pytest.raises(CheckpointError, match="expected a file that can be written"):
+            run(data, rounds=1, checkpoint=path, loss=refuse)
+    with pytest.raises(AssertionError, match="training began"):
+        run(data, rounds=1, checkpoint=tmp_path / "new" / "run.pt", loss=refuse)
 
 
 def test_a_crash_while_saving_leaves_the_previous_checkpoint(data, tmp_path, monkeypatch):

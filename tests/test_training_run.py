@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from psl.data import load
 from psl.errors import CutError, DataError, ScenarioError
-from psl.models import cnn, split, thin_resnet
+from psl.models import cnn, cuts, split, thin_resnet
 from psl.training import History, train
 from psl.training.batches import Sampler, Samples
 from psl.training.frameworks import FRAMEWORKS
@@ -232,6 +232,14 @@ def test_lazy_and_nested_data_sets_give_the_same_samples(data):
     assert lazy.labels().tolist() == dataset.tensors[1][[7, 8]].tolist()
 
 
+def test_labels_of_lazy_data_keep_their_values():
+    inputs, labels = torch.zeros(3, 2), torch.tensor([0.25, 1.5, -2.0])
+    lazy = Samples([(x, float(y)) for x, y in zip(inputs, labels, strict=True)])
+    assert torch.equal(lazy.fetch([0, 1, 2])[1], labels)
+    assert lazy.labels().tolist() == labels.tolist()
+    assert Samples([(inputs[0], np.uint8(3))]).fetch([0])[1].dtype == torch.int64
+
+
 def test_lazy_data_trains_alike(data, model):
     lazy = tuple(map(Lazy, data))
     assert same(train("epsl", model, data, **OPTIONS), train("epsl", model, lazy, **OPTIONS))
@@ -267,12 +275,16 @@ def test_sampler_visits_every_sample_once_per_epoch_and_needs_no_state():
         ({"n_clients": 101, "batch_size": 1}, DataError, r"client 100: expected at least one training sample"),
         ({"partition": [[], range(50), range(50, 100)]}, DataError, r"client 0: expected at least one training sample"),
         ({"partition": [range(50), range(50, 100)]}, DataError, r"one index array per client, 3 in all, got 2"),
-        ({"partition": [range(50), range(20), [1, 100]]}, DataError, r"\[2\]: expected indices in 0..99, got 100"),
-        ({"partition": [range(50), range(20), [0.5]]}, DataError, r"partition\[2\]: expected a 1-D array of integers"),
+        ({"partition": [range(50), range(50, 70), [99, 100]]}, DataError, r"\[2\]: expected indices in 0..99, got 100"),
+        ({"partition": [range(50), range(50, 70), [0.5]]}, DataError, r"\[2\]: expected a 1-D array of integers"),
+        ({"partition": [range(40), range(40, 60), [60] * 9]}, DataError, r"partition\[2\]: .* got sample 60 again"),
+        ({"partition": [range(40), range(39, 60), range(60, 99)]}, DataError, r"\[1\]: .* got sample 39 again"),
         ({"partition": 0.0}, ScenarioError, r"partition: expected values above 0"),
         ({"partition": 0.001, "n_clients": 9}, DataError, r"partition=0.001: expected 9 clients with at least 8"),
         ({"partition": "sorted"}, DataError, r"partition: expected 'iid', a Dirichlet α or a list"),
         ({"cut": None}, CutError, r"cut: expected number or name of a cut, got none"),
+        ({"cut": float("nan")}, CutError, r"cut: expected number or name of a cut, got nan"),
+        ({"cut": [3]}, CutError, r"cut: expected number or name of a cut, got \[3\]"),
         ({"cut": 0}, CutError, r"would send the raw data"),
         ({"cut": 99}, CutError, r"cut: expected a number 0\.\.\d+, got 99"),
         ({"cut": "layer9"}, CutError, r"cut: expected the name of a cut, got 'layer9'"),
@@ -281,12 +293,33 @@ def test_sampler_visits_every_sample_once_per_epoch_and_needs_no_state():
         ({"lr": -1}, ScenarioError, r"lr: expected values above 0"),
         ({"rounds": 0}, ScenarioError, r"rounds: expected at least 1, got 0"),
         ({"model": "resnet"}, ScenarioError, r"model: expected a torch.nn.Module, got str"),
+        ({"model": cnn().requires_grad_(False), "framework": "fedavg"}, ScenarioError, r"at least one trainable"),
+        ({"plan": SimpleNamespace(cut=3)}, ScenarioError, r"plan: expected method framework_round_time.*Namespace"),
     ],
 )  # fmt: skip
 def test_bad_input_says_what_was_expected(options, error, message, data, model):
     arguments = {"framework": "epsl", "model": model, "dataset": data} | OPTIONS | options
     with pytest.raises(error, match=message):
         train(**arguments)
+
+
+def test_a_plan_for_another_model_is_refused(data, model):
+    names = [cut.name for cut in cuts(model, (1, 8, 8))]
+    fits = Plan(cut=3, cut_name=names[3], profile=SimpleNamespace(n_units=len(names) - 1))
+    options = {"rounds": 1, "batch_size": 8, "progress": False}
+    train("psl", model, data, plan=fits, **options)
+    with pytest.raises(ScenarioError, match=f"plan: expected one whose cut 3 is '{names[3]}'.*, got 'conv9'"):
+        train("psl", model, data, plan=Plan(cut=3, cut_name="conv9"), **options)
+    longer = Plan(cut=3, profile=SimpleNamespace(n_units=99))
+    with pytest.raises(ScenarioError, match=f"plan: expected one of a model of {len(names) - 1} units, got 99"):
+        train("psl", model, data, plan=longer, **options)
+
+
+def test_a_loss_that_is_no_number_is_reported_once(data, model):
+    with pytest.warns(RuntimeWarning, match="train loss is nan in round 1: lower lr") as caught:
+        history = train("psl", model, data, **OPTIONS | {"loss": lambda o, y: o.sum(1) * float("nan")})
+    assert len(caught) == 1
+    assert np.isnan(history.train_loss).all()
 
 
 @pytest.mark.parametrize(("name", "value"), [("n_clients", 4), ("batch_size", 9), ("phi", 0.25), ("cut", 2)])

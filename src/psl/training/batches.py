@@ -1,8 +1,12 @@
 """Mini-batches: which samples a client takes at a step, and how they are fetched."""
 
+import hashlib
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
+
+_DIGESTED = 16  # samples that a fingerprint looks at
 
 
 class Sampler:
@@ -52,7 +56,7 @@ class Samples:
         return len(self._index)
 
     def fetch(self, indices) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return inputs (b, …) and labels (b,)."""
+        """Return inputs (b, …) and labels (b,), whole numbers as int64."""
         rows = self._index[indices]
         if type(self._dataset) is TensorDataset:
             rows = torch.from_numpy(rows)
@@ -60,7 +64,8 @@ class Samples:
         else:
             pairs = [self._dataset[int(row)] for row in rows]
             inputs = torch.stack([torch.as_tensor(x) for x, _ in pairs])
-            labels = torch.as_tensor([int(y) for _, y in pairs])
+            labels = torch.stack([torch.as_tensor(y) for _, y in pairs])
+            labels = labels if labels.is_floating_point() else labels.long()
         layout = self._layout if inputs.ndim == 4 else torch.preserve_format
         return inputs.to(self.device, memory_format=layout), labels.to(self.device)
 
@@ -68,8 +73,25 @@ class Samples:
         """Return all labels, (D,); reads every sample of a data set that keeps no list of them."""
         if type(self._dataset) is TensorDataset:
             labels = self._dataset.tensors[1].numpy(force=True)
-        elif hasattr(self._dataset, "targets") and getattr(self._dataset, "target_transform", None) is None:
+        elif self._lists_labels:
             labels = np.asarray(self._dataset.targets)
         else:
-            return np.array([int(self._dataset[int(row)][1]) for row in self._index])
+            return np.array([np.asarray(self._dataset[int(row)][1]) for row in self._index])
         return labels[self._index]
+
+    @property
+    def _lists_labels(self):
+        return hasattr(self._dataset, "targets") and getattr(self._dataset, "target_transform", None) is None
+
+    def digest(self) -> str:
+        """Return a hash of the labels and, of tensors in memory, of a few inputs; others may be transformed at random.
+
+        Of a data set that keeps no list of its labels only a few are read.
+        """
+        few = np.unique(np.linspace(0, len(self) - 1, _DIGESTED).astype(int))
+        if type(self._dataset) is TensorDataset:
+            inputs = self._dataset.tensors[0][torch.from_numpy(self._index[few])]
+            parts = [self.labels(), inputs.double().numpy(force=True)]
+        else:
+            parts = [self.labels() if self._lists_labels else self.fetch(few)[1].numpy(force=True)]
+        return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()[:16]

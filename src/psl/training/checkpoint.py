@@ -24,12 +24,27 @@ class Checkpoint:
     Args:
         path: the file.
         fingerprint: what the run is, as a dict of plain values; a file with another one is refused.
+
+    Raises:
+        CheckpointError: nothing can be written there.
     """
 
     def __init__(self, path, fingerprint: dict):
         self.path = Path(path)
         self._fingerprint = fingerprint
         self._saved_at = time.monotonic()
+        self._temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._temporary.touch()
+            self._temporary.unlink()
+            if self.path.is_dir():
+                raise IsADirectoryError("a folder")
+        except OSError as cause:  # now, not after the first rounds
+            fix = "give a path in a folder that you may write to"
+            raise expected(
+                f"checkpoint {path}", "a file that can be written", str(cause), fix, CheckpointError
+            ) from cause
 
     def load(self) -> dict | None:
         """Return the saved state, None if there is no file.
@@ -47,7 +62,7 @@ class Checkpoint:
             reason = (str(cause).splitlines() or [type(cause).__name__])[0][:120]
             want = "a checkpoint written by psl.train"
             raise expected(str(self.path), want, f"an unreadable file ({reason})", fix, CheckpointError) from cause
-        if not isinstance(payload, dict) or payload.get("psl_checkpoint") != _FORMAT:
+        if not isinstance(payload, dict) or not _is_ours(payload):
             want = f"a checkpoint written by psl.train (format {_FORMAT})"
             raise expected(str(self.path), want, "another file", fix, CheckpointError)
         saved = payload["fingerprint"]
@@ -60,19 +75,22 @@ class Checkpoint:
     def save(self, state: dict) -> None:
         """Write the state."""
         payload = {"psl_checkpoint": _FORMAT, "fingerprint": self._fingerprint, "state": state}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
         try:
-            torch.save(payload, temporary)
-            os.replace(temporary, self.path)
+            torch.save(payload, self._temporary)
+            os.replace(self._temporary, self.path)
         finally:
-            temporary.unlink(missing_ok=True)
+            self._temporary.unlink(missing_ok=True)
         self._saved_at = time.monotonic()
 
     @property
     def due(self) -> bool:
         """Whether the last save was long enough ago."""
         return time.monotonic() - self._saved_at >= _SAVE_EVERY_S
+
+
+def _is_ours(payload):
+    parts = (payload.get("fingerprint"), payload.get("state"))
+    return payload.get("psl_checkpoint") == _FORMAT and all(isinstance(part, dict) for part in parts)
 
 
 def _first_difference(want, got):

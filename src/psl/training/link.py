@@ -19,7 +19,8 @@ class Link:
     * centralised: nothing, the data is taken to be at the server.
 
     A model's tensors are its trainable parameters and floating-point buffers. The first copy, which every
-    client of every framework holds before round 1, is not counted.
+    client of every framework holds before round 1, is not counted. Gradients at the cut are sent, and
+    counted, also where a client's part has no trainable parameters and makes no use of them.
     """
 
     def __init__(self):

@@ -1,6 +1,6 @@
 """`psl.train`: one loop for every framework."""
 
-import hashlib
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 
@@ -14,6 +14,7 @@ from psl.errors import CheckpointError, check_choice, check_count, check_number,
 from psl.training.batches import Sampler, Samples
 from psl.training.checkpoint import Checkpoint, deferred_interrupt
 from psl.training.evaluate import evaluate
+from psl.training.fingerprint import fingerprint
 from psl.training.frameworks import FRAMEWORKS, Framework, Setup
 from psl.training.history import History
 from psl.training.linearise import RULES, cross_entropy
@@ -22,6 +23,8 @@ from psl.training.partition import partition as divide
 from psl.training.setup import (
     check_cut,
     check_model,
+    check_plan,
+    check_plan_fits,
     default,
     describe_optimizers,
     image_layout,
@@ -74,12 +77,12 @@ def train(
             plan's, else 0.5.
         linearise: how epsl sends aggregated gradients through the server:
             ``"representative"``, ``"mean"``, ``"each"`` or ``"cut"`` (`psl.training.linearise`).
-        partition: ``"iid"``, a Dirichlet α, or a list of C index arrays.
+        partition: ``"iid"``, a Dirichlet α, or a list of C disjoint index arrays.
         optimizer: ``"sgd"``, ``"adam"``, or a function from parameters (and ``lr=``, if `lr` is
             given) to a `torch.optim.Optimizer`; every client and the server make their own.
         lr: learning rate; default 0.05 for sgd, 0.001 for adam.
         seed: draws partition, mini-batches, representatives and dropout.
-        plan: a scheduler's plan; supplies defaults and the simulated time of a round.
+        plan: a scheduler's plan for this model; supplies defaults and the simulated time of a round.
         checkpoint: file that the run is saved to, about every 10 s, at the end, and at Ctrl-C; a
             run whose file exists continues from it, bit for bit as if never interrupted.
         device: where to train; default the CPU.
@@ -94,7 +97,7 @@ def train(
         ScenarioError: an argument out of range, or an unknown name.
         CutError: the cut is missing or does not exist.
         DataError: data is missing, corrupt, or too little for the batch size.
-        CheckpointError: the checkpoint is truncated or belongs to another run.
+        CheckpointError: the checkpoint is truncated, belongs to another run, or cannot be written.
 
     Source: EPSL (arXiv 2303.15991) [P: parallel split training with last-layer aggregation; R: the rest].
     """
@@ -106,9 +109,10 @@ def train(
     phi = check_number("phi", default(phi, plan, "phi", 0.5), minimum=0, maximum=1, fix="pass a share in [0, 1]")
     check_choice("linearise", linearise, RULES)
     check_model(model)
-    cut = default(cut, plan, "cut", None)
     if kind.splits:
-        check_cut(cut)
+        check_cut(default(None, plan, "cut", None) if cut is None else cut)
+    cut = default(cut, plan, "cut", None)
+    round_time = check_plan(plan, framework, local_steps)
 
     device = torch.device(device or "cpu")
     layout = image_layout(model, device)
@@ -120,18 +124,24 @@ def train(
         cross_entropy if loss is None else loss, local_steps, cut, phi, linearise,
     )  # fmt: skip
     run = kind(setup, Link())
+    if kind.splits and plan is not None:
+        check_plan_fits(plan, model, run.cut)
     samplers = _samplers(run, shares, seed)
 
     settings = _settings(run, seed, partition)
     curves = _Curves()
     file = None
     if checkpoint is not None:
-        file = Checkpoint(checkpoint, settings | _identity(run, samples, test_samples, shares))
+        with _own_random_state(device):  # a data set may draw transforms
+            identity = fingerprint(run, samples, test_samples, shares)
+        file = Checkpoint(checkpoint, settings | identity)
         state = file.load()
         if state is not None:
             curves.restore(state["curves"])
             run.load_state_dict(state["framework"])
             run.link.uplink_bits, run.link.downlink_bits = state["link"]
+            if curves.rounds < rounds:
+                curves.forget_evaluations(eval_every)
     if curves.rounds > rounds:
         fix = "ask for as many rounds or more, or give another checkpoint="
         got = f"{curves.rounds} rounds in the checkpoint"
@@ -141,12 +151,18 @@ def train(
         link = [run.link.uplink_bits, run.link.downlink_bits]
         file.save({"curves": curves.state(), "framework": run.state_dict(), "link": link})
 
+    diverged = False
     bar = tqdm(total=rounds, initial=curves.rounds, desc=framework, unit="round", disable=not progress)
     with bar, _own_random_state(device), deferred_interrupt(enabled=file is not None) as interrupted:
         for index in range(curves.rounds, rounds):
             rng = _seed_round(seed, index, device)
             value = run.round(_draw(samples, samplers, index, run.steps), rng)
             evaluates = (index + 1) % eval_every == 0 or index + 1 == rounds
+            if not diverged and not np.isfinite(float(value)):
+                diverged = True
+                warnings.warn(
+                    f"train loss is {float(value)} in round {index + 1}: lower lr", RuntimeWarning, stacklevel=2
+                )
             curves.add(float(value), evaluate(run, test_samples) if evaluates else None, run.link)
             bar.set_postfix(curves.shown(), refresh=False)
             bar.update()
@@ -158,7 +174,6 @@ def train(
         if not curves.evaluated:  # a checkpoint from an interrupt in a round without evaluation
             curves.amend(evaluate(run, test_samples))
 
-    round_time = np.nan if plan is None else plan.framework_round_time(framework, local_steps=local_steps)
     history = curves.history(framework, settings, round_time)
     history.models.extend(model.eval() for model in run.full_models())
     return history
@@ -193,17 +208,6 @@ def _settings(run: Framework, seed, partition) -> dict:
     if run.name == "epsl":
         settings |= {"phi": setup.phi, "linearise": setup.linearise}
     return settings
-
-
-def _identity(run: Framework, samples, test_samples, shares) -> dict:
-    """What else a checkpoint must agree with: the model's tensors, the data, and its division."""
-    digest = hashlib.sha256(b";".join(share.astype(np.int64).tobytes() for share in shares)).hexdigest()
-    shape = tuple(samples.fetch([0])[0].shape[1:])
-    return {
-        "model": [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in run.setup.model.state_dict().items()],
-        "data": f"{len(samples)} training and {len(test_samples)} test samples of shape {shape}",
-        "samples of the clients": digest[:16],
-    }
 
 
 @contextmanager
@@ -252,6 +256,11 @@ class _Curves:
         """Fill in the accuracies (models,) of the newest round."""
         self._client_accuracy = accuracy.tolist()
         self._lists["test_accuracy"][-1] = float(accuracy.mean())
+
+    def forget_evaluations(self, eval_every):
+        """Blank the evaluations that a longer run would not have made, such as that of a former last round."""
+        kept = enumerate(self._lists["test_accuracy"], 1)
+        self._lists["test_accuracy"] = [value if n % eval_every == 0 else float("nan") for n, value in kept]
 
     def shown(self):
         shown = {"loss": f"{self._lists['train_loss'][-1]:.3f}"}

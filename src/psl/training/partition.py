@@ -17,7 +17,7 @@ def partition(
     Args:
         rule: ``"iid"``: shuffled, shares equal within one sample; a number α > 0: every class is
             divided by its own draw from Dirichlet(α, …, α), redrawn until every client has at
-            least `minimum` samples; or a list of C index arrays, taken as it is.
+            least `minimum` samples; or a list of C disjoint index arrays, taken as it is.
         n_samples: D.
         n_clients: C.
         labels: returns the (D,) classes; called by the Dirichlet rule only.
@@ -26,7 +26,7 @@ def partition(
 
     Raises:
         DataError: a client would have no data, or less than `minimum`; an explicit list has the
-            wrong length or an index outside 0..D-1.
+            wrong length, an index outside 0..D-1, or one twice.
     """
     if isinstance(rule, str):
         if rule != "iid":
@@ -79,6 +79,7 @@ def _dirichlet(labels, alpha, n_clients, minimum, seed):
 
 def _explicit(rule, n_samples, n_clients):
     parts = [np.asarray(part) for part in rule]
+    taken = np.zeros(n_samples, dtype=bool)
     if len(parts) != n_clients:
         raise expected(
             "partition", f"one index array per client, {n_clients} in all", f"{len(parts)}",
@@ -93,4 +94,11 @@ def _explicit(rule, n_samples, n_clients):
         if outside.size:
             want = f"indices in 0..{n_samples - 1}"
             raise expected(f"partition[{client}]", want, int(outside[0]), fix, DataError)
+        if part.size:
+            names, counts = np.unique(part, return_counts=True)
+            again = names[(counts > 1) | taken[names]]
+            if again.size:
+                want, fix = "samples of no other client, each once", "give every sample to one client"
+                raise expected(f"partition[{client}]", want, f"sample {again[0]} again", fix, DataError)
+            taken[names] = True
     return parts

@@ -3,12 +3,14 @@
 import copy
 import functools
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 from torch import nn
 
 from psl.data import load
 from psl.errors import CutError, DataError, ScenarioError, check_choice, check_number, expected
+from psl.models.tracing import trace
 
 _OPTIMIZERS = {"sgd": (torch.optim.SGD, 0.05), "adam": (torch.optim.Adam, 1e-3)}  # class, default learning rate
 
@@ -28,16 +30,51 @@ def default(value, plan, name: str, otherwise):
 
 
 def check_model(model) -> None:
-    """Refuse what is not a module."""
+    """Refuse what is not a module, or has nothing to train."""
     if not isinstance(model, nn.Module):
         raise expected("model", "a torch.nn.Module", type(model).__name__, "pass a module")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise expected("model", "at least one trainable parameter", "none", "call requires_grad_() on a part of it")
 
 
 def check_cut(cut) -> None:
-    """Refuse a missing cut; whether it exists is for `psl.split` to say."""
-    if cut is None:
+    """Refuse what is neither a whole number nor a name; whether the cut exists is for `psl.split` to say."""
+    whole = isinstance(cut, Real) and not isinstance(cut, bool) and cut % 1 == 0
+    if not whole and not isinstance(cut, str):
         fix = "pass cut= or plan=; psl.cuts(model, input_shape) lists the cuts"
-        raise expected("cut", "number or name of a cut", "none", fix, CutError)
+        raise expected("cut", "number or name of a cut", "none" if cut is None else repr(cut)[:80], fix, CutError)
+
+
+def check_plan(plan, framework: str, local_steps: int) -> float:
+    """Return the plan's seconds of one round, NaN without a plan.
+
+    Raises:
+        ScenarioError: not a plan.
+    """
+    if plan is None:
+        return float("nan")
+    if not callable(getattr(plan, "framework_round_time", None)):
+        fix = "pass what a scheduler's solve returns"
+        raise expected("plan", "method framework_round_time(framework, local_steps)", type(plan).__name__, fix)
+    return plan.framework_round_time(framework, local_steps=local_steps)
+
+
+def check_plan_fits(plan, model: nn.Module, cut: int) -> None:
+    """Refuse a plan that was solved for another model, whose simulated time would be wrong.
+
+    Args:
+        plan: a plan or None; its ``cut_name`` and ``profile.n_units`` are compared if it has them.
+        model: the model to train.
+        cut: number of the cut.
+    """
+    names = trace(model).cut_names
+    planned = getattr(plan, "cut_name", None)
+    n_units = getattr(getattr(plan, "profile", None), "n_units", None)
+    fix = "solve a plan with this model's profile, or pass its numbers as n_clients=, batch_size=, cut= and phi="
+    if planned is not None and planned != names[cut]:
+        raise expected("plan", f"one whose cut {cut} is {names[cut]!r}, as in the model", repr(planned), fix)
+    if n_units is not None and n_units != len(names) - 1:
+        raise expected("plan", f"one of a model of {len(names) - 1} units", n_units, fix)
 
 
 def open_dataset(dataset):
