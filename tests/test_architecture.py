@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "slots": set(),
     "records": {"errors"},
     "profiles": {"errors", "records"},
-    "networks": {"errors", "records", "units"},
+    "networks": {"errors", "records", "profiles", "units"},
     "schedulers": {"errors", "slots", "records", "profiles", "networks"},
     "models": {"errors", "profiles"},
     "data": {"errors"},

@@ -142,6 +142,7 @@ def test_table_and_round_trip():
         ({"cut": 3}, r"cut: expected 1\.\.2.*got 3 \('output'\)"),
         ({"cut": 7}, r"cut: expected a number 0\.\.3.*got 7"),
         ({"cut": "layer9"}, r"cut: expected.*got 'layer9'.*profile\.names"),
+        *(({"cut": cut}, r"cut: expected a number 0\.\.3 or") for cut in (None, [1], float("nan"), float("inf"), 1.5)),
         ({"phi": 1.5}, r"phi: expected a value of at most 1, got 1\.5"),
         ({"phi": -0.1}, r"phi: expected values of at least 0"),
         ({"phi": float("nan")}, r"phi: expected finite numbers"),

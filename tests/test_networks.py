@@ -1,12 +1,15 @@
 """The wireless cell: reproducible, physically plausible, strict about its input."""
 
+import dataclasses
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 
 import psl
+from psl import plotting
 from psl.errors import ScenarioError
 from psl.units import db_to_linear, dbm_to_watt, linear_to_db, watt_to_dbm
 
@@ -80,6 +83,9 @@ def test_json_round_trip_and_table():
         ({"client_flops": [1e9, 0]}, "client_flops: expected values above 0"),
         ({"total_power": np.inf}, "total_power: expected finite"),
         ({"client_power": "high"}, "client_power: expected numbers"),
+        ({"noise_psd": 1e-320}, r"uplink_gain / noise_psd: expected a positive, finite ratio, got inf for client 0"),
+        ({"uplink_gain": np.full((2, 3), 1e291)}, r"uplink_gain / noise_psd: .* got inf for client 0 on subchannel 0"),
+        ({"noise_psd": 1e305}, r"uplink_gain / noise_psd: expected a positive"),
     ],
 )
 def test_bad_cells_are_refused(change, message):
@@ -95,6 +101,19 @@ def test_bad_sampling_arguments_are_refused():
         psl.WirelessCell.sample(n_clients=0)
     with pytest.raises(ScenarioError, match="one subchannel per client"):
         psl.WirelessCell.sample(n_clients=5, n_subchannels=3)
+    with pytest.raises(ScenarioError, match="seed: expected at least 0, got -1"):
+        psl.WirelessCell.sample(seed=-1)
+    with pytest.raises(ScenarioError, match=r"client_flops_range: expected the lowest speed first, got \(2, 1\)"):
+        psl.WirelessCell.sample(client_flops_range=(2, 1))
+
+
+def test_a_cell_without_positions_is_drawn_by_its_gains():
+    plt.switch_backend("agg")
+    for change, n_axes in (({}, 3), ({"line_of_sight": None}, 3), ({"positions": None}, 2)):
+        cell = dataclasses.replace(psl.WirelessCell.sample(3, 6, channel="log-distance"), **change)
+        figure = plotting.plot_cell(cell, np.array([0, 0, 1, 1, 2, 2]))
+        assert len(figure.axes) == n_axes, "map, gains and colour bar"
+        plt.close(figure)
 
 
 def test_decibels():

@@ -58,5 +58,12 @@ def test_another_class_is_refused():
         Inner(np.zeros(1), name=object()).to_dict()
 
 
+def test_missing_fields_are_named():
+    with pytest.raises(
+        PSLError, match=r"Outer.from_dict: expected a dict with all fields, got none named 'inner', 'table'"
+    ):
+        Outer.from_dict({"type": "Outer", "numbers": []})
+
+
 def test_repr_is_short():
     assert len(repr(Inner(np.arange(10_000.0)))) < 100

@@ -1,5 +1,7 @@
 """Errors and the checks that raise them. Every message says: expected, got, fix."""
 
+import math
+
 import numpy as np
 
 
@@ -101,8 +103,11 @@ def check_number(
 
 def check_count(name: str, value, *, minimum: int = 1, fix: str = "pass a whole number") -> int:
     """Return `value` as an int; refuse fractions, booleans and values below `minimum`."""
-    whole = not isinstance(value, bool | np.bool_) and np.ndim(value) == 0
-    if not whole or not isinstance(value, int | float | np.number) or value != int(value):
+    if isinstance(value, float | np.floating):
+        whole = math.isfinite(value) and value == int(value)
+    else:
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole:
         raise expected(name, "a whole number", repr(value)[:80], fix)
     if value < minimum:
         raise expected(name, f"at least {minimum}", f"{int(value)}", fix)

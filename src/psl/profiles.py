@@ -29,7 +29,7 @@ class Profile(Record):
         ScenarioError: wrong lengths, NaN, negative entries, or cumulative arrays that fall or do not
             start at 0.
 
-    Source: spec section 1 [R].
+    Source: EPSL (arXiv 2303.15991): costs per cut [P]; their definition [R].
     """
 
     names: tuple[str, ...]
@@ -86,7 +86,7 @@ class Profile(Record):
                 For a table per layer use ``numpy.cumsum`` with a leading 0.
             last_bwd_seconds: seconds per sample of the last layer's backward pass.
 
-        Source: spec section 1 [B].
+        Source: ours [B]; EPSL (arXiv 2303.15991) counts FLOP.
         """
         zeros = np.zeros(len(tuple(names)))
         return cls(
@@ -107,7 +107,10 @@ class Profile(Record):
         if isinstance(cut, str):
             if cut in self.names:
                 return self.names.index(cut)
-        elif not isinstance(cut, bool) and int(cut) == cut and 0 <= cut <= self.n_units:
+        elif (
+            isinstance(cut, int | float | np.integer | np.floating) and not isinstance(cut, bool)
+            and 0 <= cut <= self.n_units and int(cut) == cut  # NaN is in no range
+        ):  # fmt: skip
             return int(cut)
         raise expected(
             "cut",

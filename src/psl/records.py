@@ -32,7 +32,7 @@ class Record:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]):
-        """Restore a record from `to_dict`'s result; raises `PSLError` if it names another class."""
+        """Restore a record from `to_dict`'s result; raises `PSLError` if it names another class or lacks a field."""
         got = data.get("type") if isinstance(data, dict) else type(data).__name__
         found = Record._classes.get(got)
         if found is None or not issubclass(found, cls):
@@ -43,11 +43,25 @@ class Record:
                 "pass what to_dict() of the same class returned",
                 PSLError,
             )
-        names = {f.name for f in dataclasses.fields(found) if f.init}
+        fields = [f for f in dataclasses.fields(found) if f.init]
+        names = {f.name for f in fields}
+        required = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
+        if missing := [name for name in required if name not in data]:
+            raise expected(
+                f"{found.__name__}.from_dict",
+                "a dict with all fields",
+                f"none named {', '.join(map(repr, missing))}",
+                "pass what to_dict() returned",
+                PSLError,
+            )
         return found(**{k: _decode(v) for k, v in data.items() if k in names})
 
     def save(self, path) -> Path:
-        """Write the record to a JSON file and return its path."""
+        """Write the record to a JSON file and return its path.
+
+        NaN and infinities are written as Python's `json` spells them (``NaN``, ``Infinity``); `load` reads them back,
+        strict JSON readers refuse them.
+        """
         path = Path(path)
         path.write_text(json.dumps(self.to_dict()) + "\n")
         return path

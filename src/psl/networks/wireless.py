@@ -1,16 +1,17 @@
 """A wireless cell: clients with subchannels around one base station with a server."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from psl.errors import check_array, check_choice, check_count, check_number, expected
 from psl.networks import channels
+from psl.profiles import Profile
 from psl.records import Record
 from psl.units import dbm_to_watt
 
-#: Client and server speeds of the default scenario (spec 2.2 [R]): cycles per second over cycles per FLOP.
+#: Client and server speeds of the default scenario [R]: cycles per second times FLOP per cycle.
 CLIENT_FLOPS_RANGE = (1.0e9 * 16, 1.6e9 * 16)
 SERVER_FLOPS = 5.0e9 * 32
 
@@ -20,8 +21,9 @@ class WirelessCell(Record):
     """C clients share M subchannels to one server; every subchannel serves exactly one client.
 
     Args:
-        client_flops: (C,) client speeds s_i, FLOP/s (or 1/seconds for a measured profile).
-        server_flops: server speed s_srv, FLOP/s.
+        client_flops: (C,) client speeds s_i, FLOP/s; for a model whose profile is measured, relative to its reference
+            device (1.0 is that device).
+        server_flops: server speed s_srv, in the same unit.
         uplink_gain: (C, M) linear power gain g_ik, antenna gains included; used for both directions.
         bandwidth: (M,) subchannel bandwidths B_k, Hz; a scalar serves all.
         noise_psd: noise power spectral density σ², W/Hz.
@@ -30,12 +32,16 @@ class WirelessCell(Record):
         downlink_psd: transmit power spectral density p_dl of the base station, W/Hz.
         positions: (C, 2) client positions around the base station, m; optional, for plots.
         line_of_sight: (C,) 1 where a client sees the base station, else 0; optional.
+        profiles: C measured profiles (unit "s") of the model that is planned, one per client, or None for clients known
+            by their speed; optional. A client's own profile gives its forward and backward seconds in place of its
+            speed; bits, and the server's costs, stay those of the profile that is planned with.
 
     Raises:
-        ScenarioError: wrong shapes, NaN, non-positive speeds, bandwidths or powers, or fewer
-            subchannels than clients (every client needs at least one).
+        ScenarioError: wrong shapes, NaN, non-positive speeds, bandwidths or powers, gains over noise beyond the range
+            of floating point, fewer subchannels than clients (every client needs at least one), or a client's
+            profile that is not measured.
 
-    Source: spec section 2.2 [R].
+    Source: EPSL (arXiv 2303.15991): a cell of heterogeneous clients [P]; its model [R]; `profiles` [B].
     """
 
     client_flops: np.ndarray
@@ -48,6 +54,7 @@ class WirelessCell(Record):
     downlink_psd: float
     positions: np.ndarray | None = None
     line_of_sight: np.ndarray | None = None
+    profiles: tuple[Profile | None, ...] | None = field(default=None, kw_only=True)
 
     def __post_init__(self):
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
@@ -69,10 +76,21 @@ class WirelessCell(Record):
         put("client_power", check_array("WirelessCell.client_power", self.client_power, shape=(n_clients,), **positive))
         for name in ("server_flops", "noise_psd", "total_power", "downlink_psd"):
             put(name, check_number(f"WirelessCell.{name}", getattr(self, name), **positive))
+        with np.errstate(over="ignore"):
+            snr = self.snr_per_psd
+        odd = np.argwhere(~(np.isfinite(snr) & (snr >= np.finfo(float).tiny)))  # below it, 1 / snr may overflow
+        if odd.size:
+            i, k = map(int, odd[0])
+            raise expected(
+                "WirelessCell.uplink_gain / noise_psd", "a positive, finite ratio",
+                f"{snr[i, k]:g} for client {i} on subchannel {k}", "pass linear power gains, and the noise in W/Hz",
+            )  # fmt: skip
         if self.positions is not None:
             put("positions", check_array("WirelessCell.positions", self.positions, shape=(n_clients, 2)))
         if self.line_of_sight is not None:
             put("line_of_sight", check_array("WirelessCell.line_of_sight", self.line_of_sight, shape=(n_clients,)))
+        if self.profiles is not None:
+            put("profiles", _check_profiles(self.profiles, n_clients))
 
     @property
     def n_clients(self) -> int:
@@ -127,10 +145,14 @@ class WirelessCell(Record):
             server_flops: FLOP/s. Scale it (and `total_power_dbm`) with the number of clients in scaling
                 studies: with an unscaled server the best cut moves to the last layer.
 
-        Source: spec section 2.2, default scenario [R].
+        Raises:
+            ScenarioError: an argument is out of range.
+
+        Source: EPSL (arXiv 2303.15991); default scenario [R].
         """
         n_clients = check_count("n_clients", n_clients)
         n_subchannels = check_count("n_subchannels", n_subchannels)
+        seed = check_count("seed", seed, minimum=0)
         check_choice("channel", channel, channels.MODELS)
         for name, value in {
             "radius": radius,
@@ -140,8 +162,12 @@ class WirelessCell(Record):
             "server_flops": server_flops,
         }.items():
             check_number(name, value, minimum=0, strict=True)
+        fix = "give (lowest, highest) speed in FLOP/s"
+        speed_range = check_array("client_flops_range", client_flops_range, shape=(2,), minimum=0, strict=True, fix=fix)
+        if speed_range[0] > speed_range[1]:
+            raise expected("client_flops_range", "the lowest speed first", repr(tuple(client_flops_range)), fix)
         rng = np.random.default_rng(seed)
-        speeds = rng.uniform(*client_flops_range, n_clients)
+        speeds = rng.uniform(*speed_range, n_clients)
         # Nobody stands closer than 10 m: below that TR 38.901 does not define a path loss.
         distance = np.sqrt(rng.uniform(min(10.0 / radius, 1.0) ** 2, 1.0, n_clients)) * radius
         angle = rng.uniform(0, 2 * np.pi, n_clients)
@@ -182,3 +208,15 @@ class WirelessCell(Record):
             f"WirelessCell({self.n_clients} clients, {self.n_subchannels} subchannels, "
             f"{self.bandwidth.sum() / 1e6:.4g} MHz, server {self.server_flops / 1e9:.4g} GFLOP/s)"
         )
+
+
+def _check_profiles(profiles, n_clients: int) -> tuple[Profile | None, ...]:
+    fix = "give one Profile.measured(...) per client, or None for a client known by its speed"
+    if not isinstance(profiles, list | tuple) or len(profiles) != n_clients:
+        got = f"{len(profiles)} entries" if isinstance(profiles, list | tuple) else type(profiles).__name__
+        raise expected("WirelessCell.profiles", f"a tuple of {n_clients} entries", got, fix)
+    for i, own in enumerate(profiles):
+        if own is not None and not (isinstance(own, Profile) and own.unit == "s"):
+            got = f"a profile in {own.unit}" if isinstance(own, Profile) else type(own).__name__
+            raise expected(f"WirelessCell.profiles[{i}]", "a profile measured in seconds, or None", got, fix)
+    return tuple(profiles)

@@ -2,7 +2,8 @@
 
 For each cut the larger of two bounds, both conditional on beating a known round time (the incumbent): a plan that
 beats it needs at least n_i subchannels for client i. Whoever does not beat it is no better than the incumbent, so
-min(incumbent, bound) is valid always.
+min(incumbent, bound) is valid always. With nearly no total power the bound is loose: what a plan must grant a client is
+judged by the client's own power limit, which says little then.
 
 Source: ours [B].
 """
@@ -118,7 +119,7 @@ class Matching:
 
     def __init__(self, problem: RoundProblem, cut: int, budget: float):
         self.needed = needs(problem, cut, budget)
-        self.applies = self.needed is not None and np.ptp(problem.bandwidth) <= 1e-9 * problem.bandwidth[0]
+        self.applies = self.needed is not None and np.ptp(problem.bandwidth) <= 1e-9 * problem.bandwidth.max()
         # With many spare subchannels a slot admits nearly everything, and the bound is not worth its time.
         self.applies = self.applies and problem.n_subchannels <= 3 * problem.n_clients
         if not self.applies:
@@ -127,7 +128,8 @@ class Matching:
         m = problem.n_subchannels
         order = np.argsort(-problem.snr, axis=1)
         snr = np.take_along_axis(problem.snr, order, axis=1)  # (C, M) best first
-        rate = np.take_along_axis(problem.down_rate, order, axis=1)
+        widest = problem.bandwidth.max()  # equal but for rounding, which must not make a bound too high
+        rate = np.take_along_axis(problem.down_rate / problem.bandwidth, order, axis=1) * widest
         ups, downs, columns = [], [], []
         for q in range(1, int(counts.max()) + 1):
             who = np.flatnonzero(counts >= q)
@@ -138,7 +140,7 @@ class Matching:
             width[:, :, -1] = copies[:, None]
             group = np.repeat(np.arange(len(who) * m), q)
             limit = np.repeat(problem.limit[who], m)
-            uplink = most_rate(limit, group, entries.ravel(), width.ravel() * problem.bandwidth[0]).reshape(-1, m)
+            uplink = most_rate(limit, group, entries.ravel(), width.ravel() * widest).reshape(-1, m)
             downlink = rate[who, : q - 1].sum(axis=1)[:, None] + copies[:, None] * rate[who]
             ups.append(problem.up_compute[cut][who, None] + seconds(problem.up_bits[cut], uplink))
             downs.append(problem.down_compute[cut][who, None] + seconds(problem.down_bits[cut], downlink))

@@ -9,7 +9,15 @@ from psl.errors import check_array, check_choice, check_count, expected
 from psl.networks.wireless import WirelessCell
 from psl.profiles import Profile
 from psl.records import Record
-from psl.schedulers.epsl.problem import CutTerms, broadcast_rate, check_batch, check_cut, seconds
+from psl.schedulers.epsl.problem import (
+    CutTerms,
+    broadcast_rate,
+    check_batch,
+    check_cut,
+    check_profile,
+    client_seconds,
+    seconds,
+)  # fmt: skip
 from psl.schedulers.epsl.water_filling import most_rate
 
 FRAMEWORKS = ("epsl", "psl", "sfl", "sl", "fedavg", "centralised")
@@ -105,9 +113,9 @@ def latency(
     centralised  C b (ρ_L + ϖ_L)/s_srv. The data are taken to be at the server already: sending them is not counted [R]
     ===========  ====================================================================================================
 
-    Aggregating and averaging themselves, and labels, are taken as free. All frameworks are given the *same* cut,
-    subchannels and power; a comparison
-    at each one's best cut calls this once per cut.
+    Aggregating and averaging themselves, and labels, are taken as free. A client with a measured profile of its own
+    takes that profile's seconds in place of ρ/s_i and ϖ/s_i. All frameworks are given the *same* cut, subchannels and
+    power; a comparison at each one's best cut calls this once per cut.
 
     Args:
         profile: costs of the model's cuts.
@@ -129,6 +137,7 @@ def latency(
     check_choice("framework", framework, FRAMEWORKS)
     batch_size, phi = check_batch(batch_size, phi)
     steps = check_count("local_steps", local_steps) if framework in ("sfl", "fedavg") else 1
+    check_profile(profile, cell)
     j = check_cut(profile, cut)
     owner = check_assignment(cell, assignment)
     density = check_power(cell, owner, power)
@@ -145,7 +154,7 @@ def latency(
             framework, local_training=float(cell.n_clients * batch_size * everything / cell.server_flops)
         )
     if framework == "fedavg":
-        compute = steps * batch_size * everything / cell.client_flops
+        compute = steps * batch_size * sum(client_seconds(profile, cell))[-1]  # (C,)
         bits = profile.param_bits[-1]
         done = float((compute + seconds(bits, rate)).max())
         exchange = done - float(compute.max()) + float(seconds(bits, common_rate))

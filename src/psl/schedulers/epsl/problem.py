@@ -5,11 +5,13 @@ from functools import cached_property
 
 import numpy as np
 
-from psl.errors import ScenarioError, check_count, check_number, expected
+from psl.errors import InfeasibleError, ScenarioError, check_count, check_number, expected
 from psl.networks.wireless import WirelessCell
 from psl.profiles import Profile
 from psl.schedulers.epsl.water_filling import LN2, most_rate
 from psl.slots import aggregated_slots
+
+_FASTEST = 1e6  # times the reference device: nobody is; a larger speed must be meant in FLOP/s
 
 
 def seconds(bits, rate):
@@ -26,13 +28,13 @@ class CutTerms:
     Rows are cuts, columns clients: (L+1, C) or (L+1,).
     """
 
-    client_forward: np.ndarray  # (L+1, C) b ρ_j / s_i, s
+    client_forward: np.ndarray  # (L+1, C) b ρ_j / s_i, s, or b times the client's own measured seconds
     upload_bits: np.ndarray  # (L+1,) b ψ_j
     server_forward: np.ndarray  # (L+1,) C b (ρ_L − ρ_j) / s_srv, s
     server_backward: np.ndarray  # (L+1,) [(n_A + C (b − n_A)) (ϖ_L − ϖ_j − ϖ_last) + C b ϖ_last] / s_srv, s
     broadcast_bits: np.ndarray  # (L+1,) n_A χ_j
     unicast_bits: np.ndarray  # (L+1,) (b − n_A) χ_j
-    client_backward: np.ndarray  # (L+1, C) b ϖ_j / s_i, s
+    client_backward: np.ndarray  # (L+1, C) b ϖ_j / s_i, s, likewise
 
     @classmethod
     def of(cls, profile: Profile, cell: WirelessCell, batch_size: int, phi: float) -> "CutTerms":
@@ -40,20 +42,55 @@ class CutTerms:
         b, n_a, n_clients = batch_size, aggregated_slots(phi, batch_size), cell.n_clients
         backward_rest = np.maximum(profile.bwd_flops[-1] - profile.bwd_flops - profile.last_bwd_flops, 0.0)
         rows = n_a + n_clients * (b - n_a)
+        forward, backward = client_seconds(profile, cell)
         return cls(
-            client_forward=b * profile.fwd_flops[:, None] / cell.client_flops,
+            client_forward=b * forward,
             upload_bits=b * profile.act_bits,
             server_forward=n_clients * b * (profile.fwd_flops[-1] - profile.fwd_flops) / cell.server_flops,
             server_backward=(rows * backward_rest + n_clients * b * profile.last_bwd_flops) / cell.server_flops,
             broadcast_bits=n_a * profile.grad_bits,
             unicast_bits=(b - n_a) * profile.grad_bits,
-            client_backward=b * profile.bwd_flops[:, None] / cell.client_flops,
+            client_backward=b * backward,
         )
+
+
+def client_seconds(profile: Profile, cell: WirelessCell) -> tuple[np.ndarray, np.ndarray]:
+    """Return (L+1, C) forward and backward seconds per sample: by a client's own profile, or else by its speed."""
+    forward = profile.fwd_flops[:, None] / cell.client_flops
+    backward = profile.bwd_flops[:, None] / cell.client_flops
+    for i, own in enumerate(cell.profiles or ()):
+        if own is not None:
+            forward[:, i], backward[:, i] = own.fwd_flops, own.bwd_flops
+    return forward, backward
 
 
 def broadcast_rate(cell: WirelessCell) -> float:
     """Return R_bc = min_i Σ_k B_k log2(1 + p_dl g_ik / σ²), bit/s: the rate everybody can decode."""
     return float((cell.bandwidth * np.log2(1 + cell.downlink_psd * cell.snr_per_psd)).sum(axis=1).min())
+
+
+def check_profile(profile: Profile, cell: WirelessCell) -> None:
+    """Raise `ScenarioError` unless the cell's speeds and its clients' own profiles go with the profile."""
+    measured = cell.profiles or (None,) * cell.n_clients
+    for i, own in enumerate(measured):
+        if own is not None and own.names != profile.names:
+            raise expected(
+                f"WirelessCell.profiles[{i}]", f"the {len(profile.names)} cuts of the profile, {_ends(profile.names)}",
+                f"{len(own.names)} cuts, {_ends(own.names)}", "measure the same model on every client",
+            )  # fmt: skip
+    if profile.unit == "s":
+        by_speed = [speed for speed, own in zip(cell.client_flops, measured, strict=True) if own is None]
+        fastest = max([cell.server_flops, *by_speed])
+        if fastest > _FASTEST:
+            raise expected(
+                "cell", "speeds relative to the reference device, e.g. 1.0, as the profile is in seconds",
+                f"{fastest:g}", "WirelessCell(client_flops=[... relative ...], server_flops=...)",
+            )  # fmt: skip
+
+
+def _ends(names) -> str:
+    first = ", ".join(map(repr, names[:3]))
+    return f"{first}, ... {names[-1]!r}" if len(names) > 3 else first
 
 
 def check_batch(batch_size, phi) -> tuple[int, float]:
@@ -76,6 +113,14 @@ def check_cut(profile: Profile, cut) -> int:
     return index
 
 
+def no_finite_plan() -> InfeasibleError:
+    """Return (not raise) the error of a cell in which no plan has a finite round."""
+    return expected(
+        "cell", "a rate above 0 between every client and the base station", "no plan with a finite round time",
+        "check gains (linear, not dB), noise_psd (W/Hz), downlink_psd (W/Hz) and power limits (W)", InfeasibleError,
+    )  # fmt: skip
+
+
 class RoundProblem:
     """Minimise, over cut j, channels and power, T = U + V + constant_j, for the candidate cuts `cuts`.
 
@@ -94,6 +139,7 @@ class RoundProblem:
         self.batch_size, self.phi = check_batch(batch_size, phi)
         if profile.n_units < 2:
             raise expected("profile", "at least 2 units, one on each side", profile.n_units, "split a deeper model")
+        check_profile(profile, cell)
         self.cuts = range(1, profile.n_units) if cut is None else [check_cut(profile, cut)]
         terms = CutTerms.of(profile, cell, self.batch_size, self.phi)
         self.up_compute, self.up_bits = terms.client_forward, terms.upload_bits
@@ -112,9 +158,8 @@ class RoundProblem:
     @cached_property
     def candidates(self) -> list[int]:
         """The cuts that can be best: no other costs at most as much in every term (of equals, the last stays)."""
-        terms = np.stack(
-            [self.up_compute[:, 0], self.up_bits, self.down_compute[:, 0], self.down_bits, self.constant], axis=1
-        )  # all clients' compute grows alike, so the first stands for all
+        # Every client counts: with profiles of their own, two need not agree on which of two cuts costs less.
+        terms = np.column_stack([self.up_compute, self.up_bits, self.down_compute, self.down_bits, self.constant])
 
         def beaten(j):
             return any(

@@ -8,7 +8,7 @@ import numpy as np
 from psl.schedulers.epsl.assignment import greedy, matched, repaired, spectral_weight
 from psl.schedulers.epsl.bound import CutBound, dual_bound
 from psl.schedulers.epsl.local_search import State, local_search
-from psl.schedulers.epsl.problem import RoundProblem
+from psl.schedulers.epsl.problem import RoundProblem, no_finite_plan
 
 KICKS = 12  # random restarts around the best assignment of a cut
 KICKED_CLIENTS = 10  # beyond so many clients a kick costs more than it finds
@@ -25,6 +25,9 @@ def search(problem: RoundProblem, rng: np.random.Generator, report=lambda event:
 
     Returns:
         (cut, (M,) client of each subchannel, {cut: CutBound}).
+
+    Raises:
+        InfeasibleError: no start has a finite round time.
     """
     best_time, best = np.inf, None
     bounds: dict[int, CutBound] = {}
@@ -66,6 +69,8 @@ def search(problem: RoundProblem, rng: np.random.Generator, report=lambda event:
                 break
             other = offer(local_search(problem, cut, _kicked(state.owner, rng)), "kick")
             state = min(state, other, key=lambda s: s.time)
+    if best is None:
+        raise no_finite_plan()
     return best.cut, best.owner, bounds
 
 

@@ -1,10 +1,12 @@
 """The front door of the EPSL scheduler."""
 
+import dataclasses
+
 import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from psl.errors import check_choice
+from psl.errors import check_choice, check_count
 from psl.networks.wireless import WirelessCell
 from psl.profiles import Profile
 from psl.schedulers.epsl.baselines import BASELINES, baseline
@@ -12,7 +14,7 @@ from psl.schedulers.epsl.bcd import block_coordinate_descent
 from psl.schedulers.epsl.bound import lower_bound
 from psl.schedulers.epsl.plan import EPSLPlan
 from psl.schedulers.epsl.power import optimal_power, round_time
-from psl.schedulers.epsl.problem import RoundProblem
+from psl.schedulers.epsl.problem import RoundProblem, no_finite_plan
 from psl.schedulers.epsl.search import search
 
 METHODS = ("search", "bcd", *BASELINES)
@@ -59,11 +61,15 @@ def solve(
 
     Raises:
         ScenarioError: an argument is out of range.
+        InfeasibleError: some client is too far from the base station for any finite round.
 
     Source: EPSL (arXiv 2303.15991): joint optimisation of cut, subchannels and power [P]; see the marks above.
     """
     check_choice("method", method, METHODS)
+    seed = check_count("seed", seed, minimum=0)
     problem = RoundProblem(profile, cell, batch_size, phi, cut)
+    if not np.isfinite(min(map(problem.reach_bound, problem.cuts))):
+        raise no_finite_plan()
     history: list[dict] = []
     bar = tqdm(desc=f"EPSL {method}", unit=" improvements", disable=not progress)
 
@@ -81,15 +87,25 @@ def solve(
     else:
         chosen, owner, power = baseline(problem, method, rng)
         report({"block": method, "cut": int(chosen), "round_time": round_time(problem, chosen, owner, power)})
-    value = float("nan")
+    plan = EPSLPlan(
+        problem.profile,
+        cell,
+        problem.batch_size,
+        problem.phi,
+        method,
+        int(chosen),
+        owner,
+        power,
+        history=tuple(history),
+    )
     if bound:
         # A tight incumbent makes a tight bound: a bad plan borrows the search's.
         known = round_time(problem, chosen, owner, power)
         if method != "search":
             other, its_owner, bounds = search(problem, np.random.default_rng(seed))
             known = min(known, round_time(problem, other, its_owner))
-        value = lower_bound(problem, known, bounds)
+        # The plan adds up its round in another order: the last bit must not put the bound above it.
+        value = min(lower_bound(problem, known, bounds), plan.round_time)
+        plan = dataclasses.replace(plan, lower_bound=value)
     bar.close()
-    return EPSLPlan(
-        problem.profile, cell, problem.batch_size, problem.phi, method, int(chosen), owner, power, value, tuple(history)
-    )
+    return plan
