@@ -60,11 +60,13 @@ $(BUILD)/%.ipynb: $(BUILD)/%.inputs | $(READY)
 	@# Side by side, notebooks get one thread each; alone, one gets them all.
 	@# Checkpoints of this very input: an interrupted run goes on where it was.
 	@case " $$MAKEFLAGS" in *" -j"*|*" --jobs"*) export OMP_NUM_THREADS=1;; esac; \
-	  cache="$(CURDIR)/$(BUILD)/cache/$*-`cut -c1-12 $<`"; mkdir -p "$$cache"; \
-	  $(BIN)/papermill notebooks/$*.ipynb $(@:.ipynb=.part.ipynb) --cwd notebooks --kernel python3 --log-level WARNING \
+	  caches="$(CURDIR)/$(BUILD)/cache"; cache="$$caches/$*-`cut -c1-12 $<`"; part="$(@:.ipynb=.part.ipynb)"; \
+	  mkdir -p "$$cache"; find "$$caches" -maxdepth 1 -name "$*-*" ! -path "$$cache" -exec rm -rf {} +; \
+	  $(BIN)/papermill notebooks/$*.ipynb $$part --cwd notebooks --kernel python3 --log-level WARNING \
 	    -p QUICK $(if $(filter 0,$(QUICK)),False,True) -p DATASET $(DATASET) \
-	    -p FIGURES "$(CURDIR)/$(FIGURES)" -p CACHE "$$cache" \
-	  && rm -rf "$$cache" && $(PYTHON) tools/inputs.py notebooks/$*.ipynb $< $(INPUTS) && mv $(@:.ipynb=.part.ipynb) $@
+	    -p FIGURES "$(CURDIR)/$(FIGURES)" -p CACHE "$$cache" || exit 1; \
+	  (ls $(FIGURES)/`echo $* | cut -c1-3`* 2>/dev/null || true) > $(@:.ipynb=.figures); \
+	  mv "$$part" $@ && rm -rf "$$cache"
 
 # The last notebook draws what the training notebook found.
 $(BUILD)/04_figures.ipynb: $(BUILD)/03_training.ipynb

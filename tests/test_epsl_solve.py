@@ -272,9 +272,10 @@ def test_bad_cells(field, value, message):
 @pytest.mark.parametrize("method", epsl.METHODS)
 def test_a_cell_nobody_can_send_in_is_infeasible(method):
     profile, cell = scenario(9)
-    silent = dataclasses.replace(cell, uplink_gain=cell.uplink_gain * 1e-200)
-    with pytest.raises(InfeasibleError, match=r"cell: expected a rate above 0 .* Fix: check gains \(linear"):
-        epsl.solve(profile, silent, method=method)
+    for change in ({"uplink_gain": cell.uplink_gain * 1e-200}, {"total_power": 1e-200}):
+        silent = dataclasses.replace(cell, **change)
+        with pytest.raises(InfeasibleError, match=r"cell: expected a rate above 0 .* Fix: check gains \(linear"):
+            epsl.solve(profile, silent, method=method)
 
 
 def test_a_model_of_one_unit_cannot_be_planned():

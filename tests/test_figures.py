@@ -67,14 +67,25 @@ def test_a_figure_is_stale_only_if_something_it_depends_on_changed(copy_of_input
     (folder / "requirements.txt").write_text("numpy==2\n")
     assert is_stale(folder), "the pins"
     assert is_stale(folder, "DATASET=mnist"), "the data set's name"
-    (folder / "data").mkdir()
-    (folder / "data" / "images").write_text("...")
+    (folder / "data" / "MNIST").mkdir(parents=True)
+    (folder / "data" / "MNIST" / "images").write_text("...")
     assert is_stale(folder, "DATASET=mnist"), "the data"
-    assert not is_stale(folder, "DATASET=mnist")
+    (folder / "data" / "README.md").write_text("...")
+    assert not is_stale(folder, "DATASET=mnist"), "other files among the data"
+
+
+def test_a_figure_that_is_gone_comes_back(copy_of_inputs):
+    folder = copy_of_inputs
+    assert is_stale(folder)
+    signature = folder / "build" / "01_one.inputs"
     (folder / "figures" / "01_plot.png").write_text("...")
-    assert is_stale(folder, "DATASET=mnist"), "its figures appeared"
-    (folder / "figures" / "02_plot.png").write_text("...")
-    assert not is_stale(folder, "DATASET=mnist"), "another notebook's figure"
+    signature.with_suffix(".figures").write_text("figures/01_plot.png\n")
+    os.utime(signature, (1, 1))
+    assert not is_stale(folder)
+    assert signature.stat().st_mtime == 1, "untouched: make has nothing to do"
+    (folder / "figures" / "01_plot.png").unlink()
+    is_stale(folder)
+    assert signature.stat().st_mtime > 1, "touched: make runs the notebook again"
 
 
 def test_a_figure_is_written_with_its_data_and_caption_and_is_reproducible(tmp_path):

@@ -327,3 +327,16 @@ def test_an_argument_that_contradicts_the_plan_is_refused(name, value, data, mod
     plan = SimpleNamespace(n_clients=3, batch_size=8, phi=0.5, cut=3, framework_round_time=lambda *a, **k: 1.0)
     with pytest.raises(ScenarioError, match=f"{name}: expected the plan's .*, got {value}.*solve a plan for it"):
         train("epsl", model, data, rounds=1, plan=plan, progress=False, **{name: value})
+
+
+def test_a_cut_without_one_row_per_sample_is_refused(data):
+    class Folded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 8), nn.Linear(64, 4)
+
+        def forward(self, x):
+            return self.last(self.first(x.reshape(-1, 8)).reshape(-1, 64))
+
+    with pytest.raises(CutError, match=r"one row per sample, got shape \(64, 8\) for 8 samples"):
+        train("psl", Folded(), data, **(OPTIONS | {"cut": "first"}))

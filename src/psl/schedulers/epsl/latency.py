@@ -17,7 +17,7 @@ from psl.schedulers.epsl.problem import (
     check_profile,
     client_seconds,
     seconds,
-)  # fmt: skip
+)
 from psl.schedulers.epsl.water_filling import most_rate
 
 FRAMEWORKS = ("epsl", "psl", "sfl", "sl", "fedavg", "centralised")

@@ -19,6 +19,8 @@ from psl.schedulers.epsl.search import search
 
 METHODS = ("search", "bcd", *BASELINES)
 
+_FOREVER = 1e100  # s; slower rounds are beyond floating point, let alone radio
+
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # matrices are small: threads only wait for each other
 def solve(
@@ -61,14 +63,14 @@ def solve(
 
     Raises:
         ScenarioError: an argument is out of range.
-        InfeasibleError: some client is too far from the base station for any finite round.
+        InfeasibleError: some client has no rate worth the name, so no plan has a finite round.
 
     Source: EPSL (arXiv 2303.15991): joint optimisation of cut, subchannels and power [P]; see the marks above.
     """
     check_choice("method", method, METHODS)
     seed = check_count("seed", seed, minimum=0)
     problem = RoundProblem(profile, cell, batch_size, phi, cut)
-    if not np.isfinite(min(map(problem.reach_bound, problem.cuts))):
+    if not min(map(problem.reach_bound, problem.cuts)) < _FOREVER:
         raise no_finite_plan()
     history: list[dict] = []
     bar = tqdm(desc=f"EPSL {method}", unit=" improvements", disable=not progress)

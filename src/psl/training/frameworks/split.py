@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from psl.errors import CutError
+from psl.errors import CutError, expected
 from psl.models import split
 from psl.slots import aggregated_slots
 from psl.training.frameworks.base import Framework
@@ -51,6 +51,9 @@ class SplitFramework(Framework):
         for i in clients:
             inputs, targets = draw(i, step)
             smashed.append(self.clients[i % len(self.clients)](inputs))
+            if len(smashed[-1]) != len(inputs):
+                got = f"shape {tuple(smashed[-1].shape)} for {len(inputs)} samples"
+                raise expected("cut", "a tensor with one row per sample", got, "cut elsewhere", CutError)
             received.append(self.link.up(smashed[-1]))
             labels.append(self.link.up(targets))
 
