@@ -3,7 +3,7 @@
 For each cut the larger of two bounds, both conditional on beating a known round time (the incumbent): a plan that
 beats it needs at least n_i subchannels for client i. Whoever does not beat it is no better than the incumbent, so
 min(incumbent, bound) is valid always. With nearly no total power the bound is loose: gaps of a few per
-cent at 1e-6 W and of tens of per cent at 1e-9 W in cells that otherwise have 1 %.
+cent at 1e-6 W and of tens of per cent at 1e-9 W in a small cell that otherwise has 1 %.
 
 Source: ours [B].
 """
