@@ -71,8 +71,10 @@ $(BUILD)/%.ipynb: $(BUILD)/%.inputs | $(READY)
 # The last notebook draws what the training notebook found.
 $(BUILD)/04_figures.ipynb: $(BUILD)/03_training.ipynb
 
-figures: $(EXECUTED) | $(READY)
+$(FIGURES)/README.md: $(EXECUTED) tools/publish.py | $(READY)
 	@$(BIN)/python tools/publish.py gallery $(FIGURES)
+
+figures: $(FIGURES)/README.md
 	@echo "figures: $(FIGURES)/ is up to date"
 
 notebooks: figures
