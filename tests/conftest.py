@@ -1,6 +1,17 @@
 """What all tests share."""
 
+import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 # Tensors are small here: more threads only wait for each other, up to twenty times slower on a busy machine.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Random images of four classes: 100 to train, 30 to test."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(130, 1, 8, 8, generator=generator)
+    labels = torch.randint(0, 4, (130,), generator=generator)
+    return TensorDataset(images[:100], labels[:100]), TensorDataset(images[100:], labels[100:])

@@ -30,14 +30,6 @@ def build_model(width=4):
     return nn.Sequential(*model[:3], nn.Dropout(0.2), *model[3:], nn.Dropout(0.2))
 
 
-@pytest.fixture(scope="module")
-def data():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(130, 1, 8, 8, generator=generator)
-    labels = torch.randint(0, 4, (130,), generator=generator)
-    return TensorDataset(images[:100], labels[:100]), TensorDataset(images[100:], labels[100:])
-
-
 def run(data, framework="epsl", model=None, **options):
     return train(framework, model or build_model(), data, **OPTIONS | {"optimizer": momentum_sgd} | options)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, Subset
 
 from psl.data import load
 from psl.errors import CutError, DataError, ScenarioError
@@ -26,14 +26,6 @@ OPTIONS = {"n_clients": 3, "rounds": 2, "batch_size": 8, "cut": 3, "lr": 0.1, "p
 def model():
     torch.manual_seed(2)
     return thin_resnet(n_classes=4, width=4)
-
-
-@pytest.fixture(scope="module")
-def data():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(130, 1, 8, 8, generator=generator)
-    labels = torch.randint(0, 4, (130,), generator=generator)
-    return TensorDataset(images[:100], labels[:100]), TensorDataset(images[100:], labels[100:])
 
 
 def states(history):
