@@ -1,7 +1,5 @@
 """Profile a model by counting its operators on the meta device."""
 
-import operator
-
 import numpy as np
 import torch
 from torch import nn
@@ -63,8 +61,8 @@ def parameter_elements(traced: TracedModel) -> np.ndarray:
         parameters = []
         if node.op == "call_module":
             parameters = list(traced.model.get_submodule(node.target).parameters())
-        elif node.op == "get_attr" and node.target not in {"training", *traced.constants}:
-            value = operator.attrgetter(node.target)(traced.model)
+        elif node.op == "get_attr":
+            value = traced.attribute(node.target)
             parameters = [value] if isinstance(value, nn.Parameter) else []
         for parameter in parameters:
             if id(parameter) not in counted:

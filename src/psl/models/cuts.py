@@ -130,13 +130,7 @@ def _stage(traced: TracedModel, units: dict[fx.Node, int], first: int, last: int
         if first < unit <= last and node.op != "output":
             copy(node)
     graph.output(copied[outlet])
-    attributes = {
-        node.target: traced.constants[node.target]
-        if node.target in traced.constants
-        else operator.attrgetter(node.target)(traced.model)
-        for node in graph.nodes
-        if node.op in ("call_module", "get_attr")
-    }
+    attributes = {n.target: traced.attribute(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
     stage = fx.GraphModule(attributes, graph, class_name=f"{type(traced.model).__name__}Stage")
     stage._non_persistent_buffers_set |= set(traced.constants)
     stage.training = traced.model.training  # not train(), which would change the shared modules' modes

@@ -39,6 +39,10 @@ class TracedModel:
                 unit[node] = min((unit[user] for user in node.users), default=0)
         return unit
 
+    def attribute(self, target: str):
+        """Return what a node that calls a module or fetches an attribute refers to."""
+        return self.constants[target] if target in self.constants else operator.attrgetter(target)(self.model)
+
     def find(self, cut: int | str) -> int:
         """Return the number of a cut given by number or name.
 

@@ -17,6 +17,7 @@ from psl.schedulers.epsl.problem import (
     check_profile,
     client_seconds,
     seconds,
+    whole_band_rates,
 )
 from psl.schedulers.epsl.water_filling import most_rate
 
@@ -186,7 +187,7 @@ def _sequential(profile: Profile, cell: WirelessCell, j: int, b: int) -> RoundLa
     n, m = cell.n_clients, cell.n_subchannels
     limit = np.minimum(cell.client_power, cell.total_power)
     rate = most_rate(limit, np.repeat(np.arange(n), m), cell.snr_per_psd.ravel(), np.tile(cell.bandwidth, n))
-    down_rate = (cell.bandwidth * np.log2(1 + cell.downlink_psd * cell.snr_per_psd)).sum(axis=1)
+    down_rate = whole_band_rates(cell)
     terms = CutTerms.of(profile, cell, b, 0.0)
     uplink_of = terms.client_forward[j] + seconds(terms.upload_bits[j], rate)
     downlink_of = terms.client_backward[j] + seconds(terms.unicast_bits[j], down_rate)

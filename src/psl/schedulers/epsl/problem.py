@@ -64,9 +64,14 @@ def client_seconds(profile: Profile, cell: WirelessCell) -> tuple[np.ndarray, np
     return forward, backward
 
 
+def whole_band_rates(cell: WirelessCell) -> np.ndarray:
+    """Return (C,) Σ_k B_k log2(1 + p_dl g_ik / σ²), bit/s: each client's downlink on all subchannels."""
+    return (cell.bandwidth * np.log2(1 + cell.downlink_psd * cell.snr_per_psd)).sum(axis=1)
+
+
 def broadcast_rate(cell: WirelessCell) -> float:
-    """Return R_bc = min_i Σ_k B_k log2(1 + p_dl g_ik / σ²), bit/s: the rate everybody can decode."""
-    return float((cell.bandwidth * np.log2(1 + cell.downlink_psd * cell.snr_per_psd)).sum(axis=1).min())
+    """Return R_bc, bit/s: the least of the whole-band rates, which everybody can decode."""
+    return float(whole_band_rates(cell).min())
 
 
 def check_profile(profile: Profile, cell: WirelessCell) -> None:
