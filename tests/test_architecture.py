@@ -23,8 +23,9 @@ MAY_IMPORT = {
     "data": {"errors"},
     "training": {"errors", "slots", "records", "models", "data"},
     "plotting": {"errors", "units", "networks"},
+    "simulation": {"errors", "slots", "records", "profiles", "networks", "plotting"},  # never the formulas it checks
 }
-NO_TORCH = {"errors", "slots", "units", "records", "profiles", "networks", "schedulers", "plotting"}
+NO_TORCH = {"errors", "slots", "units", "records", "profiles", "networks", "schedulers", "plotting", "simulation"}
 
 
 def room_of(path):

@@ -1,7 +1,7 @@
 """The result of the scheduler: a cut, subchannels and power, with what they were made for and how good they are."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,8 @@ class EPSLPlan(Record):
     Attributes:
         round_time: s, the round latency of EPSL under this plan.
     """
+
+    scheduler: ClassVar[str] = "epsl"
 
     profile: Profile
     cell: WirelessCell
