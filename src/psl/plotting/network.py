@@ -1,0 +1,202 @@
+"""Pictures of a multi-hop network with a plan on it, and of the state graph that planning searches."""
+
+import matplotlib.pyplot as plt
+import networkx as nx
+import numpy as np
+
+_PLAN = "#d95f0e"  # what the plan uses; differs from the rest in lightness, width and arrows too
+
+
+def plot_network(network, plan=None, ax=None):
+    """Draw a network: nodes by speed, relays hollow, links by rate; with a plan, who computes which units.
+
+    Args:
+        network: an `EdgeNetwork`. Positions come from the nodes' attribute `pos` if all have one, otherwise from
+            networkx's Kamada-Kawai layout.
+        plan: with `stages` ((node, i, j), ...) and `hops` ((cut, u, v), ...), or None.
+        ax: matplotlib axes; a new figure if None.
+
+    Returns:
+        The matplotlib axes.
+    """
+    graph = network.graph
+    if ax is None:
+        _, ax = plt.subplots(figsize=(6.4, 4.4))
+    place = _positions(graph)
+    speed = {n: _speed(graph.nodes[n]) for n in graph}
+    fastest = max((s for s in speed.values() if np.isfinite(s)), default=0.0) or 1.0
+    size = {n: 300 + 700 * min(speed[n] / fastest, 1.0) ** 0.5 if speed[n] > 0 else 260 for n in graph}
+    used = {node for node, _, _ in plan.stages} if plan is not None else set()
+
+    links = list(nx.Graph(graph.to_undirected(as_view=True)).edges)
+    rates = np.array(
+        [graph.edges[u, v]["rate"] if graph.has_edge(u, v) else graph.edges[v, u]["rate"] for u, v in links]
+    )
+    wide = [_width(rate, rates) for rate in rates]
+    nx.draw_networkx_edges(graph, place, edgelist=links, width=wide, edge_color="#bdbdbd", arrows=False, ax=ax)
+    for shown, face in (
+        ([n for n in graph if speed[n] > 0], "#c6dbef"),
+        ([n for n in graph if not speed[n] > 0], "white"),
+    ):
+        nx.draw_networkx_nodes(
+            graph, place, nodelist=shown, node_size=[size[n] for n in shown], node_color=face, ax=ax,
+            edgecolors=[_PLAN if n in used else "#08306b" for n in shown],
+            linewidths=[2.5 if n in used else 1.0 for n in shown],
+            node_shape="o",
+        ).set_zorder(2)  # fmt: skip
+    if plan is not None and plan.hops:
+        nx.draw_networkx_edges(
+            graph, place, edgelist=[(u, v) for _, u, v in plan.hops], width=2.2, edge_color=_PLAN, arrowsize=16,
+            node_size=[size[n] for n in graph], ax=ax,
+        )  # fmt: skip
+    nx.draw_networkx_labels(graph, place, font_size=9, ax=ax)
+    if len(links) <= 30:
+        texts = {(u, v): _rates(graph, u, v) for u, v in links}
+        nx.draw_networkx_edge_labels(graph, place, texts, font_size=7, rotate=False, ax=ax)
+    for node, text in _notes(network, plan).items():
+        below = (0, -8 - size[node] ** 0.5 / 2)
+        paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5}
+        style = {"ha": "center", "va": "top", "fontsize": 8, "bbox": paper}
+        ax.annotate(text, place[node], xytext=below, textcoords="offset points", **style)
+    ax.margins(0.18)
+    ax.set_axis_off()
+    return ax
+
+
+def plot_state_graph(network, n_units: int, plan=None, ax=None):
+    """Draw the graph whose shortest paths are plans: vertices (cut, node, arrived or computed), for a tiny case.
+
+    Units are computed along solid edges (i, n, arrived) → (j, n, computed), activations hop along dashed ones
+    (j, n, ·) → (j, m, arrived). Only what lies on some way from the source's raw input to the output is drawn.
+
+    Args:
+        network: an `EdgeNetwork` of a few nodes.
+        n_units: L, the number of units of the model; 2 to 4 stay readable.
+        plan: with `stages` and `hops`, whose path is highlighted; or None.
+        ax: matplotlib axes; a new figure if None.
+
+    Returns:
+        The matplotlib axes.
+
+    Source: pipelined split learning (arXiv 2505.04368): bottleneck-aware shortest path [P]; this graph [R].
+    """
+    states = state_graph(network, n_units)
+    nodes = list(network.graph)
+    if ax is None:
+        _, ax = plt.subplots(figsize=(2.4 + 1.7 * n_units, 1.4 + 1.1 * len(nodes)))
+    place = {
+        (j, n, state): (j + (0.25 if state == "computed" else -0.25), -nodes.index(n) - 0.16 * (state == "arrived"))
+        for j, n, state in states
+    }
+    path = _walk(plan) if plan is not None else []
+    on_path = set(zip(path, path[1:], strict=False))
+    size = 110
+    for u, v, hop in states.edges(data="hop"):
+        chosen = (u, v) in on_path
+        bend = 0.16 if hop else 0.1 * (v[0] - u[0])  # longer computations pass below the shorter ones
+        nx.draw_networkx_edges(
+            states, place, edgelist=[(u, v)], ax=ax, node_size=size, style="dashed" if hop else "solid",
+            width=2.6 if chosen else 0.7, edge_color=_PLAN if chosen else "#737373", arrowsize=13 if chosen else 8,
+            connectionstyle=f"arc3,rad={bend}",
+        )  # fmt: skip
+    for state, shape, face in (("arrived", "o", "white"), ("computed", "s", "#08306b")):
+        shown = [v for v in states if v[2] == state]
+        nx.draw_networkx_nodes(
+            states, place, nodelist=shown, node_size=size, node_shape=shape, ax=ax, node_color=face,
+            edgecolors=[_PLAN if v in path else "#252525" for v in shown],
+            linewidths=[2.5 if v in path else 0.8 for v in shown],
+        ).set_zorder(3)  # fmt: skip
+        label = f"cut j {state} at the node"
+        ax.plot([], [], shape, color="#252525", markerfacecolor=face, markersize=7, label=label)
+    ax.plot([], [], "-", color="#737373", linewidth=1, label="compute")
+    ax.plot([], [], "--", color="#737373", linewidth=1, label="hop")
+    if plan is not None:
+        ax.plot([], [], "-", color=_PLAN, linewidth=2.6, label="plan")
+    ax.set(xlabel="cut j", ylabel="node", xlim=(-0.6, n_units + 0.6), ylim=(-len(nodes) + 0.35, 0.6))
+    ax.set_xticks(range(n_units + 1))
+    ax.set_yticks([-k for k in range(len(nodes))], [str(n) for n in nodes])
+    ax.tick_params(left=True, bottom=True, labelleft=True, labelbottom=True)
+    for cut in range(n_units):
+        ax.axvline(cut + 0.5, color="#d9d9d9", linewidth=0.8, zorder=0)
+    ax.grid(False)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, fontsize=8, columnspacing=1.2)
+    return ax
+
+
+def state_graph(network, n_units: int) -> nx.DiGraph:
+    """Return the part of the state graph that lies on some way from (0, source, arrived) to (L, any, computed).
+
+    Vertices are (cut, node, "arrived" | "computed"); edge attribute `hop` is True for a hop, False for a computation.
+    The raw input does not leave the source: it computes at least unit 1.
+    """
+    graph, states = network.graph, nx.DiGraph()
+    for n in graph:
+        if _speed(graph.nodes[n]) > 0:
+            for i in range(n_units):
+                for j in range(i + 1, n_units + 1):
+                    states.add_edge((i, n, "arrived"), (j, n, "computed"), hop=False)
+        for j in range(1, n_units):
+            for m in graph.successors(n):
+                for state in ("arrived", "computed"):
+                    states.add_edge((j, n, state), (j, m, "arrived"), hop=True)
+    begin = (0, network.source, "arrived")
+    ends = [v for v in states if v[0] == n_units]
+    reached = nx.descendants(states, begin) | {begin} if begin in states else set()
+    useful = set(ends).union(*(nx.ancestors(states, v) for v in ends))
+    return states.subgraph([v for v in states if v in reached & useful])
+
+
+def _walk(plan) -> list[tuple]:
+    """Return the vertices of a plan's path through the state graph."""
+    path, hops = [], list(plan.hops)
+    for node, i, j in plan.stages:
+        path += [] if path and path[-1] == (i, node, "arrived") else [(i, node, "arrived")]
+        path.append((j, node, "computed"))
+        while hops and hops[0][0] == j:
+            cut, _, v = hops.pop(0)
+            path.append((cut, v, "arrived"))
+    return path
+
+
+def _positions(graph) -> dict:
+    given = {n: graph.nodes[n].get("pos") for n in graph}
+    if all(pos is not None for pos in given.values()):
+        return {n: tuple(pos) for n, pos in given.items()}
+    return nx.kamada_kawai_layout(graph.to_undirected(as_view=True), weight=None)
+
+
+def _speed(attributes: dict) -> float:
+    """Return a node's speed; one known by a measured profile counts as the fastest, as it has no FLOP/s."""
+    return float("inf") if attributes.get("profile") is not None else float(attributes.get("flops") or 0.0)
+
+
+def _width(rate: float, rates: np.ndarray) -> float:
+    finite = rates[np.isfinite(rates) & (rates > 0)]
+    if not np.isfinite(rate) or not finite.size or finite.max() == finite.min():
+        return 2.0
+    return 0.8 + 2.7 * float(np.log(rate / finite.min()) / np.log(finite.max() / finite.min()))
+
+
+def _rates(graph, u, v) -> str:
+    pair = [graph.edges[a, b]["rate"] for a, b in ((u, v), (v, u)) if graph.has_edge(a, b)]
+    texts = [_unit(rate, "bit/s") for rate in pair]
+    return texts[0] if len(set(texts)) == 1 else f"{u}→{v} {texts[0]}\n{v}→{u} {texts[1]}"
+
+
+def _unit(value: float, unit: str) -> str:
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}"
+
+
+def _notes(network, plan) -> dict:
+    notes = {}
+    for n in network.graph:
+        attributes = network.graph.nodes[n]
+        speed = _speed(attributes)
+        own = "measured" if np.isinf(speed) else _unit(speed, "FLOP/s") if speed > 0 else "relay"
+        notes[n] = f"source, {own}" if n == network.source else own
+    for node, i, j in plan.stages if plan is not None else ():
+        notes[node] += f"\nunits {i + 1}–{j}" if j > i + 1 else f"\nunit {j}"
+    return notes

@@ -1,0 +1,143 @@
+"""The micro-batches of a pipelined plan, one by one through its stages and hops."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from psl.errors import ScenarioError, check_choice, check_count, expected
+from psl.simulation.timeline import Recorder
+
+#: order= of a pipeline: what a node does first, and whether backward waits for all of forward.
+ORDERS = ("1f1b", "flush")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One stage or hop on a micro-batch's way; pairs are (forward, backward)."""
+
+    kinds: tuple[str, str]
+    number: int  # of the stage among stages, of the hop among hops
+    resources: tuple[int, int]
+    overhead: float  # s, whatever the size
+    per_sample: tuple[float, float]  # s
+    delay: tuple[float, float] = (0.0, 0.0)  # s on the way, after the resource is free again
+
+
+def pipeline_jobs(plan, *, order: str = "1f1b", max_in_flight: int | None = None, equal: bool = False) -> Recorder:
+    """Return the jobs of one mini-batch of a pipelined plan: M micro-batches forward, then backward, then done.
+
+    * A node is one processor, whichever and however many of the plan's stages it holds. Forward and backward of a
+      micro-batch are two jobs: n samples through units i+1..j take o_n + n (ρ_j − ρ_i)/s_n and
+      o_n + n (ϖ_j − ϖ_i)/s_n, or a measured table's seconds in place of ρ/s and ϖ/s.
+    * Backward goes before forward when both wait, the lower micro-batch first: so the last stage turns a micro-batch
+      around at once. What has been started is finished.
+    * Each direction of a link (half duplex: the link) carries one message at a time, first-in first-out, of equal
+      arrivals the lower micro-batch. A message takes n ψ_j/R_e or n χ_j/R_e′ seconds; then the link is free again
+      while the message is on its way for the latency l_e. Messages are stored and forwarded: the next hop starts
+      when the whole message has arrived.
+    * "flush": no backward starts before the last forward of the last stage has ended, as in GPipe.
+    * `max_in_flight` = W: the source starts micro-batch m + W only after its backward of micro-batch m.
+
+    Source: pipelined split learning (arXiv 2505.04368): the pipeline [P], its costs [R], its simulation [B].
+    """
+    check_choice("order", order, ORDERS)
+    b, total = check_count("plan.micro_batch", plan.micro_batch), check_count("plan.mini_batch", plan.mini_batch)
+    if b > total:
+        fix = "choose a micro-batch of at most the mini-batch"
+        raise expected("plan.micro_batch", f"at most the mini-batch of {total}", b, fix)
+    sizes = micro_batches(total, b, equal)
+    window = len(sizes)
+    if max_in_flight is not None:
+        window = check_count("max_in_flight", max_in_flight, fix="give a whole number of micro-batches, or None")
+        if order == "flush" and window < len(sizes):
+            raise expected(
+                "max_in_flight", f"None or at least the {len(sizes)} micro-batches with order='flush'", window,
+                "flush keeps every micro-batch until the last forward: use order='1f1b' to hold fewer",
+            )  # fmt: skip
+
+    jobs = Recorder()
+    parts = _parts(plan, jobs)
+    first, turn = [], []  # forward jobs of the first and the last stage
+    for m, n in enumerate(sizes):
+        chain = _travel(jobs, parts, 0, m, n, ())
+        first.append(chain[0])
+        turn.append(chain[-1])
+    for m, n in enumerate(sizes):
+        after = (turn[m], turn[-1]) if order == "flush" and m < len(sizes) - 1 else (turn[m],)
+        chain = _travel(jobs, parts[::-1], 1, m, n, after)
+        if m + window < len(sizes):
+            jobs.require(first[m + window], chain[-1])
+    return jobs
+
+
+def micro_batches(mini_batch: int, micro_batch: int, equal: bool = False) -> list[int]:
+    """Return the sizes of the M = ⌈B/b⌉ micro-batches: the last one takes what is left, or b too if `equal`."""
+    count = -(-mini_batch // micro_batch)
+    return [micro_batch] * (count - 1) + [micro_batch if equal else mini_batch - (count - 1) * micro_batch]
+
+
+def _travel(jobs: Recorder, parts: list[Part], way: int, m: int, n: int, after: tuple) -> list[int]:
+    """Add the jobs of micro-batch m through the parts, forward (way 0) or backward (way 1), and return the numbers."""
+    chain = []
+    for part in parts:
+        seconds = part.overhead + n * part.per_sample[way]
+        priority = (1 - way, m) if part.kinds[0] == "forward" else (m, 1 - way)
+        label = {"micro_batch": m, "stage": part.number, "samples": n}
+        job = jobs.event(part.kinds[way], part.resources[way], seconds, after, priority, **label)
+        chain.append(job)
+        after = (jobs.add(None, part.delay[way], (job,)) if part.delay[way] > 0 else job,)
+    return chain
+
+
+def _parts(plan, jobs: Recorder) -> list[Part]:
+    """Return the stages and hops in the order in which a micro-batch meets them."""
+    graph, half = plan.network.graph, plan.network.duplex == "half"
+    parts, hops, number = [], list(plan.hops), 0
+    here, done = plan.network.source, 0
+    for position, (node, i, j) in enumerate(plan.stages):
+        if node != here or i != done or not i < j <= plan.profile.n_units:
+            raise _broken(f"stage {position} to continue at node {here} after unit {done}", (node, i, j))
+        parts.append(_stage(plan, jobs, node, i, j))
+        done = j
+        while hops and hops[0][0] == done:
+            cut, u, v = hops.pop(0)
+            if u != here or not (graph.has_edge(u, v) and graph.has_edge(v, u)):
+                raise _broken(f"hop {number} to leave node {here} over a link with both directions", (cut, u, v))
+            parts.append(_hop(plan.profile, jobs, graph, number, cut, u, v, half))
+            here, number = v, number + 1
+    if hops or done != plan.profile.n_units or parts[-1].kinds[0] != "forward":
+        left = f"units up to {done}, {len(hops)} hops left over"
+        raise _broken(f"stages and hops that compute all {plan.profile.n_units} units and end there", left)
+    return parts
+
+
+def _stage(plan, jobs: Recorder, node, i: int, j: int) -> Part:
+    attributes = plan.network.graph.nodes[node]
+    resource = jobs.resource(f"node {node}")
+    own = attributes.get("profile")
+    table, speed = (plan.profile, attributes.get("flops", 0.0)) if own is None else (own, 1.0)
+    if not speed > 0:
+        raise expected(f"node {node}", "a speed above 0, as it holds a stage", f"{speed:g}", "place it elsewhere")
+    work = (table.fwd_flops[j] - table.fwd_flops[i], table.bwd_flops[j] - table.bwd_flops[i])
+    number = jobs.stage(resource, plan.profile, i, j)
+    overhead = float(attributes.get("overhead", 0.0))
+    return Part(("forward", "backward"), number, (resource, resource), overhead, tuple(float(w / speed) for w in work))
+
+
+def _hop(profile, jobs: Recorder, graph, number: int, cut: int, u, v, half: bool) -> Part:
+    there, back = graph.edges[u, v], graph.edges[v, u]
+    if half:
+        # One name for both directions, in the network's own order of nodes.
+        a, b = sorted((u, v), key=list(graph).index)
+        resources = (jobs.resource(f"link {a}–{b}", fifo=True),) * 2
+    else:
+        resources = jobs.resource(f"link {u}→{v}", fifo=True), jobs.resource(f"link {v}→{u}", fifo=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bits, rates = np.array([profile.act_bits[cut], profile.grad_bits[cut]]), (there["rate"], back["rate"])
+        per_sample = np.where(bits > 0, bits / np.array(rates, dtype=float), 0.0)  # nothing to send takes no time
+    delay = float(there.get("latency", 0.0)), float(back.get("latency", 0.0))
+    return Part(("activation", "gradient"), number, resources, 0.0, tuple(per_sample.tolist()), delay)
+
+
+def _broken(want: str, got) -> ScenarioError:
+    return expected("plan", want, repr(got), "take stages and hops, in path order, from one plan of pipeline.solve")

@@ -1,0 +1,192 @@
+"""What a simulation returns: who did what when, and the questions one asks about it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from psl.records import Record
+from psl.simulation.engine import Jobs
+
+#: What an event can be; `Timeline.kind` holds positions in this tuple.
+KINDS = ("forward", "backward", "activation", "gradient", "broadcast", "model")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Timeline(Record):
+    """Every computation and transfer of one simulated mini-batch or round, in order of start.
+
+    E events on R resources by S stages. A *stage* is a part of the model on one machine: a stage of a pipeline, a
+    client's or device's part, the server's part.
+
+    Args:
+        scheduler: which system was simulated: "pipeline", "epsl" or "edgesplit".
+        order: "1f1b" or "flush"; None where there is no choice.
+        resources: R names, such as "node 2" or "link 0→2".
+        resource: (E,) position of the event's resource in `resources`.
+        kind: (E,) position of the event's kind in `KINDS`.
+        micro_batch: (E,) number of the micro-batch; for EdgeSplit of the local step, −1 for a model's transfer.
+        stage: (E,) number of the stage for a computation; of the hop, client or device for a transfer.
+        samples: (E,) samples computed on or carried; 0 for a model's transfer.
+        start, end: (E,) s. Propagation latency is no event: it occupies nothing.
+        stage_resource: (S,) position of each stage's machine in `resources`.
+        stage_activation: (S,) bytes of activations that a stage keeps per sample for its backward pass.
+        stage_fixed: (S,) bytes that a stage always keeps: three times its parameters (weights, gradients, momentum).
+
+    Source: pipelined split learning (arXiv 2505.04368) has a closed form; its simulation is ours [B].
+    """
+
+    scheduler: str
+    order: str | None
+    resources: tuple[str, ...]
+    resource: np.ndarray
+    kind: np.ndarray
+    micro_batch: np.ndarray
+    stage: np.ndarray
+    samples: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    stage_resource: np.ndarray
+    stage_activation: np.ndarray
+    stage_fixed: np.ndarray
+
+    def __post_init__(self):
+        object.__setattr__(self, "resources", tuple(self.resources))
+        for name in ("resource", "kind", "micro_batch", "stage", "samples", "stage_resource"):
+            self._freeze(name, np.int64)
+        for name in ("start", "end", "stage_activation", "stage_fixed"):
+            self._freeze(name, np.float64)
+
+    def _freeze(self, name: str, dtype) -> None:
+        array = np.array(getattr(self, name), dtype=dtype)
+        array.setflags(write=False)
+        object.__setattr__(self, name, array)
+
+    @property
+    def makespan(self) -> float:
+        """Seconds from the start to the end of the last event."""
+        return float(self.end.max(initial=0.0))
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per event: resource, kind, micro_batch, stage, samples, start_s, end_s."""
+        return pd.DataFrame(
+            {
+                "resource": pd.Categorical.from_codes(self.resource, self.resources),
+                "kind": pd.Categorical.from_codes(self.kind, KINDS),
+                "micro_batch": self.micro_batch,
+                "stage": self.stage,
+                "samples": self.samples,
+                "start_s": self.start,
+                "end_s": self.end,
+            }
+        ).rename_axis("event")
+
+    def utilisation(self) -> pd.DataFrame:
+        """Return one row per resource: events, busy_s, idle_s, share, first_s, last_s.
+
+        `idle_s` counts from the resource's first use to its last; `share` is busy time over the makespan.
+        """
+        n = len(self.resources)
+        busy = np.bincount(self.resource, self.end - self.start, n)
+        first, last = np.full(n, np.inf), np.zeros(n)
+        np.minimum.at(first, self.resource, self.start)
+        np.maximum.at(last, self.resource, self.end)
+        return pd.DataFrame(
+            {
+                "events": np.bincount(self.resource, minlength=n),
+                "busy_s": busy,
+                "idle_s": np.maximum(last - first - busy, 0.0),  # a rounding error is no idle time
+                "share": busy / self.makespan if self.makespan > 0 else np.zeros(n),
+                "first_s": first,
+                "last_s": last,
+            },
+            index=pd.Index(self.resources, name="resource"),
+        )
+
+    def in_flight(self) -> pd.DataFrame:
+        """Return how many micro-batches each stage holds, from the start of their forward to the end of their backward.
+
+        Index: the times in s at which a count changes; a row holds until the next. Columns: stages, 0 at the source.
+        """
+        return self._held(
+            self.stage, np.ones(len(self.stage)), len(self.stage_resource), range(len(self.stage_resource))
+        )
+
+    def memory(self) -> pd.DataFrame:
+        """Return the bytes each machine keeps over time, a row holding until the next, a column per machine.
+
+        A stage keeps a micro-batch's activations from the start of its forward to the end of its backward, and three
+        times its parameters always. What relays and queues buffer, and weights in transit, are not counted.
+        """
+        machines = np.unique(self.stage_resource)  # (machines,)
+        column = np.searchsorted(machines, self.stage_resource)  # (S,)
+        computing = self._computing()
+        where, size = np.zeros(len(self.stage), dtype=np.int64), np.zeros(len(self.stage))
+        stage = self.stage[computing]
+        where[computing] = column[stage]
+        size[computing] = self.stage_activation[stage] * self.samples[computing]
+        held = self._held(where, size, len(machines), [self.resources[k] for k in machines])
+        return held + np.bincount(column, self.stage_fixed, len(machines))
+
+    def _computing(self) -> np.ndarray:
+        return (self.kind == KINDS.index("forward")) | (self.kind == KINDS.index("backward"))
+
+    def _held(self, column, size, n_columns, names) -> pd.DataFrame:
+        taken, given = self.kind == KINDS.index("forward"), self.kind == KINDS.index("backward")
+        times = np.unique(np.concatenate([[0.0], self.start[taken], self.end[given]]))
+        change = np.zeros((len(times), n_columns))
+        np.add.at(change, (np.searchsorted(times, self.start[taken]), column[taken]), size[taken])
+        np.add.at(change, (np.searchsorted(times, self.end[given]), column[given]), -size[given])
+        return pd.DataFrame(np.cumsum(change, axis=0), index=pd.Index(times, name="time_s"), columns=list(names))
+
+    def plot(self, ax=None):
+        """Draw the Gantt chart, one row per resource, and return the matplotlib axes; readable for up to M of about 64.
+
+        Args:
+            ax: matplotlib axes to draw on; a new figure if None.
+        """
+        from psl.plotting import plot_gantt  # matplotlib takes a while to import, and simulating needs none
+
+        return plot_gantt(self.to_frame(), ax=ax)
+
+    def __repr__(self):
+        order = f", {self.order}" if self.order else ""
+        events = f"{len(self.start)} events on {len(self.resources)} resources"
+        return f"Timeline({self.scheduler}{order}: {events}, makespan {self.makespan:.6g} s)"
+
+
+class Recorder(Jobs):
+    """Jobs that remember what they stand for, and the stages that compute them: makes a `Timeline`."""
+
+    def __init__(self):
+        super().__init__()
+        self._events: dict[int, tuple[int, int, int, int]] = {}
+        self._stages: list[tuple[int, float, float]] = []
+
+    def stage(self, resource: int, profile, first: int, last: int) -> int:
+        """Declare that a resource holds units first+1..last of a profile's model, and return the stage's number."""
+        activation = profile.act_memory[last] - profile.act_memory[first]
+        parameters = (profile.param_bits[last] - profile.param_bits[first]) / 8
+        self._stages.append((resource, float(activation), 3 * float(parameters)))
+        return len(self._stages) - 1
+
+    def event(
+        self, kind: str, resource: int, seconds: float, after=(), priority=(), *, micro_batch=0, stage=0, samples=0
+    ) -> int:
+        """Add a job that shows in the timeline; arguments as in `Jobs.add` and `Timeline`."""
+        job = self.add(resource, seconds, after, priority)
+        self._events[job] = (KINDS.index(kind), micro_batch, stage, samples)
+        return job
+
+    def timeline(self, scheduler: str, order: str | None = None) -> Timeline:
+        """Execute the jobs and return what happened."""
+        start, end = self.run()
+        jobs = np.array(list(self._events))
+        jobs = jobs[np.lexsort([jobs, end[jobs], start[jobs]])]
+        kind, micro_batch, stage, samples = np.array([self._events[job] for job in jobs.tolist()]).T
+        place, activation, fixed = zip(*self._stages, strict=True)
+        resource = [self.resource_of[job] for job in jobs.tolist()]
+        return Timeline(
+            scheduler, order, tuple(self.resources), resource, kind, micro_batch, stage, samples, start[jobs],
+            end[jobs], place, activation, fixed,
+        )  # fmt: skip
