@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,8 @@ class Record:
 
     Use it as ``@dataclass(frozen=True, repr=False, eq=False) class Thing(Record)``.
 
-    Fields may hold numbers, strings, None, NumPy arrays, tuples or dicts of these, and other records.
+    Fields may hold numbers, strings, None, NumPy arrays, tuples or dicts of these, other records, and objects of a
+    class made known with `carry`.
     A dict written by `to_dict` names its class under ``"type"``; arrays become nested lists.
     """
 
@@ -87,6 +89,24 @@ class Record:
         return f"{type(self).__name__}({shown})"
 
 
+_CARRIED: dict[str, tuple[type, Callable, Callable]] = {}
+
+
+def carry(kind: type, name: str, pack: Callable, unpack: Callable) -> None:
+    """Let record fields hold objects of a foreign class: `unpack(pack(value))` restores what a field may hold.
+
+    Two such objects are equal when what `pack` makes of them is.
+    """
+    _CARRIED[name] = (kind, pack, unpack)
+
+
+def _packed(value):
+    for name, (kind, pack, _) in _CARRIED.items():
+        if isinstance(value, kind):
+            return name, pack(value)
+    return None
+
+
 def _encode(value):
     if isinstance(value, Record):
         return value.to_dict()
@@ -100,6 +120,8 @@ def _encode(value):
         return [_encode(v) for v in value]
     if value is None or isinstance(value, str | bool | int | float):
         return value
+    if found := _packed(value):
+        return {"carried": found[0], "value": _encode(found[1])}
     raise PSLError(f"a record field holds {type(value).__name__}, which JSON cannot carry")
 
 
@@ -109,6 +131,8 @@ def _decode(value):
             return np.array(value["array"], dtype=value["dtype"])
         if "dict" in value:
             return {k: _decode(v) for k, v in value["dict"].items()}
+        if "carried" in value:
+            return _CARRIED[value["carried"]][2](_decode(value["value"]))
         return Record.from_dict(value)
     if isinstance(value, list):
         return tuple(_decode(v) for v in value)
@@ -122,6 +146,8 @@ def _equal(a, b):
         return a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
+    if found := _packed(a):
+        return _equal(found, _packed(b) or ())
     return bool(a == b) or (a != a and b != b)  # NaN equals NaN: the same record
 
 

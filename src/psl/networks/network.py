@@ -1,0 +1,302 @@
+"""A multi-hop edge network: nodes that compute or only relay, and the links between them."""
+
+import difflib
+from dataclasses import dataclass
+from functools import cached_property
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+
+from psl.errors import check_array, check_choice, check_number, expected
+from psl.networks import topologies
+from psl.profiles import Profile
+from psl.records import Record, carry
+
+NODE_ATTRIBUTES = ("flops", "overhead", "memory", "profile", "pos")
+EDGE_ATTRIBUTES = ("rate", "latency")
+
+#: What people call these things elsewhere.
+_MEANT = {
+    "speed": "flops", "compute": "flops", "capacity": "rate", "bandwidth": "rate", "weight": "rate", "bitrate": "rate",
+    "delay": "latency", "ram": "memory", "mem": "memory", "position": "pos",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class EdgeNetwork(Record):
+    """Nodes joined by links over which activations travel forth and gradients back; one node holds the data.
+
+    The source stands for the group of clients that holds the data: M_c clients that split each micro-batch evenly
+    compute as fast as M_c times the slowest of them, ``flops = M_c * min(client_flops)``.
+
+    Args:
+        graph: a `networkx.DiGraph`; the record keeps a frozen copy. Nodes are named by whole numbers or strings.
+
+            ========  ==========================================================================================
+            node      ``flops``: speed s_n, FLOP/s (0 or absent: the node only relays); for a model whose profile is
+                      measured, relative to its reference device. ``overhead``: o_n, s per micro-batch and pass
+                      (0). ``memory``: m_n, bytes (unlimited). ``profile``: a measured profile (unit "s") of the
+                      model that is planned, in place of a speed. ``pos``: (x, y) for drawings.
+            edge      ``rate``: R_e, bit/s. ``latency``: l_e, s of propagation (0). Every edge needs its reverse:
+                      gradients travel back.
+            ========  ==========================================================================================
+
+        source: the node that holds the data; it computes at least the first unit.
+        duplex: "full": a link carries both directions at once; "half": one at a time.
+
+    Raises:
+        ScenarioError: no directed graph, an unknown attribute, a rate that is not positive, a negative latency,
+            overhead, memory or speed, a self-loop, an edge without its reverse, a source that is missing or does not
+            compute, or nodes that the source cannot reach.
+
+    Source: Pipelining Split Learning in Multi-hop Edge Networks (arXiv 2505.04368): multi-hop network [P]; relays,
+        overheads and duplex modes [R]; measured profiles per node [B].
+    """
+
+    graph: nx.DiGraph
+    source: int | str
+    duplex: str = "full"
+
+    def __post_init__(self):
+        check_choice("EdgeNetwork.duplex", self.duplex, ("full", "half"))
+        if not isinstance(self.graph, nx.DiGraph) or self.graph.is_multigraph():
+            raise expected(
+                "EdgeNetwork.graph", "a networkx.DiGraph", type(self.graph).__name__,
+                "make a nx.DiGraph with an edge for each direction, e.g. undirected.to_directed()",
+            )  # fmt: skip
+        graph = nx.DiGraph()
+        graph.add_nodes_from((node, _check_node(node, values)) for node, values in self.graph.nodes(data=True))
+        for u, v, values in self.graph.edges(data=True):
+            graph.add_edge(u, v, **_check_edge(self.graph, u, v, values))
+        object.__setattr__(self, "graph", nx.freeze(graph))
+        if self.source not in graph:
+            names = ", ".join(map(repr, list(graph)[:5]))
+            fix = "name the node that holds the data"
+            raise expected("EdgeNetwork.source", f"one of the nodes {names}, ...", repr(self.source), fix)
+        if not self.computes[self.index[self.source]]:
+            raise expected(
+                "EdgeNetwork.source", "a node that computes", f"{self.source!r} with flops=0",
+                "give it flops > 0 (or a measured profile): it runs at least the first unit",
+            )  # fmt: skip
+        lost = [node for node in self.nodes if node not in nx.descendants(graph, self.source) | {self.source}]
+        if lost:
+            raise expected(
+                "EdgeNetwork.graph", f"every node connected to the source {self.source!r}",
+                f"no path to {len(lost)} of {len(graph)}: {', '.join(map(repr, lost[:5]))}",
+                "add links or remove these nodes",
+            )  # fmt: skip
+
+    @cached_property
+    def nodes(self) -> tuple[int | str, ...]:
+        """The N nodes in the graph's order, which all arrays follow."""
+        return tuple(self.graph.nodes)
+
+    @cached_property
+    def index(self) -> dict[int | str, int]:
+        """Place of each node in `nodes`."""
+        return {node: n for n, node in enumerate(self.nodes)}
+
+    @property
+    def n_nodes(self) -> int:
+        """N, the number of nodes, relays and the source included."""
+        return len(self.nodes)
+
+    @cached_property
+    def edges(self) -> tuple[tuple[int | str, int | str], ...]:
+        """The E directed edges (u, v), sorted by the places of u and v; arrays per edge follow this order."""
+        at = self.index
+        return tuple(sorted(self.graph.edges, key=lambda edge: (at[edge[0]], at[edge[1]])))
+
+    @cached_property
+    def edge_index(self) -> dict[tuple[int | str, int | str], int]:
+        """Place of each directed edge in `edges`."""
+        return {edge: e for e, edge in enumerate(self.edges)}
+
+    @cached_property
+    def reverse(self) -> np.ndarray:
+        """(E,) place of each edge's reverse."""
+        return np.array([self.edge_index[v, u] for u, v in self.edges], dtype=int)
+
+    @cached_property
+    def flops(self) -> np.ndarray:
+        """(N,) speeds s_n, FLOP/s; 0 for relays."""
+        return self._of_nodes("flops")
+
+    @cached_property
+    def overhead(self) -> np.ndarray:
+        """(N,) overheads o_n, s per micro-batch and pass."""
+        return self._of_nodes("overhead")
+
+    @cached_property
+    def memory(self) -> np.ndarray:
+        """(N,) memories m_n, bytes."""
+        return self._of_nodes("memory")
+
+    @cached_property
+    def profiles(self) -> tuple[Profile | None, ...]:
+        """The measured profile of each node, or None."""
+        return tuple(self.graph.nodes[node].get("profile") for node in self.nodes)
+
+    @cached_property
+    def computes(self) -> np.ndarray:
+        """(N,) whether the node computes; the others only relay."""
+        return np.array([self.flops[n] > 0 or own is not None for n, own in enumerate(self.profiles)])
+
+    @cached_property
+    def rate(self) -> np.ndarray:
+        """(E,) rates R_e, bit/s."""
+        return np.array([self.graph.edges[edge]["rate"] for edge in self.edges], dtype=float)
+
+    @cached_property
+    def latency(self) -> np.ndarray:
+        """(E,) propagation latencies l_e, s."""
+        return np.array([self.graph.edges[edge]["latency"] for edge in self.edges], dtype=float)
+
+    @property
+    def positions(self) -> dict | None:
+        """(x, y) of each node for drawings, or None unless every node has one."""
+        found = nx.get_node_attributes(self.graph, "pos")
+        return found if len(found) == self.n_nodes else None
+
+    def _of_nodes(self, name: str) -> np.ndarray:
+        return np.array([self.graph.nodes[node][name] for node in self.nodes], dtype=float)
+
+    @classmethod
+    def sample(
+        cls,
+        n_servers: int = 8,
+        seed: int = 0,
+        topology: str = "mesh",
+        *,
+        source_flops: float = 0.5e12,
+        server_flops_range: tuple[float, float] = (0.5e12, 10e12),
+        rate_range: tuple[float, float] = (50e6, 1e9),
+        latency_range: tuple[float, float] = (0.1e-3, 1e-3),
+        memory_range: tuple[float, float] | None = None,
+        overhead: float = 1e-3,
+        relays: int = 0,
+        degree: float = 4.0,
+        duplex: str = "full",
+    ) -> "EdgeNetwork":
+        """Draw the default scenario: a group of clients, node 0, and servers 1..n_servers behind several hops.
+
+        Args:
+            n_servers: number of nodes besides the source.
+            seed: the same seed gives the same network.
+            topology: "line": one after the other; "tree": each node joined to a random earlier one; "mesh": a random
+                tree with further random links; "geometric": random places, near nodes linked.
+            source_flops: speed of the group of clients, FLOP/s: M_c times the slowest client; the default stands for
+                twenty clients of 25 GFLOP/s.
+            server_flops_range: speeds of servers, FLOP/s, log-uniform.
+            rate_range: rates of links, bit/s, log-uniform, equal in both directions.
+            latency_range: propagation latencies of links, s, uniform.
+            memory_range: memories of servers, bytes, log-uniform; None: unlimited.
+            overhead: of every computing node, s per micro-batch and pass.
+            relays: how many of the servers only relay; drawn at random.
+            degree: mean number of links of a node in "mesh" and "geometric" (more where connecting all takes more).
+            duplex: "full" or "half".
+
+        Raises:
+            ScenarioError: an argument is out of range.
+
+        Source: pipelined split learning (arXiv 2505.04368); default scenario [R].
+        """
+        graph = topologies.sample(
+            n_servers, seed, topology, source_flops, server_flops_range, rate_range, latency_range, memory_range,
+            overhead, relays, degree,
+        )  # fmt: skip
+        return cls(graph, 0, duplex)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per node: role, speed, overhead, memory, number of links and their fastest rate out."""
+        role = np.where(self.computes, "server", "relay")
+        role[self.index[self.source]] = "source"
+        out = [[self.graph.edges[node, v]["rate"] for v in self.graph.successors(node)] for node in self.nodes]
+        return pd.DataFrame(
+            {
+                "role": role, "flops": self.flops, "overhead_s": self.overhead, "memory_bytes": self.memory,
+                "measured": [own is not None for own in self.profiles], "links": [len(rates) for rates in out],
+                "fastest_bit_s": [max(rates, default=0.0) for rates in out],
+            },
+            index=pd.Index(self.nodes, name="node"),
+        )  # fmt: skip
+
+    def __repr__(self):
+        relays = int((~self.computes).sum())
+        rates = f", {self.rate.min() / 1e6:.4g}-{self.rate.max() / 1e6:.4g} Mbit/s" if self.edges else ""
+        return (
+            f"EdgeNetwork({self.n_nodes} nodes{f', {relays} of them relays' if relays else ''}, "
+            f"source {self.source!r}, {len(self.edges) // 2} {self.duplex}-duplex links{rates})"
+        )
+
+
+def _check_names(what: str, values: dict, known: tuple[str, ...]) -> None:
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1, 0.7)
+            meant = _MEANT.get(str(name).lower()) or (near[0] if near else None)
+            fix = f"did you mean {meant!r}?" if meant in known else "remove it"
+            raise expected(what, f"attributes among {', '.join(known)}", repr(name), fix)
+
+
+def _check_node(node, values: dict) -> dict:
+    if isinstance(node, bool) or not isinstance(node, int | str):
+        raise expected("EdgeNetwork.graph", "nodes named by whole numbers or strings", repr(node), "rename the node")
+    what = f"node {node!r}"
+    _check_names(what, values, NODE_ATTRIBUTES)
+    checked = {
+        "flops": check_number(f"{what}: flops", values.get("flops", 0.0), minimum=0, fix="0 makes it a relay"),
+        "overhead": check_number(f"{what}: overhead", values.get("overhead", 0.0), minimum=0),
+        "memory": float(
+            check_array(
+                f"{what}: memory", values.get("memory", np.inf), shape=(), minimum=0, allow_inf=True,
+                fix="give bytes, or leave it out for no limit",
+            )
+        ),
+    }  # fmt: skip
+    own = values.get("profile")
+    if own is not None:
+        if not (isinstance(own, Profile) and own.unit == "s"):
+            got = f"a profile in {own.unit}" if isinstance(own, Profile) else type(own).__name__
+            raise expected(f"{what}: profile", "a profile measured in seconds", got, "use Profile.measured(...)")
+        checked["profile"] = own
+    if values.get("pos") is not None:
+        checked["pos"] = tuple(check_array(f"{what}: pos", values["pos"], shape=(2,), fix="give (x, y)").tolist())
+    return checked
+
+
+def _check_edge(graph: nx.DiGraph, u, v, values: dict) -> dict:
+    what = f"edge {u!r} -> {v!r}"
+    if u == v:
+        raise expected(what, "two different nodes", "a self-loop", "remove it: a node reaches itself at once")
+    if not graph.has_edge(v, u):
+        raise expected(
+            what, f"its reverse {v!r} -> {u!r}, as gradients travel back", "none",
+            "add it, or make the graph with undirected.to_directed()",
+        )  # fmt: skip
+    _check_names(what, values, EDGE_ATTRIBUTES)
+    if "rate" not in values:
+        raise expected(what, "a rate", "none", "give rate= in bit/s")
+    rate = check_array(
+        f"{what}: rate", values["rate"], shape=(), minimum=0, strict=True, allow_inf=True,
+        fix="give bit/s above 0, or remove both directions of the link",
+    )  # fmt: skip
+    return {
+        "rate": float(rate),
+        "latency": check_number(f"{what}: latency", values.get("latency", 0.0), minimum=0, fix="give seconds"),
+    }
+
+
+def _pack(graph: nx.DiGraph) -> dict:
+    return {"nodes": list(graph.nodes(data=True)), "edges": list(graph.edges(data=True))}
+
+
+def _unpack(packed: dict) -> nx.DiGraph:
+    graph = nx.DiGraph()
+    graph.add_nodes_from(packed["nodes"])
+    graph.add_edges_from(packed["edges"])
+    return graph
+
+
+carry(nx.DiGraph, "DiGraph", _pack, _unpack)

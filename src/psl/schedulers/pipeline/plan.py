@@ -1,0 +1,146 @@
+"""The result of the pipeline scheduler: stages, hops and a micro-batch size, and how good they are."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pandas as pd
+
+from psl.errors import check_choice, check_count, expected
+from psl.networks.network import EdgeNetwork
+from psl.profiles import Profile
+from psl.records import Record
+from psl.schedulers.pipeline.latency import PipelineLatency, check_path, latency
+from psl.schedulers.pipeline.problem import LINKS, OBJECTIVES, check_micro_batch
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class PipelinePlan(Record):
+    """Which node runs which units, over which links, in what micro-batches, with the scenario it was made for.
+
+    Args:
+        profile, network, mini_batch: the scenario, as given to `solve`.
+        micro_batch: b, samples per micro-batch.
+        stages: (node, i, j) in the order of the path: the node runs units i+1..j.
+        hops: (cut, u, v) in the order of the path.
+        objective: what was minimised: "time", T, or "interval", T_i.
+        links: what a link may do: serve "once", be "shared" by hops that add up, or count "separate" hops.
+        method: what made the plan.
+        lower_bound: s, no plan for this scenario has a smaller objective; NaN if it was not computed.
+        exact: whether the plan was proven optimal for its scenario and objective.
+        history: one dict per step of the search.
+
+    Attributes:
+        fill_time: T_f, s, until the first micro-batch is through.
+        interval: T_i, s, from one micro-batch to the next.
+
+    Raises:
+        ScenarioError: stages and hops do not lead through the model, or break a limit of the network.
+    """
+
+    scheduler: ClassVar[str] = "pipeline"
+
+    profile: Profile
+    network: EdgeNetwork
+    mini_batch: int
+    micro_batch: int
+    stages: tuple[tuple[int | str, int, int], ...]
+    hops: tuple[tuple[int, int | str, int | str], ...]
+    objective: str = "time"
+    links: str = "once"
+    method: str = "given"
+    lower_bound: float = float("nan")
+    exact: bool = False
+    history: tuple[dict[str, Any], ...] = ()
+    fill_time: float = field(init=False)
+    interval: float = field(init=False)
+
+    def __post_init__(self):
+        check_choice("objective", self.objective, OBJECTIVES)
+        check_choice("links", self.links, LINKS)
+        mini_batch = check_count("mini_batch", self.mini_batch)
+        stages, hops = check_path(self.profile, self.network, self.stages, self.hops, self.links)
+        values = {
+            "mini_batch": mini_batch,
+            "micro_batch": check_micro_batch(self.micro_batch, mini_batch),
+            "stages": stages,
+            "hops": hops,
+            "lower_bound": float(self.lower_bound),
+            "exact": bool(self.exact),
+            "history": tuple(self.history),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        terms = self.latency()
+        object.__setattr__(self, "fill_time", terms.fill_time)
+        object.__setattr__(self, "interval", terms.interval)
+
+    @property
+    def n_micro_batches(self) -> int:
+        """M = ⌈B/b⌉."""
+        return -(-self.mini_batch // self.micro_batch)
+
+    @property
+    def total_time(self) -> float:
+        """T = T_f + (M − 1) T_i, s per mini-batch."""
+        return self.fill_time + (self.n_micro_batches - 1) * self.interval
+
+    @property
+    def round_time(self) -> float:
+        """T, s: a round of training is one mini-batch."""
+        return self.total_time
+
+    @property
+    def value(self) -> float:
+        """What was minimised: T, or T_i for the objective "interval"; s."""
+        return self.total_time if self.objective == "time" else self.interval
+
+    @property
+    def gap(self) -> float:
+        """Certified relative distance from the optimum at most: value / lower_bound − 1; NaN without a bound."""
+        return max(self.value / self.lower_bound - 1.0, 0.0) if self.lower_bound > 0 else float("nan")
+
+    @property
+    def n_clients(self) -> int:
+        """1: the group of clients at the source trains as one."""
+        return 1
+
+    @property
+    def batch_size(self) -> int:
+        """B, samples per round."""
+        return self.mini_batch
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """Numbers of the cuts between stages."""
+        return tuple(j for _, _, j in self.stages[:-1])
+
+    @property
+    def cut_names(self) -> tuple[str, ...]:
+        """Names of the cuts between stages."""
+        return tuple(self.profile.names[j] for j in self.cuts)
+
+    def latency(self) -> PipelineLatency:
+        """Return the terms of the closed form, stage by stage and hop by hop."""
+        return latency(
+            self.profile, self.network, stages=self.stages, hops=self.hops, micro_batch=self.micro_batch,
+            mini_batch=self.mini_batch, links=self.links,
+        )  # fmt: skip
+
+    def framework_round_time(self, framework: str, local_steps: int = 1) -> float:
+        """Return T, s; a plan for a pipeline times no other framework."""
+        if framework != "pipeline":
+            fix = "compare with a plan of another scheduler"
+            raise expected("framework", "'pipeline'", repr(framework), fix)
+        return self.total_time
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per stage and hop: linear cost, occupancy, memory, and whether it is the bottleneck."""
+        return self.latency().to_frame()
+
+    def __repr__(self):
+        path = " → ".join(f"{node}:{i}-{j}" for node, i, j in self.stages)
+        proof = "optimal" if self.exact else f"gap {100 * self.gap:.3g} %" if self.lower_bound > 0 else "no lower bound"
+        return (
+            f"PipelinePlan({self.method}: {path}, b={self.micro_batch}, T={self.total_time:.6g} s = "
+            f"{self.fill_time:.4g} s + {self.n_micro_batches - 1} × {self.interval:.4g} s, {proof})"
+        )

@@ -1,0 +1,174 @@
+"""The placement problem in plain arrays: what every stage and every hop costs, for any micro-batch size."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from psl.errors import InfeasibleError, check_count, expected
+from psl.networks.network import EdgeNetwork
+from psl.profiles import Profile
+
+LINKS = ("once", "shared", "separate")
+OBJECTIVES = ("time", "interval")
+
+_FASTEST = 1e6  # times the reference device: nobody is; a larger speed must be meant in FLOP/s
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Seconds of every stage and hop for one micro-batch size b.
+
+    A stage's linear cost (part of the fill time) and its occupancy (candidate for the interval) are the same.
+    """
+
+    micro_batch: int  # b
+    n_micro_batches: int  # M = ⌈B/b⌉
+    stage: np.ndarray  # (L+1, L+1, N) F + K of units i+1..j on node n; inf where i >= j, without compute or memory
+    hop_linear: np.ndarray  # (L+1, E) (l_e + b ψ_j/R_e) + (l_e′ + b χ_j/R_e′)
+    hop_occupancy: np.ndarray  # (L+1, E) full duplex: max(b ψ_j/R_e, b χ_j/R_e′); half: their sum
+
+
+class PipelineProblem:
+    """Where to run which units of a model and over which links to send what lies between: the arrays behind it.
+
+    Args:
+        profile: costs of the model's cuts.
+        network: the network.
+        mini_batch: B, samples per mini-batch.
+
+    Attributes:
+        work: (L+1, N) forward plus backward seconds per sample of units 1..j on node n; 0 where it does not compute.
+        need: (L+1, L+1) bytes a stage of units i+1..j takes: 3 × parameters + B × (a_j − a_i).
+        fits: (L+1, L+1, N) whether node n can host units i+1..j.
+        forward, backward: (L+1, E) ψ_j/R_e and χ_j/R_e′, seconds per sample of a hop over edge e at cut j.
+        propagation: (E,) l_e + l_e′, s.
+        tail, head, reverse, link: (E,) ends, reverse and undirected link of each edge; edges are sorted by tail.
+        source: place of the source among the nodes.
+
+    Raises:
+        ScenarioError: an argument is out of range, or speeds or measured profiles do not go with the profile.
+    """
+
+    def __init__(self, profile: Profile, network: EdgeNetwork, mini_batch: int):
+        fix = "give the samples of a mini-batch, at least 1"
+        self.profile, self.network = profile, network
+        self.mini_batch = check_count("mini_batch", mini_batch, fix=fix)
+        check_profile(profile, network)
+        self.n_units, self.n_nodes, self.n_edges = profile.n_units, network.n_nodes, len(network.edges)
+        self.source = network.index[network.source]
+        self.work = sum(node_seconds(profile, network))
+        self.need = stage_bytes(profile, self.mini_batch)
+        later = np.triu(np.ones(self.need.shape, dtype=bool), 1)
+        room = self.need[:, :, None] <= network.memory * (1 + 1e-12)
+        self.fits = later[:, :, None] & room & network.computes
+        at = network.index
+        self.tail = np.array([at[u] for u, _ in network.edges], dtype=int)
+        self.head = np.array([at[v] for _, v in network.edges], dtype=int)
+        self.reverse = network.reverse
+        self.link = np.minimum(np.arange(self.n_edges), self.reverse)
+        self.tail_starts = np.searchsorted(self.tail, np.arange(self.n_nodes))
+        self.forward = profile.act_bits[:, None] / network.rate
+        self.backward = profile.grad_bits[:, None] / network.rate[self.reverse]
+        self.propagation = network.latency + network.latency[self.reverse]
+        self.full_duplex = network.duplex == "full"
+        self._last: Tables | None = None
+
+    def n_micro_batches(self, micro_batch: int) -> int:
+        """Return M = ⌈B/b⌉."""
+        return -(-self.mini_batch // micro_batch)
+
+    @cached_property
+    def _stage_work(self) -> np.ndarray:
+        spans = self.work[None] - self.work[:, None]  # (L+1, L+1, N), from i (rows) to j
+        return np.where(self.fits, np.maximum(spans, 0.0), np.inf)
+
+    @cached_property
+    def _hop_work(self) -> tuple[np.ndarray, np.ndarray]:
+        both = self.forward + self.backward
+        return both, np.maximum(self.forward, self.backward) if self.full_duplex else both
+
+    def tables(self, micro_batch: int) -> Tables:
+        """Return what every stage and hop costs with micro-batches of b samples, 1 <= b <= B."""
+        b = check_micro_batch(micro_batch, self.mini_batch)
+        if self._last is None or self._last.micro_batch != b:
+            both, busy = self._hop_work
+            self._last = Tables(
+                micro_batch=b,
+                n_micro_batches=self.n_micro_batches(b),
+                stage=b * self._stage_work + 2 * self.network.overhead,
+                hop_linear=b * both + self.propagation,
+                hop_occupancy=b * busy,
+            )
+        return self._last
+
+    def infeasible(self) -> InfeasibleError:
+        """Return (not raise) the error that says why no plan exists."""
+        network, profile = self.network, self.profile
+        memory = np.where(network.computes, network.memory, 0.0)
+        unit = self.need[np.arange(self.n_units), np.arange(1, self.n_units + 1)]  # (L,)
+        fix = "give nodes more memory, a smaller mini-batch, or a model with smaller units"
+        what = f"memory for {profile.names[-1]!r} and all units before it"
+        if not self.fits[0, 1, self.source]:
+            return expected(
+                f"source {network.source!r}", f"memory for unit 1 ({profile.names[1]!r}), {unit[0]:.4g} bytes",
+                f"{memory[self.source]:.4g}", fix, InfeasibleError,
+            )  # fmt: skip
+        largest = int(np.argmax(unit))
+        if unit[largest] > memory.max():
+            best = network.nodes[int(np.argmax(memory))]
+            return expected(
+                "network", f"a node with memory for unit {largest + 1} ({profile.names[largest + 1]!r}), "
+                f"{unit[largest]:.4g} bytes", f"at most {memory.max():.4g}, on node {best!r}", fix, InfeasibleError,
+            )  # fmt: skip
+        return expected(
+            "network", f"{what}, {self.need[0, -1]:.4g} bytes, in consecutive parts on a walk from the source",
+            f"{memory.sum():.4g} bytes on {int(network.computes.sum())} computing nodes, no way to divide it",
+            fix, InfeasibleError,
+        )  # fmt: skip
+
+
+def stage_bytes(profile: Profile, mini_batch: int) -> np.ndarray:
+    """Return (L+1, L+1) bytes of units i+1..j: weights, gradients and momentum, and the mini-batch's activations."""
+    whole = 3 * profile.param_bits / 8 + mini_batch * profile.act_memory
+    return np.maximum(whole - whole[:, None], 0.0)
+
+
+def node_seconds(profile: Profile, network: EdgeNetwork) -> tuple[np.ndarray, np.ndarray]:
+    """Return (L+1, N) forward and backward seconds per sample, by a node's own profile or its speed; 0 for relays."""
+    speed = np.where(network.flops > 0, network.flops, np.inf)
+    forward, backward = profile.fwd_flops[:, None] / speed, profile.bwd_flops[:, None] / speed
+    for n, own in enumerate(network.profiles):
+        if own is not None:
+            forward[:, n], backward[:, n] = own.fwd_flops, own.bwd_flops
+    return forward, backward
+
+
+def check_micro_batch(micro_batch, mini_batch: int) -> int:
+    """Return the checked micro-batch size b, 1..B."""
+    b = check_count("micro_batch", micro_batch, fix="give the samples of a micro-batch, at least 1")
+    if b > mini_batch:
+        raise expected("micro_batch", f"at most mini_batch = {mini_batch}", b, "split the mini-batch, do not pad it")
+    return b
+
+
+def check_profile(profile: Profile, network: EdgeNetwork) -> None:
+    """Raise `ScenarioError` unless the network's speeds and its nodes' own profiles go with the profile."""
+    for node, own in zip(network.nodes, network.profiles, strict=True):
+        if own is not None and own.names != profile.names:
+            raise expected(
+                f"node {node!r}: profile", f"the {len(profile.names)} cuts of the profile, {_ends(profile.names)}",
+                f"{len(own.names)} cuts, {_ends(own.names)}", "measure the same model on every node",
+            )  # fmt: skip
+    if profile.unit == "s":
+        by_speed = [speed for speed, own in zip(network.flops, network.profiles, strict=True) if own is None]
+        if (fastest := max(by_speed, default=0.0)) > _FASTEST:
+            raise expected(
+                "network", "speeds relative to the reference device, e.g. 1.0, as the profile is in seconds",
+                f"{fastest:g}", "give nodes flops relative to that device",
+            )  # fmt: skip
+
+
+def _ends(names) -> str:
+    first = ", ".join(map(repr, names[:3]))
+    return f"{first}, ... {names[-1]!r}" if len(names) > 3 else first
