@@ -184,6 +184,8 @@ def _rates(graph, u, v) -> str:
 
 
 def _unit(value: float, unit: str) -> str:
+    if np.isinf(value):
+        return f"∞ {unit}"
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{value / factor:.3g} {prefix}{unit}"

@@ -113,7 +113,7 @@ def _parts(plan, jobs: Recorder) -> list[Part]:
 
 def _stage(plan, jobs: Recorder, node, i: int, j: int) -> Part:
     attributes = plan.network.graph.nodes[node]
-    resource = jobs.resource(f"node {node}")
+    resource = jobs.resource(f"node {_name(plan.network.graph, node)}")
     own = attributes.get("profile")
     table, speed = (plan.profile, attributes.get("flops", 0.0)) if own is None else (own, 1.0)
     if not speed > 0:
@@ -126,17 +126,22 @@ def _stage(plan, jobs: Recorder, node, i: int, j: int) -> Part:
 
 def _hop(profile, jobs: Recorder, graph, number: int, cut: int, u, v, half: bool) -> Part:
     there, back = graph.edges[u, v], graph.edges[v, u]
-    if half:
-        # One name for both directions, in the network's own order of nodes.
-        a, b = sorted((u, v), key=list(graph).index)
+    a, b = _name(graph, u), _name(graph, v)
+    if half:  # one name for both directions, in the network's own order of nodes
+        a, b = (a, b) if list(graph).index(u) < list(graph).index(v) else (b, a)
         resources = (jobs.resource(f"link {a}–{b}", fifo=True),) * 2
     else:
-        resources = jobs.resource(f"link {u}→{v}", fifo=True), jobs.resource(f"link {v}→{u}", fifo=True)
+        resources = jobs.resource(f"link {a}→{b}", fifo=True), jobs.resource(f"link {b}→{a}", fifo=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         bits, rates = np.array([profile.act_bits[cut], profile.grad_bits[cut]]), (there["rate"], back["rate"])
         per_sample = np.where(bits > 0, bits / np.array(rates, dtype=float), 0.0)  # nothing to send takes no time
     delay = float(there.get("latency", 0.0)), float(back.get("latency", 0.0))
     return Part(("activation", "gradient"), number, resources, 0.0, tuple(per_sample.tolist()), delay)
+
+
+def _name(graph, node) -> str:
+    """Return a node's name, in quotes where 1 and "1" are two nodes."""
+    return repr(node) if sum(str(other) == str(node) for other in graph) > 1 else str(node)
 
 
 def _broken(want: str, got) -> ScenarioError:

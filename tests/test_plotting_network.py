@@ -1,0 +1,117 @@
+"""Pictures of networks, state graphs and timelines: what they must show, and that they can be drawn."""
+
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import networkx as nx
+import numpy as np
+import pytest
+from matplotlib.collections import PathCollection
+
+from psl import plotting
+from psl.simulation import simulate
+from simulation_scenarios import chain, random_walk_plan
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    plt.close("all")
+
+
+def triangle(**source):
+    graph = nx.DiGraph()
+    graph.add_node(0, flops=1e10, **source)
+    graph.add_node("relay")
+    graph.add_node(2, flops=5e12)
+    for u, v, rate in ((0, "relay", 1e8), ("relay", 2, 1e9), (0, 2, 2e7)):
+        graph.add_edge(u, v, rate=rate)
+        graph.add_edge(v, u, rate=rate * (2 if v == "relay" else 1))
+    return SimpleNamespace(graph=nx.freeze(graph), source=0)
+
+
+PLAN = SimpleNamespace(stages=((0, 0, 1), (2, 1, 3)), hops=((1, 0, "relay"), (1, "relay", 2)))
+
+
+def texts(ax):
+    return {text.get_text() for text in ax.texts}
+
+
+def test_network_with_its_plan():
+    ax = plotting.plot_network(triangle(), PLAN)
+    assert {"source, 10 GFLOP/s\nunit 1", "relay", "5 TFLOP/s\nunits 2–3"} <= texts(ax)
+    assert {"0→relay 100 Mbit/s\nrelay→0 200 Mbit/s", "1 Gbit/s", "20 Mbit/s"} <= texts(ax)
+    arrows = [patch for patch in ax.patches if hasattr(patch, "get_arrowstyle")]
+    assert len(arrows) == 2, "one per hop"
+
+
+def test_network_without_a_plan_and_with_positions():
+    network = triangle()
+    nx.set_node_attributes(network.graph, {0: (0, 0), "relay": (100, 0), 2: (50, 80)}, "pos")
+    _, ax = plt.subplots()
+    assert plotting.plot_network(network, ax=ax) is ax
+    drawn = np.concatenate([c.get_offsets() for c in ax.collections if isinstance(c, PathCollection)])
+    assert {(0, 0), (100, 0), (50, 80)} <= {tuple(xy) for xy in drawn.tolist()}
+
+
+def test_network_of_odd_values():
+    network = triangle(profile=object())
+    graph = nx.DiGraph(network.graph)
+    graph.edges[0, 2]["rate"] = float("inf")
+    ax = plotting.plot_network(SimpleNamespace(graph=graph, source=0), PLAN)
+    ax.figure.canvas.draw()
+    assert "source, measured\nunit 1" in texts(ax)
+    assert any("∞" in text for text in texts(ax))
+
+
+def test_state_graph_holds_exactly_the_plans():
+    network, n_units = triangle(), 3
+    states = plotting.state_graph(network, n_units)
+    start = (0, 0, "arrived")
+    assert all(nx.has_path(states, start, v) for v in states)
+    assert all(any(nx.has_path(states, v, end) for end in states if end[0] == n_units) for v in states)
+    assert (1, "relay", "arrived") in states
+    assert (1, "relay", "computed") not in states
+    assert (0, 2, "arrived") not in states, "raw data stay at the source"
+    for (j, n, _), (k, m, state), hop in states.edges(data="hop"):
+        assert (j == k and network.graph.has_edge(n, m) and state == "arrived") if hop else (n == m and j < k)
+
+
+def test_state_graph_highlights_the_plan():
+    ax = plotting.plot_state_graph(triangle(), 3, PLAN)
+    thick = [patch for patch in ax.patches if patch.get_linewidth() > 2]
+    assert len(thick) == len(PLAN.stages) + len(PLAN.hops)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("cut j", "node")
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "relay", "2"]
+    assert plotting.plot_state_graph(triangle(), 2).get_legend() is not None
+
+
+def test_gantt_has_a_bar_per_event_and_labels():
+    timeline = simulate(chain([4, 1], [3, 2], [1], [1], mini_batch=4))
+    ax = timeline.plot()
+    bars = sum(len(c.get_paths()) for c in ax.collections)
+    assert bars == len(timeline.start)
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(timeline.resources)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("time (s)", "resource")
+    assert {"0", "3"} <= texts(ax)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "forward",
+        "backward",
+        "activation",
+        "gradient",
+    ]
+    looks = [(look["facecolor"], look["hatch"]) for look in plotting.GANTT_LOOKS.values()]
+    assert len(set(looks)) == len(looks)
+
+
+def test_gantt_of_anything():
+    plans = [chain([1], [0]), chain([0, 0], [0, 0], [0], [0]), random_walk_plan(np.random.default_rng(3))]
+    plans.append(chain([1] * 8, [2] * 8, [1] * 7, [1] * 7, mini_batch=64))
+    for plan in plans:
+        _, ax = plt.subplots()
+        timeline = simulate(plan)
+        assert timeline.plot(ax) is ax
+        ax.figure.canvas.draw()
+    assert not plt.subplots()[1].texts
+    plain = timeline.to_frame().astype({"resource": str, "kind": str})
+    assert len(plotting.plot_gantt(plain).get_yticklabels()) == len(timeline.resources)
