@@ -1,0 +1,180 @@
+"""An edge cluster: heterogeneous devices that share one band and one server."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from psl.errors import check_array, check_count, check_number, expected
+from psl.networks.boards import BOARDS, EFFICIENCY, find_board
+from psl.profiles import Profile
+from psl.records import Record
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class EdgeCluster(Record):
+    """N devices share a band of W Hz, continuously or in whole resource blocks, and one server in equal parts.
+
+    Args:
+        device_flops: (N,) device speeds s_i, FLOP/s; for a model whose profile is measured, relative to its reference
+            device (1.0 is that device).
+        device_memory: (N,) memory m_i for training, bytes; a scalar serves all, infinity is no limit.
+        spectral_efficiency: (N,) e_i, bit/s/Hz; a scalar serves all. Both directions share the device's bandwidth.
+        bandwidth: W, Hz.
+        server_flops: server speed s_srv, in the unit of `device_flops`.
+        resource_block: width of a block, Hz, of which every device gets a whole number, at least one; None for
+            bandwidth that can be shared in any parts.
+        device_names: N names, for tables and messages; optional.
+        profiles: N measured profiles (unit "s") of the model that is planned, one per device, or None for devices
+            known by their speed; optional. A device's own profile gives its forward and backward seconds in place of
+            its speed; bits, memory, and the server's costs stay those of the profile that is planned with.
+
+    Raises:
+        ScenarioError: wrong shapes, NaN, non-positive speeds, memory, efficiencies or bandwidth, or a device's profile
+            that is not measured.
+
+    Source: EdgeSplit (arXiv 2403.15815): heterogeneous devices that share bandwidth [P]; its model [R];
+    `resource_block` and `profiles` [B].
+    """
+
+    device_flops: np.ndarray
+    device_memory: np.ndarray
+    spectral_efficiency: np.ndarray
+    bandwidth: float
+    server_flops: float
+    resource_block: float | None = field(default=None, kw_only=True)
+    device_names: tuple[str, ...] | None = field(default=None, kw_only=True)
+    profiles: tuple[Profile | None, ...] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self):
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        positive = {"minimum": 0, "strict": True}
+        put("device_flops", check_array("EdgeCluster.device_flops", self.device_flops, shape=(None,), **positive))
+        n = len(self.device_flops)
+        if n < 1:
+            raise expected("EdgeCluster.device_flops", "at least one device", "none", "give one speed per device")
+        memory = check_array(
+            "EdgeCluster.device_memory", self.device_memory, shape=(n,), allow_inf=True, **positive,
+            fix="give bytes, one entry per device; infinity for no limit",
+        )  # fmt: skip
+        put("device_memory", memory)
+        efficiency = check_array(
+            "EdgeCluster.spectral_efficiency", self.spectral_efficiency, shape=(n,), **positive,
+            fix="give bit/s/Hz, one entry per device",
+        )  # fmt: skip
+        put("spectral_efficiency", efficiency)
+        for name in ("bandwidth", "server_flops"):
+            put(name, check_number(f"EdgeCluster.{name}", getattr(self, name), **positive))
+        if self.resource_block is not None:
+            fix = "give the width of a block in Hz, or None"
+            put("resource_block", check_number("EdgeCluster.resource_block", self.resource_block, **positive, fix=fix))
+        if self.device_names is not None:
+            put("device_names", _check_names(self.device_names, n))
+        if self.profiles is not None:
+            put("profiles", _check_profiles(self.profiles, n))
+
+    @property
+    def n_devices(self) -> int:
+        """N, the number of devices."""
+        return len(self.device_flops)
+
+    def describe(self, device: int) -> str:
+        """Return the number of a device and its name, as messages show it."""
+        return f"{device} ({self.device_names[device]!r})" if self.device_names else f"{device}"
+
+    @classmethod
+    def sample(
+        cls,
+        n_devices: int = 10,
+        seed: int = 0,
+        *,
+        boards=None,
+        efficiency: float = EFFICIENCY,
+        heterogeneity: float = 1.0,
+        spectral_efficiency_range: tuple[float, float] = (1.0, 5.5),
+        bandwidth: float = 100e6,
+        server_flops: float = 10e12,
+        resource_block: float | None = None,
+        memory_limits: bool = True,
+    ) -> "EdgeCluster":
+        """Draw the default scenario: real boards, uniform spectral efficiencies, 100 MHz, a server of 10 TFLOP/s.
+
+        Args:
+            n_devices: N.
+            seed: the same seed gives the same cluster.
+            boards: names of `psl.networks.BOARDS` to draw from, uniformly with replacement; default all. A name given
+                twice is drawn twice as often.
+            efficiency: share of a board's peak FP32 speed that training reaches [R].
+            heterogeneity: exponent h of the speeds' ratios to their geometric mean: 0 makes all devices equally fast,
+                1 leaves the boards as they are, 2 squares their ratios.
+            spectral_efficiency_range: lowest and highest, bit/s/Hz; the default ends at 3GPP TS 36.213's highest CQI.
+            bandwidth, server_flops, resource_block: as in `EdgeCluster`.
+            memory_limits: False gives every device memory without limit.
+
+        Raises:
+            ScenarioError: an argument is out of range, or a board is unknown.
+
+        Source: EdgeSplit (arXiv 2403.15815); default scenario [R].
+        """
+        n_devices = check_count("n_devices", n_devices)
+        rng = np.random.default_rng(check_count("seed", seed, minimum=0))
+        if isinstance(boards, str) or (boards is not None and len(boards) == 0):
+            raise expected("boards", "a list of names", repr(boards), "see psl.networks.boards_frame()")
+        choice = BOARDS if boards is None else [find_board(name) for name in boards]
+        check_number("efficiency", efficiency, minimum=0, maximum=1, strict=True, fix="give a share of the peak, 0..1")
+        check_number("heterogeneity", heterogeneity, minimum=0)
+        fix = "give (lowest, highest) in bit/s/Hz"
+        span = check_array("spectral_efficiency_range", spectral_efficiency_range, shape=(2,), minimum=0, strict=True)
+        if span[0] > span[1]:
+            raise expected("spectral_efficiency_range", "the lowest first", repr(tuple(spectral_efficiency_range)), fix)
+        drawn = [choice[k] for k in rng.integers(len(choice), size=n_devices)]
+        speed = efficiency * np.array([board.peak_flops for board in drawn])
+        mean = np.exp(np.log(speed).mean())
+        return cls(
+            device_flops=mean * (speed / mean) ** heterogeneity,
+            device_memory=[board.memory if memory_limits else np.inf for board in drawn],
+            spectral_efficiency=rng.uniform(*span, n_devices),
+            bandwidth=bandwidth,
+            server_flops=server_flops,
+            resource_block=resource_block,
+            device_names=tuple(board.name for board in drawn),
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per device: name, speed, memory, spectral efficiency, whether its profile is measured."""
+        columns = {
+            "flops": self.device_flops, "memory_bytes": self.device_memory,
+            "spectral_efficiency": self.spectral_efficiency,
+            "measured": [own is not None for own in self.profiles or (None,) * self.n_devices],
+        }  # fmt: skip
+        frame = pd.DataFrame(columns).rename_axis("device")
+        if self.device_names is not None:
+            frame.insert(0, "name", self.device_names)
+        return frame
+
+    def __repr__(self):
+        blocks = f" in blocks of {self.resource_block / 1e3:.4g} kHz" if self.resource_block else ""
+        return (
+            f"EdgeCluster({self.n_devices} devices, {self.bandwidth / 1e6:.4g} MHz{blocks}, "
+            f"server {self.server_flops / 1e12:.4g} TFLOP/s)"
+        )
+
+
+def _check_names(names, n_devices: int) -> tuple[str, ...]:
+    fix = "give one name per device, or None"
+    if isinstance(names, str) or len(names) != n_devices:
+        got = repr(names) if isinstance(names, str) else f"{len(names)} names"
+        raise expected("EdgeCluster.device_names", f"{n_devices} names", got, fix)
+    return tuple(map(str, names))
+
+
+def _check_profiles(profiles, n_devices: int) -> tuple[Profile | None, ...]:
+    fix = "give one Profile.measured(...) per device, or None for a device known by its speed"
+    if not isinstance(profiles, list | tuple) or len(profiles) != n_devices:
+        got = f"{len(profiles)} entries" if isinstance(profiles, list | tuple) else type(profiles).__name__
+        raise expected("EdgeCluster.profiles", f"a tuple of {n_devices} entries", got, fix)
+    for i, own in enumerate(profiles):
+        if own is not None and not (isinstance(own, Profile) and own.unit == "s"):
+            got = f"a profile in {own.unit}" if isinstance(own, Profile) else type(own).__name__
+            raise expected(f"EdgeCluster.profiles[{i}]", "a profile measured in seconds, or None", got, fix)
+    return tuple(profiles)

@@ -1,0 +1,146 @@
+"""The result of the scheduler: every device's cut and bandwidth, with what they were made for and how good they are."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from psl.errors import check_choice
+from psl.networks.cluster import EdgeCluster
+from psl.profiles import Profile
+from psl.records import Record
+from psl.schedulers.edgesplit.baselines import baseline
+from psl.schedulers.edgesplit.latency import terms
+from psl.schedulers.edgesplit.problem import EdgeSplitProblem
+
+FRAMEWORKS = ("edgesplit", "fedavg", "sfl", "centralised")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class EdgeSplitPlan(Record):
+    """Where every device cuts the model and how the band is shared, with the scenario it was made for.
+
+    Args:
+        profile, cluster, batch_size, local_steps: the scenario, as given to `solve`.
+        method: what made the plan.
+        cuts: (N,) j_i, the number of each device's cut, 1..L.
+        bandwidth: (N,) w_i, Hz.
+        lower_bound: s, the optimal round time of the scenario: no plan is shorter; NaN if it was not computed.
+        history: one dict per step of the method: "round_time", and what changed.
+        min_cut: the shallowest cut that was allowed.
+
+    Raises:
+        ScenarioError: cuts or bandwidths are out of range or of the wrong shape.
+        InfeasibleError: a device has too little memory for its cut.
+
+    Attributes:
+        device_times: (N,) T_i, s.
+        round_time: s, the largest of them.
+    """
+
+    scheduler: ClassVar[str] = "edgesplit"
+
+    profile: Profile
+    cluster: EdgeCluster
+    batch_size: int
+    local_steps: int
+    method: str
+    cuts: np.ndarray
+    bandwidth: np.ndarray
+    lower_bound: float = float("nan")
+    history: tuple[dict[str, Any], ...] = ()
+    min_cut: int = 1
+    device_times: np.ndarray = field(init=False)
+    round_time: float = field(init=False)
+
+    def __post_init__(self):
+        problem = self._problem()
+        cuts, bandwidth = problem.check_cuts(self.cuts), problem.check_bandwidth(self.bandwidth)
+        small = np.flatnonzero(cuts > problem.deepest)
+        if small.size:
+            raise problem.does_not_fit(int(small[0]), int(cuts[small[0]]), "the plan's cut of this device")
+        times = problem.times(cuts, bandwidth)
+        times.setflags(write=False)
+        values = {
+            "batch_size": problem.batch_size,
+            "local_steps": problem.local_steps,
+            "cuts": cuts,
+            "bandwidth": bandwidth,
+            "lower_bound": float(self.lower_bound),
+            "history": tuple(self.history),
+            "min_cut": problem.min_cut,
+            "device_times": times,
+            "round_time": float(times.max()),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def _problem(self, local_steps: int | None = None) -> EdgeSplitProblem:
+        steps = self.local_steps if local_steps is None else local_steps
+        return EdgeSplitProblem(self.profile, self.cluster, self.batch_size, steps, self.min_cut)
+
+    @property
+    def n_clients(self) -> int:
+        """N, the number of devices."""
+        return self.cluster.n_devices
+
+    @property
+    def cut(self) -> int | None:
+        """The cut that all devices have in common; None if they differ."""
+        return int(self.cuts[0]) if (self.cuts == self.cuts[0]).all() else None
+
+    @property
+    def cut_name(self) -> str | None:
+        """Name of the common cut; None if cuts differ."""
+        return None if self.cut is None else self.profile.names[self.cut]
+
+    @property
+    def cut_names(self) -> tuple[str, ...]:
+        """Name of every device's cut."""
+        return tuple(self.profile.names[j] for j in self.cuts.tolist())
+
+    @property
+    def gap(self) -> float:
+        """Relative distance from the optimum: round_time / lower_bound − 1; NaN without a bound."""
+        return max(self.round_time / self.lower_bound - 1.0, 0.0) if self.lower_bound > 0 else float("nan")
+
+    def framework_round_time(self, framework: str, local_steps: int | None = None) -> float:
+        """Return the seconds of one round of a framework on this plan's cluster.
+
+        "edgesplit" uses the plan's cuts and bandwidths; "fedavg" and "sfl" share the band equally, as the baselines of
+        these names in `solve` do, "sfl" at its own best common cut; "centralised" trains one batch of N b samples on
+        the server, to which sending the data is not counted [R].
+
+        Args:
+            framework: one of the four.
+            local_steps: H, mini-batches between two averages; default the plan's. Centralised training has none.
+
+        Raises:
+            ScenarioError: another framework.
+            InfeasibleError: "fedavg" where a device does not hold the whole model.
+        """
+        check_choice("framework", framework, FRAMEWORKS, fix="others need a plan of their own")
+        problem = self._problem(local_steps)
+        if framework == "edgesplit":
+            return float(problem.times(self.cuts, self.bandwidth).max())
+        if framework == "centralised":
+            everything = self.profile.fwd_flops[-1] + self.profile.bwd_flops[-1]
+            return float(self.n_clients * self.batch_size * everything / self.cluster.server_flops)
+        return float(problem.times(*baseline(problem, framework)).max())
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per device: cut, bandwidth, the terms of its time, and the bits it sends; see `latency`."""
+        return terms(self._problem(), self.cuts, self.bandwidth)
+
+    def __repr__(self):
+        if self.lower_bound > 0:
+            proof = f"optimum {self.lower_bound:.6g} s, gap {100 * self.gap:.3g} %"
+        else:
+            proof = "no lower bound"
+        low, high = int(self.cuts.min()), int(self.cuts.max())
+        cuts = f"cut {low} {self.cut_name!r}" if low == high else f"cuts {low}..{high}"
+        return (
+            f"EdgeSplitPlan({self.method}: {cuts} of {self.profile.n_units}, round {self.round_time:.6g} s, {proof}; "
+            f"{self.n_clients} devices, b={self.batch_size}, H={self.local_steps})"
+        )

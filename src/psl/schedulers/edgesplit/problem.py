@@ -1,0 +1,270 @@
+"""One round of EdgeSplit as an optimisation problem: seconds of computing, bits to send, cuts that fit."""
+
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from psl.errors import InfeasibleError, check_array, check_count, check_number, expected
+from psl.networks.cluster import EdgeCluster
+from psl.profiles import Profile
+from psl.schedulers.edgesplit.envelope import lowest_lines
+
+_FASTEST = 1e6  # times the reference device: nobody is; a larger speed must be meant in FLOP/s
+_ROUNDING = 1e-9  # relative; bandwidths that exceed the band by no more are taken to fill it
+
+
+def seconds(bits, rate):
+    """Return bits / rate; nothing to send takes no time, even without a rate."""
+    bits, rate = np.broadcast_arrays(np.asarray(bits, dtype=float), rate)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return np.where(bits > 0, bits / rate, 0.0)
+
+
+class Group(NamedTuple):
+    """Devices that may use the same cuts and whose computing time is one line per cut: base_j + work_j x_i."""
+
+    devices: np.ndarray  # (n,)
+    cuts: np.ndarray  # (K,)
+    base: np.ndarray  # (K,) s
+    work: np.ndarray  # (K,) FLOP; 0 for devices with a measured profile
+    x: np.ndarray  # (n,) s/FLOP
+    pull: np.ndarray  # (K,) and tilt (n,): computing time is pull_j tilt_i and a constant
+    tilt: np.ndarray
+
+
+class EdgeSplitProblem:
+    """Minimise the largest of the devices' times T_i = c_i(j_i) + D(j_i) / (e_i w_i) over cuts j_i and bandwidths w_i.
+
+    ::
+
+        c_i(j) = H b [ (ρ_j + ϖ_j) / s_i + ((ρ_L − ρ_j) + (ϖ_L − ϖ_j)) N / s_srv ]
+        D(j)   = H b (ψ_j + χ_j) + 2 δ_j,    with ψ_L = χ_L = 0: whoever trains everything sends no activations
+        limits   Σ w_i ≤ W,   min_cut ≤ j_i,   3 · parameter bytes(j_i) + b a_{j_i} ≤ m_i
+
+    Args:
+        profile, cluster, batch_size, local_steps, min_cut: as in `solve`.
+        memory: whether the devices' memory limits their cuts.
+
+    Raises:
+        ScenarioError: an argument is out of range.
+        InfeasibleError: a device holds no cut in its memory, or there are fewer resource blocks than devices.
+
+    Source: EdgeSplit (arXiv 2403.15815): min-max round time over cuts and bandwidth [P]; its terms [R].
+    """
+
+    def __init__(
+        self, profile: Profile, cluster: EdgeCluster, batch_size=32, local_steps=1, min_cut=1, *, memory: bool = True
+    ):
+        self.profile, self.cluster = profile, cluster
+        self.batch_size = check_count("batch_size", batch_size, fix="give the samples per device and mini-batch")
+        self.local_steps = check_count("local_steps", local_steps, fix="give the mini-batches between two averages")
+        self.min_cut = check_count("min_cut", min_cut, fix="give the shallowest cut allowed; 1 keeps raw data at home")
+        if self.min_cut > profile.n_units:
+            raise expected("min_cut", f"at most {profile.n_units}, the output", f"{self.min_cut}", "see profile.names")
+        check_profile(profile, cluster)
+        samples = self.batch_size * self.local_steps
+        self.n_devices = cluster.n_devices
+        self.total = cluster.bandwidth
+        self.efficiency = cluster.spectral_efficiency
+        self.work = samples * (profile.fwd_flops + profile.bwd_flops)  # (L+1,) FLOP of a round, on one side or other
+        self.server_seconds = (self.work[-1] - self.work) * (self.n_devices / cluster.server_flops)  # (L+1,)
+        self.up_bits = samples * profile.act_bits  # (L+1,)
+        self.down_bits = samples * profile.grad_bits
+        self.up_bits[-1] = self.down_bits[-1] = 0.0
+        self.model_bits = profile.param_bits
+        self.bits = self.up_bits + self.down_bits + 2 * self.model_bits  # (L+1,) D(j)
+        self.memory = 3 * profile.param_bits / 8 + self.batch_size * profile.act_memory  # (L+1,) bytes, never falls
+        #: (N,) the deepest cut that a device holds in memory; those before it need no more.
+        limit = cluster.device_memory if memory else np.full(self.n_devices, np.inf)
+        self.deepest = np.searchsorted(self.memory, limit, side="right") - 1
+        #: whether some cut sends no bits at all
+        self.silent = bool((self.bits[self.min_cut :] == 0).any())
+        self.family, self.own_seconds = self._measured_tables(samples)
+        self.block = cluster.resource_block
+        self._check_feasible()
+
+    def _measured_tables(self, samples):
+        """Return (N,) the table of each device, -1 for none, and (tables, L+1) seconds of its computing."""
+        family, tables, seen = np.full(self.n_devices, -1), [], {}
+        for i, own in enumerate(self.cluster.profiles or ()):
+            if own is not None:
+                key = own.fwd_flops.tobytes() + own.bwd_flops.tobytes()
+                if key not in seen:
+                    seen[key] = len(tables)
+                    tables.append(samples * (own.fwd_flops + own.bwd_flops))
+                family[i] = seen[key]
+        return family, np.array(tables).reshape(len(tables), len(self.work))
+
+    def _check_feasible(self):
+        small = np.flatnonzero(self.deepest < self.min_cut)
+        if small.size:
+            raise self.does_not_fit(int(small[0]), self.min_cut, "the least that any cut allowed needs")
+        if self.block is not None and self.n_blocks < self.n_devices:
+            raise expected(
+                "EdgeCluster.resource_block", f"at least one block for each of {self.n_devices} devices",
+                f"{self.n_blocks} blocks of {self.block:g} Hz in {self.total:g} Hz",
+                "use narrower blocks, more bandwidth or fewer devices", InfeasibleError,
+            )  # fmt: skip
+
+    def does_not_fit(self, device: int, cut: int, why: str) -> InfeasibleError:
+        """Return (not raise) the error of a device without the memory that a cut needs."""
+        need, have = self.memory[cut], self.cluster.device_memory[device]
+        return expected(
+            f"device {self.cluster.describe(device)}",
+            f"memory of at least {need:.6g} bytes for cut {cut} ({self.profile.names[cut]!r}), {why}",
+            f"{have:.6g} bytes",
+            "use a smaller batch_size, a smaller min_cut, another method, or leave the device out", InfeasibleError,
+        )  # fmt: skip
+
+    @property
+    def n_blocks(self) -> int:
+        """Whole resource blocks in the band."""
+        return int(np.floor(self.total / self.block * (1 + _ROUNDING)))
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The devices by what they compute with and the deepest cut they hold."""
+        share = self.n_devices / self.cluster.server_flops
+        pace = 1.0 / self.cluster.device_flops
+        key = (self.family + 1) * len(self.work) + self.deepest
+        order = np.argsort(key, kind="stable")
+        kinds, first = np.unique(key[order], return_index=True)
+        groups = []
+        for kind, devices in zip(kinds, np.split(order, first[1:]), strict=True):
+            family, deepest = divmod(int(kind), len(self.work))
+            cuts = np.arange(self.min_cut, deepest + 1)
+            base, work, pull = self.server_seconds[cuts], self.work[cuts], self.work[cuts]
+            x, tilt = pace[devices], pace[devices] - share
+            if family:
+                base = pull = base + self.own_seconds[family - 1, cuts]
+                work, tilt = np.zeros(len(cuts)), np.ones(len(devices))
+            groups.append(Group(devices, cuts, base, work, x, pull, tilt))
+        return groups
+
+    def device_seconds(self, cuts: np.ndarray) -> np.ndarray:
+        """Return (N,) seconds that the devices compute in a round."""
+        own = self.work[cuts] / self.cluster.device_flops
+        if len(self.own_seconds):
+            measured = np.flatnonzero(self.family >= 0)
+            own[measured] = self.own_seconds[self.family[measured], cuts[measured]]
+        return own
+
+    def compute(self, cuts: np.ndarray) -> np.ndarray:
+        """Return (N,) c_i(j_i), seconds of computing on the device and for it on the server."""
+        return self.device_seconds(cuts) + self.server_seconds[cuts]
+
+    def load(self, cuts: np.ndarray) -> np.ndarray:
+        """Return (N,) D(j_i) / e_i, Hz s: bandwidth times time that the device's bits take."""
+        return self.bits[cuts] / self.efficiency
+
+    def times(self, cuts: np.ndarray, bandwidth) -> np.ndarray:
+        """Return (N,) T_i, seconds."""
+        return self.compute(cuts) + seconds(self.load(cuts), bandwidth)
+
+    def best_cuts(self, bandwidth) -> np.ndarray:
+        """Return (N,) the cut that makes each device fastest with the bandwidth (N,) or scalar it has.
+
+        c_i(j) + D(j) / (e_i w_i) is least where D(j) + pull_j (tilt_i e_i w_i) is: one line per cut.
+        """
+        cuts = np.empty(self.n_devices, dtype=int)
+        rate = self.efficiency * bandwidth
+        for group in self.groups:
+            place = group.tilt * rate[group.devices]
+            cuts[group.devices] = group.cuts[lowest_lines(self.bits[group.cuts], group.pull, place)]
+        return cuts
+
+    def frugal_cuts(self, deadline: float) -> np.ndarray:
+        """Return (N,) the cut with which each device meets a deadline with the least bandwidth.
+
+        (T − c_i(j)) / D(j) is greatest where its negative, one line in x_i per cut, is lowest. A cut without bits
+        is taken by the devices that meet the deadline with it. For a deadline that a device cannot meet the cut says
+        nothing: then T ≤ c_i of the cut returned.
+        """
+        cuts = np.empty(self.n_devices, dtype=int)
+        for group in self.groups:
+            some = self.bits[group.cuts] > 0
+            if some.any():
+                bits = self.bits[group.cuts[some]]
+                line = lowest_lines((group.base[some] - deadline) / bits, group.work[some] / bits, group.x)
+                cuts[group.devices] = group.cuts[some][line]
+            else:
+                cuts[group.devices] = group.cuts[0]
+        if self.silent:
+            cut, at = self.silent_cuts
+            cuts = np.where(at <= deadline, cut, cuts)
+        return cuts
+
+    @cached_property
+    def silent_cuts(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) the fastest cut of each device that sends no bits, and c_i of it; inf for a device without one."""
+        cuts, at = np.full(self.n_devices, self.min_cut), np.full(self.n_devices, np.inf)
+        for j in np.flatnonzero(self.bits == 0):
+            if j >= self.min_cut:
+                every = self.compute(np.full(self.n_devices, j))
+                better = (self.deepest >= j) & (every < at)
+                cuts[better], at[better] = j, every[better]
+        return cuts, at
+
+    def bandwidth_for(self, cuts: np.ndarray, deadline: float) -> np.ndarray:
+        """Return (N,) Hz with which the devices meet the deadline with these cuts; inf where none is enough."""
+        slack, load = deadline - self.compute(cuts), self.load(cuts)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(load > 0, np.where(slack > 0, load / slack, np.inf), np.where(slack >= 0, 0.0, np.inf))
+
+    def meets(self, deadline: float) -> bool:
+        """Return whether the band is wide enough for all devices to meet a deadline."""
+        return bool(self.bandwidth_for(self.frugal_cuts(deadline), deadline).sum() <= self.total * (1 + 1e-14))
+
+    def even_bandwidth(self) -> np.ndarray:
+        """Return (N,) Hz, W / N each; of whole resource blocks the first devices get one more as long as they last."""
+        if self.block is None:
+            return np.full(self.n_devices, self.total / self.n_devices)
+        each, more = divmod(self.n_blocks, self.n_devices)
+        return (each + (np.arange(self.n_devices) < more)) * self.block
+
+    def check_cuts(self, cuts) -> np.ndarray:
+        """Return (N,) numbers of cuts 1..L given by number or name, one for all or one per device."""
+        fix = f"give a cut 1..{self.profile.n_units}, by number or name, for each of the {self.n_devices} devices"
+        if isinstance(cuts, str) or (isinstance(cuts, list | tuple) and any(isinstance(cut, str) for cut in cuts)):
+            cuts = self.profile.cut_index(cuts) if isinstance(cuts, str) else [self.profile.cut_index(c) for c in cuts]
+        values = check_array("cuts", cuts, shape=(self.n_devices,), fix=fix)
+        wrong = np.flatnonzero((values < 1) | (values > self.profile.n_units) | (values != np.floor(values)))
+        if wrong.size:
+            got = f"{values[wrong[0]]:g} for device {self.cluster.describe(int(wrong[0]))}"
+            raise expected("cuts", f"whole numbers 1..{self.profile.n_units}", got, fix)
+        values = values.astype(int)
+        values.setflags(write=False)
+        return values
+
+    def check_bandwidth(self, bandwidth) -> np.ndarray:
+        """Return (N,) Hz after checking that they fit in the band and, with resource blocks, are whole blocks."""
+        fix = f"share {self.total:g} Hz among {self.n_devices} devices"
+        values = check_array("bandwidth", bandwidth, shape=(self.n_devices,), minimum=0, fix=fix)
+        if values.sum() > self.total * (1 + _ROUNDING):
+            raise expected("bandwidth", f"at most {self.total:.9g} Hz together", f"{values.sum():.9g} Hz", fix)
+        if self.block is not None:
+            odd = np.flatnonzero(np.abs(values / self.block - np.rint(values / self.block)) > 1e-6)
+            if odd.size:
+                got = f"{values[odd[0]]:g} Hz for device {self.cluster.describe(int(odd[0]))}"
+                raise expected("bandwidth", f"whole blocks of {self.block:g} Hz", got, fix)
+        return values
+
+
+def check_profile(profile: Profile, cluster: EdgeCluster) -> None:
+    """Raise `ScenarioError` unless the cluster's speeds and its devices' own profiles go with the profile."""
+    measured = cluster.profiles or (None,) * cluster.n_devices
+    for i, own in enumerate(measured):
+        if own is not None and own.names != profile.names:
+            raise expected(
+                f"EdgeCluster.profiles[{i}]", f"the {len(profile.names)} cuts of the profile",
+                f"{len(own.names)} cuts, {', '.join(map(repr, own.names[:3]))} ...",
+                "measure the same model on every device",
+            )  # fmt: skip
+    if profile.unit == "s":
+        by_speed = np.array([own is None for own in measured])
+        fastest = max(cluster.server_flops, float(cluster.device_flops[by_speed].max(initial=0)))
+        check_number(
+            "cluster: the fastest speed, relative to the reference device as the profile is in seconds", fastest,
+            maximum=_FASTEST, fix="EdgeCluster(device_flops=[... relative, e.g. 1.0 ...], server_flops=...)",
+        )  # fmt: skip

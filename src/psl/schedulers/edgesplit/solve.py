@@ -1,0 +1,87 @@
+"""The front door of the EdgeSplit scheduler."""
+
+from psl.errors import check_choice, check_count, expected
+from psl.networks.cluster import EdgeCluster
+from psl.profiles import Profile
+from psl.schedulers.edgesplit.alternating import alternate
+from psl.schedulers.edgesplit.baselines import BASELINES, baseline
+from psl.schedulers.edgesplit.bisection import EnumeratedProblem, bisection
+from psl.schedulers.edgesplit.exact import best_split
+from psl.schedulers.edgesplit.plan import EdgeSplitPlan
+from psl.schedulers.edgesplit.problem import EdgeSplitProblem
+
+METHODS = ("alternating", "exact", "bisection", *BASELINES)
+
+
+def solve(
+    profile: Profile,
+    cluster: EdgeCluster,
+    *,
+    batch_size: int = 32,
+    local_steps: int = 1,
+    method: str = "alternating",
+    min_cut: int = 1,
+    max_steps: int | None = None,
+    bound: bool = True,
+) -> EdgeSplitPlan:
+    """Choose every device's cut and bandwidth so that the slowest device of a round is as fast as possible.
+
+    ================  ===============================================================================================
+    "alternating"     default [P]: cuts for given bandwidth, bandwidth for given cuts, in turn, from equal bandwidth
+    "exact"           the global optimum by policy iteration, in whole resource blocks too [B]
+    "bisection"       the same optimum, by bisection and trying every cut: slow, the reference [B]
+    "fedavg"          the whole model on every device, equal bandwidth [R]
+    "sfl"             one cut for all, the best; equal bandwidth [R]
+    "adaptive-equal"  each device's best cut at equal bandwidth [R]
+    "common-optimal"  one cut for all, the best, with optimal bandwidth [R]
+    ================  ===============================================================================================
+
+    With resource blocks every method gives whole blocks; equal then means as even as possible.
+
+    Args:
+        profile: costs of the model's cuts, from operator counts or measured.
+        cluster: the devices, their band and server.
+        batch_size: b, samples per device and mini-batch.
+        local_steps: H, mini-batches between two averages.
+        method: see the table.
+        min_cut: the shallowest cut allowed; 1 keeps raw data on the devices.
+        max_steps: stop the alternation after so many steps, to show what that costs; None goes on to its end.
+        bound: compute the optimum as `lower_bound`; False leaves it NaN and saves time.
+
+    Returns:
+        The plan; `plan.gap` says how far above the optimum it is.
+
+    Raises:
+        ScenarioError: an argument is out of range.
+        InfeasibleError: a device has too little memory for every cut allowed, or for FedAvg for the whole model; or
+            there are fewer resource blocks than devices.
+
+    Source: EdgeSplit (arXiv 2403.15815): every device its own depth and share of bandwidth [P]; see the marks above.
+    """
+    check_choice("method", method, METHODS)
+    if max_steps is not None:
+        max_steps = check_count("max_steps", max_steps, fix="give a number of steps of the alternation, or None")
+        if method != "alternating":
+            fix = "leave it out; only the alternation can be stopped early"
+            raise expected("max_steps", f"None for method={method!r}", f"{max_steps}", fix)
+    kind = EnumeratedProblem if method == "bisection" else EdgeSplitProblem
+    problem = kind(profile, cluster, batch_size, local_steps, min_cut)
+    history: list[dict] = []
+    optimum = float("nan")
+    if method == "exact":
+        cuts, bandwidth, optimum = best_split(problem, history.append)
+    elif method == "alternating":
+        cuts, bandwidth = alternate(problem, history.append, max_steps)
+    elif method == "bisection":
+        cuts, bandwidth = bisection(problem, history.append)
+    else:
+        cuts, bandwidth = baseline(problem, method)
+        history.append({"step": 0, "round_time": float(problem.times(cuts, bandwidth).max())})
+    if bound and method != "exact":
+        optimum = best_split(EdgeSplitProblem(profile, cluster, batch_size, local_steps, min_cut))[2]
+    reached = float(problem.times(cuts, bandwidth).max())
+    return EdgeSplitPlan(
+        profile, cluster, problem.batch_size, problem.local_steps, method, cuts, bandwidth,
+        lower_bound=min(optimum, reached) if bound else float("nan"),  # the last bit must not put it above the plan
+        history=tuple(history), min_cut=problem.min_cut,
+    )  # fmt: skip
