@@ -1,5 +1,5 @@
 """Schedulers: one module per system, each with `solve` and `latency`. NumPy and SciPy only; knows nothing of torch."""
 
-from psl.schedulers import edgesplit, epsl
+from psl.schedulers import edgesplit, epsl, pipeline
 
-__all__ = ["edgesplit", "epsl"]
+__all__ = ["edgesplit", "epsl", "pipeline"]

@@ -1,0 +1,145 @@
+"""The size of a micro-batch when stages and hops are fixed: two closed forms, and the scan that settles it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from psl.errors import check_choice, check_count
+from psl.schedulers.pipeline.problem import PipelineProblem
+
+#: Ways to choose b for a fixed path, see `MicroBatchCurve`.
+RULES = ("scan", "envelope", "bottleneck")
+
+
+def useful_micro_batches(mini_batch: int) -> np.ndarray:
+    """Return the sizes b worth trying, ascending: for every number M = ⌈B/b⌉ of micro-batches the smallest b.
+
+    Args:
+        mini_batch: B, samples per mini-batch.
+
+    Returns:
+        About 2 √B sizes from 1 to B; any other b takes longer for the same M.
+
+    Source: ours [B].
+    """
+    mini_batch = check_count("mini_batch", mini_batch)
+    return np.unique(-(-mini_batch // np.arange(1, mini_batch + 1)))
+
+
+@dataclass(frozen=True)
+class MicroBatchCurve:
+    """T(b) = α0 + α b + (⌈B/b⌉ − 1) max_r (β0_r + β_r b) of a fixed path: every resource costs a line in b.
+
+    Args:
+        mini_batch: B.
+        alpha0, alpha: s and s per sample: the fill time T_f is α0 + α b.
+        beta0, beta: (R,) s and s per sample: a resource is busy for β0 + β b per micro-batch.
+
+    Source: pipelined split learning (arXiv 2505.04368): closed form at the bottleneck [P], its terms [R]; the upper
+        envelope and the scan [B].
+    """
+
+    mini_batch: int
+    alpha0: float
+    alpha: float
+    beta0: np.ndarray
+    beta: np.ndarray
+
+    @classmethod
+    def of(cls, problem: PipelineProblem, stages, hops, links: str = "once") -> "MicroBatchCurve":
+        """Return the curve of a path through a problem, given as stages (node, i, j) and hops (cut, u, v)."""
+        network, lines, alpha0, alpha = problem.network, [], 0.0, 0.0
+        for node, i, j in stages:
+            n = network.index[node]
+            fixed, slope = 2 * network.overhead[n], max(problem.work[j, n] - problem.work[i, n], 0.0)
+            lines.append((fixed, slope))
+            alpha0, alpha = alpha0 + fixed, alpha + slope
+        load: dict = {}
+        for k, (cut, u, v) in enumerate(hops):
+            e = network.edge_index[u, v]
+            forth, back = problem.forward[cut, e], problem.backward[cut, e]
+            alpha0, alpha = alpha0 + problem.propagation[e], alpha + forth + back
+            here, reverse = (e, problem.reverse[e]) if links == "shared" else ((k, 0), (k, 1))
+            if not problem.full_duplex:
+                here = reverse = min(here, reverse)
+            load[here] = load.get(here, 0.0) + forth
+            load[reverse] = load.get(reverse, 0.0) + back
+        lines += [(0.0, slope) for slope in load.values()]
+        beta0, beta = np.array(lines).T
+        return cls(problem.mini_batch, float(alpha0), float(alpha), beta0, beta)
+
+    @classmethod
+    def of_plan(cls, plan) -> "MicroBatchCurve":
+        """Return the curve of a plan's stages and hops."""
+        problem = PipelineProblem(plan.profile, plan.network, plan.mini_batch)
+        return cls.of(problem, plan.stages, plan.hops, plan.links)
+
+    def fill_time(self, micro_batch):
+        """Return T_f at b, or at each of an array of b, s."""
+        return self.alpha0 + self.alpha * np.asarray(micro_batch)
+
+    def interval(self, micro_batch):
+        """Return T_i at b, or at each of an array of b, s."""
+        return (self.beta0 + self.beta * np.asarray(micro_batch)[..., None]).max(axis=-1)
+
+    def total(self, micro_batch):
+        """Return T at b, or at each of an array of b, s."""
+        b = np.asarray(micro_batch)
+        return self.fill_time(b) + (-(-self.mini_batch // b) - 1) * self.interval(b)
+
+    def best(self, rule: str = "scan", start: int = 32) -> int:
+        """Return the micro-batch size that a rule chooses: "scan", "envelope" or "bottleneck" (from `start`)."""
+        check_choice("rule", rule, RULES)
+        return self.bottleneck(start) if rule == "bottleneck" else getattr(self, rule)()
+
+    def scan(self) -> int:
+        """Return the b of least T, exactly, out of the 2 √B useful ones."""
+        sizes = useful_micro_batches(self.mini_batch)
+        return int(sizes[np.argmin(self.total(sizes))])
+
+    def bottleneck(self, start: int = 32) -> int:
+        """Return b* = sqrt(B β0 / (α − β)) of the bottleneck at b, rounded well, again and again from b = `start`.
+
+        The published closed form taken at its word. It knows one bottleneck at a time: where the bottleneck changes
+        with b it may settle far from the optimum; where it goes round in circles, the best of the circle is returned.
+        """
+        b, seen = min(check_count("start", start), self.mini_batch), []
+        while b not in seen:
+            seen.append(b)
+            r = int(np.argmax(self.beta0 + self.beta * b))
+            b = self._rounded(float(self._stationary()[r]))
+        circle = np.array(seen[seen.index(b) :])
+        return int(circle[np.argmin(self.total(circle))])
+
+    def envelope(self) -> int:
+        """Return the b of least T for continuous b and M = B/b, all resources considered, rounded well.
+
+        For each resource T is convex in b, and so is the largest of them: the minimum is a resource's own b*, or a
+        point where two resources are equally busy.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            meet = (self.beta0 - self.beta0[:, None]) / (self.beta[:, None] - self.beta)  # (R, R)
+        meet = meet[np.isfinite(meet) & (meet > 1) & (meet < self.mini_batch)]
+        b = np.concatenate([self._stationary(), meet, [1.0, self.mini_batch]])
+        time = self.fill_time(b) + (self.mini_batch / b - 1) * self.interval(b)
+        return self._rounded(float(b[np.argmin(time)]))
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per useful b: number of micro-batches, fill time, interval and total time."""
+        b = useful_micro_batches(self.mini_batch)
+        columns = {"micro_batches": -(-self.mini_batch // b), "fill_time_s": self.fill_time(b)}
+        columns |= {"interval_s": self.interval(b), "total_s": self.total(b)}
+        return pd.DataFrame(columns, index=pd.Index(b, name="micro_batch"))
+
+    def _stationary(self) -> np.ndarray:
+        """Return (R,) each resource's b* as if it were the bottleneck throughout, clipped to 1..B."""
+        rest = np.maximum(self.alpha - self.beta, 0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            b = np.sqrt(self.mini_batch * self.beta0 / rest)
+        # Nothing fixed: the smaller the better. Nothing else that grows with b: the larger the better.
+        return np.clip(np.where(self.beta0 > 0, b, 1.0), 1.0, self.mini_batch)
+
+    def _rounded(self, b: float) -> int:
+        both = np.array([np.floor(b), np.ceil(b)], dtype=int)
+        return int(both[np.argmin(self.total(both))])
