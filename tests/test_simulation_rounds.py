@@ -8,8 +8,9 @@ import pytest
 
 from epsl_scenarios import random_cell, random_profile
 from psl.errors import ScenarioError
+from psl.networks import EdgeCluster
 from psl.profiles import Profile
-from psl.schedulers import epsl
+from psl.schedulers import edgesplit, epsl
 from psl.simulation import lower_bound, simulate
 
 
@@ -108,6 +109,20 @@ def test_edgesplit_equals_its_formula():
         frame = timeline.to_frame()
         done = frame[frame["kind"] == "model"].groupby("stage")["end_s"].max()
         assert done.to_numpy() == pytest.approx(want, rel=1e-9), f"seed {seed}"
+
+
+def test_edgesplit_equals_the_plan_round_time():
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        cluster = EdgeCluster.sample(int(rng.integers(1, 12)), seed=seed, bandwidth=10 ** rng.uniform(6, 8))
+        options = {"batch_size": int(rng.integers(1, 33)), "local_steps": int(rng.integers(1, 6))}
+        for method in ("exact", "fedavg", "adaptive-equal"):
+            plan = edgesplit.solve(random_profile(rng), cluster, method=method, **options)
+            timeline = simulate(plan)
+            assert timeline.makespan == pytest.approx(plan.round_time, rel=1e-9), f"seed {seed} {method}"
+            peaks = timeline.memory().max()
+            devices = [name for name in timeline.memory() if not name.startswith("server")]
+            assert (peaks[devices].to_numpy() <= cluster.device_memory * (1 + 1e-9)).all(), f"seed {seed} {method}"
 
 
 def test_a_device_with_the_whole_model_meets_no_server():
