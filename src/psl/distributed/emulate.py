@@ -1,0 +1,218 @@
+"""The edge of a plan, imposed on processes of one machine: slower devices, and links with a rate and a latency."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from psl.distributed.namespaces import Namespaces, chain, not_permitted, star, unavailable
+from psl.distributed.pacing import DelayLine, sleep_until
+from psl.errors import check_array, check_choice, expected
+from psl.records import Record
+
+#: Who keeps the rates of links: the kernel, the sending process, or nobody.
+LINKS = ("kernel", "pacing", "none")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class EdgeEmulation(Record):
+    """How much slower than this machine every process computes, and how fast the links between them are.
+
+    The processes of a *star* are the server, 0, and its C clients, 1..C; link i joins client i + 1 and the server.
+    Those of a *chain* are the stages of a pipeline, and the relays between them, in the order of the path; link h
+    joins process h and h + 1.
+
+    Args:
+        layout: "star" or "chain".
+        slowdown: (P,) factor of each process's computing time; 0 for a relay, which does not compute. The server of a
+            star that serves each client with a slice of its own (EdgeSplit) has the factor of a slice.
+        forward, backward: (H,) bit/s of the links: up and down in a star, from and to the source in a chain.
+        forward_latency, backward_latency: (H,) s.
+        overhead: (P,) s added to every computation.
+        broadcast: bit/s at which all clients of a star receive what the server sends to all; None: as anything else.
+        links: "kernel": network namespaces joined by links that the kernel shapes; "pacing": messages wait in the
+            sending process (`DelayLine`); "none": links as fast as they are.
+
+    Source: ours [B].
+    """
+
+    layout: str
+    slowdown: np.ndarray
+    forward: np.ndarray
+    backward: np.ndarray
+    forward_latency: np.ndarray
+    backward_latency: np.ndarray
+    overhead: np.ndarray
+    broadcast: float | None = None
+    links: str = "pacing"
+
+    def __post_init__(self):
+        check_choice("layout", self.layout, ("star", "chain"))
+        check_choice("links", self.links, LINKS)
+        factor = check_array("EdgeEmulation.slowdown", self.slowdown, shape=(None,), minimum=0)
+        n_links = len(factor) - 1
+        object.__setattr__(self, "slowdown", factor)
+        overhead = check_array("EdgeEmulation.overhead", self.overhead, shape=factor.shape, minimum=0)
+        object.__setattr__(self, "overhead", overhead)
+        for name in ("forward", "backward"):
+            rates = check_array(
+                f"EdgeEmulation.{name}", getattr(self, name), shape=(n_links,), minimum=0, strict=True, allow_inf=True
+            )
+            object.__setattr__(self, name, rates)
+            late = check_array(
+                f"EdgeEmulation.{name}_latency", getattr(self, f"{name}_latency"), shape=(n_links,), minimum=0
+            )
+            object.__setattr__(self, f"{name}_latency", late)
+
+    @property
+    def n_processes(self) -> int:
+        """P, the number of processes."""
+        return len(self.slowdown)
+
+    def namespaces(self) -> Namespaces | contextlib.nullcontext:
+        """Return the context of the processes' network: namespaces with links="kernel", else one that is empty."""
+        if self.links != "kernel":
+            return contextlib.nullcontext()
+        make = {"star": self._star, "chain": lambda: chain(self.forward, self.backward)}
+        return make[self.layout]()
+
+    def _star(self) -> Namespaces:
+        return star(self.forward, self.backward, self.broadcast)
+
+    def line(self, link: int, way: str) -> DelayLine | None:
+        """Return what delays messages in the process at the sending end of a link, None if nothing does.
+
+        The whole link with links="pacing"; with links="kernel" its latency, which not every kernel has a queue for.
+
+        Args:
+            link: number of the link.
+            way: "forward" or "backward".
+        """
+        latency = float(getattr(self, f"{way}_latency")[link])
+        if self.links == "none" or (self.links == "kernel" and latency == 0):
+            return None
+        rate = float(getattr(self, way)[link]) if self.links == "pacing" else float("inf")
+        return DelayLine([(rate, latency)])
+
+    def compute(self, process: int, record: Callable | None = None) -> "Compute":
+        """Return what slows the computations of a process down; `record` as in `Compute`."""
+        return Compute(float(self.slowdown[process]), float(self.overhead[process]), record)
+
+    def __repr__(self):
+        factors = "×, ".join(f"{factor:.3g}" for factor in self.slowdown)
+        return f"EdgeEmulation({self.layout} of {self.n_processes} processes, slowed {factors}×, links: {self.links})"
+
+
+class Compute:
+    """Makes computations of this thread take as long as on a slower device: ``with compute("forward", 3): …``.
+
+    What took t seconds of the thread's CPU time ends when ``overhead + factor · t`` seconds have passed since it began.
+    It follows what was really computed, never what a formula predicts. Waiting for a core costs nothing as long as it
+    ends before that; what it takes beyond adds up in `overrun`.
+
+    Args:
+        factor: of the computing time; 1 or less changes nothing.
+        overhead: s added to each computation.
+        record: called with kind, number, start, end (s, `time.monotonic`) and the CPU seconds; optional.
+    """
+
+    def __init__(self, factor: float = 1.0, overhead: float = 0.0, record: Callable | None = None):
+        self.factor, self.overhead, self.record = factor, overhead, record
+        self.overrun = 0.0
+
+    @contextlib.contextmanager
+    def __call__(self, kind: str, number: int = 0):
+        start, cpu = time.monotonic(), time.thread_time()
+        yield
+        cpu = time.thread_time() - cpu
+        if self.factor > 1 or self.overhead > 0:
+            due = start + self.overhead + max(self.factor, 1.0) * cpu
+            self.overrun += max(time.monotonic() - due, 0.0)
+            sleep_until(due)
+        if self.record is not None:
+            self.record(kind, number, start, time.monotonic(), cpu)
+
+
+def emulation_for(plan, links: str = "auto") -> EdgeEmulation:
+    """Return the emulation of a plan's scenario on this machine.
+
+    The plan's profile must be measured here (`psl.measure`): a device of speed s, relative to this machine, is slowed
+    down 1 / s times. A relayed hop of a pipeline becomes a chain of links with relays between them.
+
+    Args:
+        plan: of `epsl.solve`, `edgesplit.solve` or `pipeline.solve`.
+        links: "kernel", "pacing" or "none"; "auto" takes the kernel where it may, else pacing.
+
+    Raises:
+        ScenarioError: the profile is not measured, or a device has a profile of its own, which no factor imitates.
+        PSLError: links="kernel" is not possible here.
+    """
+    links = choose_links(links)
+    if plan.profile.unit != "s":
+        fix = "plan with psl.measure(model, input_shape, batch_size=...) and speeds relative to this machine"
+        raise expected("plan.profile", "a profile measured on this machine", f"one in {plan.profile.unit}", fix)
+    return replace(_MAKERS[check_choice("plan.scheduler", plan.scheduler, _MAKERS)](plan), links=links)
+
+
+def choose_links(links: str) -> str:
+    """Return who keeps the rates: resolves "auto", and raises `PSLError` if the kernel is asked for and may not."""
+    check_choice("links", links, ("auto", *LINKS))
+    if links == "auto":
+        return "pacing" if unavailable() else "kernel"
+    if links == "kernel" and (why := unavailable()):
+        raise not_permitted(why)
+    return links
+
+
+def _epsl(plan) -> EdgeEmulation:
+    cell, rates = plan.cell, plan.to_frame()
+    _refuse_own_profiles(cell.profiles)
+    everywhere = (cell.bandwidth * np.log2(1 + cell.downlink_psd * cell.snr_per_psd)).sum(axis=1)  # (C,)
+    slowdown = [1 / cell.server_flops, *(1 / cell.client_flops)]
+    up, down = rates["uplink_bit_s"].to_numpy(), rates["downlink_bit_s"].to_numpy()
+    return _star_of(slowdown, up, down, broadcast=float(everywhere.min()))
+
+
+def _edgesplit(plan) -> EdgeEmulation:
+    cluster = plan.cluster
+    _refuse_own_profiles(cluster.profiles)
+    rate = cluster.spectral_efficiency * plan.bandwidth
+    return _star_of([cluster.n_devices / cluster.server_flops, *(1 / cluster.device_flops)], rate, rate)
+
+
+def _star_of(slowdown, up, down, broadcast=None) -> EdgeEmulation:
+    none = np.zeros(len(up))
+    return EdgeEmulation("star", slowdown, up, down, none, none, np.zeros(len(slowdown)), broadcast)
+
+
+def _pipeline(plan) -> EdgeEmulation:
+    graph = plan.network.graph
+    _refuse_own_profiles([graph.nodes[node].get("profile") for node, _, _ in plan.stages])
+    slowdown, overhead, links = [], [], []
+    hops = list(plan.hops)
+    for node, _, j in plan.stages:
+        slowdown.append(1 / graph.nodes[node]["flops"])
+        overhead.append(graph.nodes[node].get("overhead", 0.0))
+        first = True
+        while hops and hops[0][0] == j:
+            _, u, v = hops.pop(0)
+            if not first:  # arrived at a node that only relays
+                slowdown.append(0.0)
+                overhead.append(0.0)
+            first = False
+            links.append((graph.edges[u, v], graph.edges[v, u]))
+    take = lambda way, name: [float(pair[way].get(name, 0.0)) for pair in links]  # noqa: E731
+    return EdgeEmulation(
+        "chain", slowdown, take(0, "rate"), take(1, "rate"), take(0, "latency"), take(1, "latency"), overhead
+    )
+
+
+def _refuse_own_profiles(profiles) -> None:
+    if any(own is not None for own in profiles or ()):
+        fix = "give it a speed relative to this machine"
+        raise expected("plan", "devices known by their speed", "one with a profile of its own", fix)
+
+
+_MAKERS = {"epsl": _epsl, "edgesplit": _edgesplit, "pipeline": _pipeline}
