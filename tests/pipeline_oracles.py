@@ -11,9 +11,6 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
-from psl.networks import EdgeNetwork
-from psl.profiles import Profile
-
 
 def unit_seconds(profile, node, i, j):
     """Return forward and backward seconds per sample of units i+1..j on a node, or None if it only relays."""
@@ -279,48 +276,3 @@ def _walk(chosen, source, n_units):
         path = nx.shortest_path(hops, (j, at), (j, end))
         walked += [(j, u, v) for (_, u), (_, v) in zip(path, path[1:], strict=False)]
         at, cut = end, j
-
-
-def random_profile(rng, n_units) -> Profile:
-    """Return a profile with log-normal costs; about one in four has ties: equal units and sizes."""
-    spread = 0.0 if rng.random() < 0.25 else 1.0
-    forward = np.concatenate([[0.0], np.cumsum(rng.lognormal(20, spread, n_units))])
-    activation = rng.lognormal(14.5, 1.2 * spread, n_units + 1)
-    return Profile(
-        names=["input", *(f"unit{j}" for j in range(1, n_units)), "output"],
-        fwd_flops=forward,
-        bwd_flops=forward * rng.uniform(1.4, 2.0),
-        act_bits=activation,
-        grad_bits=activation * rng.choice([0.5, 1.0]),
-        param_bits=np.concatenate([[0.0], np.cumsum(rng.lognormal(15, spread, n_units))]),
-        act_memory=np.concatenate([[0.0], np.cumsum(activation[1:] / 8)]),
-    )
-
-
-def random_network(rng, n_nodes, profile, *, mini_batch, duplex=None, relays=None, tight=None, density=None):
-    """Return a connected random network; rates that matter next to the speeds, some overheads and latencies.
-
-    Args:
-        relays: whether some nodes only relay; tight: whether memory bounds some nodes; None draws, one in two.
-    """
-    draw = lambda given: rng.random() < 0.5 if given is None else given  # noqa: E731
-    relays, tight = draw(relays), draw(tight)
-    duplex = duplex or str(rng.choice(["full", "half"]))
-    density = rng.choice([0.2, 0.5, 1.0]) if density is None else density
-    graph = nx.DiGraph()
-    whole = 3 * profile.param_bits[-1] / 8 + mini_batch * profile.act_memory[-1]
-    for n in range(n_nodes):
-        graph.add_node(n, flops=float(rng.lognormal(26, 1)), overhead=float(rng.choice([0.0, 1e-4, 3e-2])))
-        if tight and rng.random() < 0.7:
-            graph.nodes[n]["memory"] = float(whole * rng.uniform(0.2, 1.1))
-        if relays and 0 < n < n_nodes - 1 and rng.random() < 0.4:
-            graph.nodes[n]["flops"] = 0.0
-    rate = rng.choice([1e7, 1e8, 1e9, 1e10])
-    order = rng.permutation(n_nodes)
-    pairs = {(int(order[k]), int(order[rng.integers(k)])) for k in range(1, n_nodes)}
-    pairs |= {(u, v) for u in range(n_nodes) for v in range(u) if rng.random() < density and (v, u) not in pairs}
-    for u, v in sorted(pairs):
-        latency = float(rng.choice([0.0, 1e-3, 2e-2]))
-        for a, b in ((u, v), (v, u)):
-            graph.add_edge(a, b, rate=float(rate * rng.lognormal(0, 1)), latency=latency)
-    return EdgeNetwork(graph, 0, duplex)

@@ -95,8 +95,7 @@ class MicroBatchCurve:
 
     def scan(self) -> int:
         """Return the b of least T, exactly, out of the 2 √B useful ones."""
-        sizes = useful_micro_batches(self.mini_batch)
-        return int(sizes[np.argmin(self.total(sizes))])
+        return self._better(useful_micro_batches(self.mini_batch))
 
     def bottleneck(self, start: int = 32) -> int:
         """Return b* = sqrt(B β0 / (α − β)) of the bottleneck at b, rounded well, again and again from b = `start`.
@@ -108,22 +107,25 @@ class MicroBatchCurve:
         while b not in seen:
             seen.append(b)
             r = int(np.argmax(self.beta0 + self.beta * b))
-            b = self._rounded(float(self._stationary()[r]))
-        circle = np.array(seen[seen.index(b) :])
-        return int(circle[np.argmin(self.total(circle))])
+            stationary = self._stationary()[r]
+            b = self._better([np.floor(stationary), np.ceil(stationary)])
+        return self._better(seen[seen.index(b) :])
 
     def envelope(self) -> int:
-        """Return the b of least T for continuous b and M = B/b, all resources considered, rounded well.
+        """Return the b of least T for continuous b and M = B/b, all resources considered, with M rounded well.
 
         For each resource T is convex in b, and so is the largest of them: the minimum is a resource's own b*, or a
-        point where two resources are equally busy.
+        point where two resources are equally busy. Of the two whole M beside B/b the better is taken, each with the
+        smallest b that it needs.
         """
         with np.errstate(divide="ignore", invalid="ignore"):
             meet = (self.beta0 - self.beta0[:, None]) / (self.beta[:, None] - self.beta)  # (R, R)
         meet = meet[np.isfinite(meet) & (meet > 1) & (meet < self.mini_batch)]
         b = np.concatenate([self._stationary(), meet, [1.0, self.mini_batch]])
         time = self.fill_time(b) + (self.mini_batch / b - 1) * self.interval(b)
-        return self._rounded(float(b[np.argmin(time)]))
+        least = self.mini_batch / b[np.argmin(time)]
+        counts = np.array([max(np.floor(least), 1), np.ceil(least)], dtype=int)
+        return self._better(-(-self.mini_batch // counts))
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per useful b: number of micro-batches, fill time, interval and total time."""
@@ -135,11 +137,11 @@ class MicroBatchCurve:
     def _stationary(self) -> np.ndarray:
         """Return (R,) each resource's b* as if it were the bottleneck throughout, clipped to 1..B."""
         rest = np.maximum(self.alpha - self.beta, 0.0)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             b = np.sqrt(self.mini_batch * self.beta0 / rest)
         # Nothing fixed: the smaller the better. Nothing else that grows with b: the larger the better.
         return np.clip(np.where(self.beta0 > 0, b, 1.0), 1.0, self.mini_batch)
 
-    def _rounded(self, b: float) -> int:
-        both = np.array([np.floor(b), np.ceil(b)], dtype=int)
-        return int(both[np.argmin(self.total(both))])
+    def _better(self, sizes) -> int:
+        sizes = np.asarray(sizes, dtype=int)
+        return int(sizes[np.argmin(self.total(sizes))])
