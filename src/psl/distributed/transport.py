@@ -1,0 +1,229 @@
+"""Channels between the server and one client: two-member gloo groups that can be torn down and rebuilt alone."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+from torch.distributed import PrefixStore, ProcessGroupGloo, Store, TCPStore
+
+from psl.distributed.messages import HEADER, ChannelError, Header, Kind, Layout, check_header
+from psl.errors import expected
+
+_CHUNK = 1 << 20  # bytes; a slow link makes progress chunk by chunk, so the timeout need not grow with the message
+_TAG_HEADER, _TAG_PAYLOAD = 0, 1
+LOOPBACK = "127.0.0.1"
+
+
+class Channel:
+    """A connection between the server (member 0) and one client (member 1) that carries tensors with checked headers.
+
+    Nothing that arrives is unpickled: a header is 16 whole numbers, a payload raw numbers into a tensor of the
+    expected shape. Every wait ends after the timeout. After any error the channel is closed.
+
+    Args:
+        group: the two-member group.
+        member: 0 or 1, this end.
+        name: of the other end, for messages.
+        timeout: s without progress after which the other end counts as gone.
+        line: delays what is sent (`psl.distributed.pacing.DelayLine`), None for no pacing.
+        broadcast_rate: bit/s on that line of broadcasts, None for the line's own.
+        on_message: called with "out" or "in", the kind, the step and the tensor of everything that crosses.
+        on_transfer: called with "out" or "in", the kind, the step, start and end (s on this machine's monotonic
+            clock) of everything received; its start is when it was sent, by the sender's clock.
+    """
+
+    def __init__(
+        self,
+        group: ProcessGroupGloo,
+        member: int,
+        *,
+        name: str,
+        timeout: float,
+        line=None,
+        broadcast_rate: float | None = None,
+        on_message: Callable | None = None,
+        on_transfer: Callable | None = None,
+    ):
+        self._group, self._peer = group, 1 - member
+        self.name, self.timeout = name, timeout
+        self._line, self._broadcast_rate = line, broadcast_rate
+        self._on_message, self._on_transfer = on_message, on_transfer
+        self._lock = threading.Lock()
+
+    @classmethod
+    def connect(cls, store: Store, key: str, member: int, *, address: str = LOOPBACK, patience: float, **options):
+        """Meet the other end under a key of the store and return the channel.
+
+        Args:
+            store: where both ends find each other's address; a connection of its own if threads share the store.
+            key: names the channel and its generation.
+            member: 0 for the server, 1 for the client.
+            address: of the network interface to listen on.
+            patience: s to wait for the other end.
+            options: as for the class.
+
+        Raises:
+            ChannelError: it did not come.
+        """
+        settings = ProcessGroupGloo._Options()
+        settings._devices = [ProcessGroupGloo.create_device(hostname=address)]
+        settings._timeout = timedelta(seconds=patience)
+        try:
+            return cls(ProcessGroupGloo(PrefixStore(key, store), member, 2, settings), member, **options)
+        except RuntimeError as cause:
+            want = f"a connection within {patience:g} s"
+            fix = "start it, and let both ends reach each other's address"
+            raise expected(options["name"], want, _reason(cause), fix, ChannelError) from cause
+
+    @property
+    def closed(self) -> bool:
+        """Whether the channel can no longer be used."""
+        return self._group is None
+
+    def send(self, kind: Kind, step: int, tensor: torch.Tensor) -> None:
+        """Send a tensor, and return when the other end has it; with pacing at once, and it leaves later, in order.
+
+        Raises:
+            ChannelError: the other end is gone, or took nothing for longer than the timeout.
+        """
+        tensor = tensor.detach()
+        if self._on_message is not None:
+            self._on_message("out", kind, step, tensor)
+        payload, layout = _flat(tensor.cpu())
+        header = Header(kind, step, time.monotonic_ns(), payload.dtype, layout, tuple(tensor.shape))
+        if self._line is None:
+            self._transmit([(header.pack(), _TAG_HEADER), *((c, _TAG_PAYLOAD) for c in _chunks(payload))])
+            return
+        rate = self._broadcast_rate if kind == Kind.BROADCAST else None
+        for bits, part in [(0, (header.pack(), _TAG_HEADER))] + [
+            (8 * c.numel(), (c, _TAG_PAYLOAD)) for c in _chunks(payload)
+        ]:
+            self._line.put(bits, lambda part=part: self._transmit([part]), rate)
+
+    def recv(
+        self,
+        kind: Kind,
+        step: int,
+        shape: tuple[int | None, ...],
+        dtype: torch.dtype | None = torch.float32,
+        patience: float | None = None,
+    ) -> torch.Tensor:
+        """Receive the tensor that must come next.
+
+        Args:
+            kind, step, shape, dtype: what the header must say; None in `shape` for any size.
+            patience: s until the header must be there, default the timeout.
+
+        Raises:
+            ProtocolError: the header says something else; no payload was received.
+            ChannelError: the other end is gone, or silent for too long.
+        """
+        numbers = torch.empty(HEADER, dtype=torch.int64)
+        self._wait([self._begin("recv", numbers, _TAG_HEADER)], patience or self.timeout)
+        try:
+            header = check_header(numbers, kind, step, shape, dtype)
+        except Exception:
+            self.close()
+            raise
+        tensor, payload = _empty(header)
+        self._wait([self._begin("recv", chunk, _TAG_PAYLOAD) for chunk in _chunks(payload)], self.timeout)
+        if self._on_transfer is not None:
+            self._on_transfer("in", kind, step, header.sent / 1e9, time.monotonic())
+        if self._on_message is not None:
+            self._on_message("in", kind, step, tensor)
+        return tensor
+
+    def flush(self) -> None:
+        """Wait until paced messages have left."""
+        if self._line is not None:
+            self._line.flush()
+
+    def close(self) -> None:
+        """Close the connection; what waits at either end fails."""
+        with self._lock:
+            self._group = None
+        if self._line is not None:
+            self._line.close()
+
+    def _transmit(self, parts) -> None:
+        self._wait([self._begin("send", part, tag) for part, tag in parts], self.timeout)
+
+    def _begin(self, way: str, tensor: torch.Tensor, tag: int):
+        with self._lock:
+            group = self._group
+        if group is None:
+            raise expected(self.name, "an open channel", "one that was closed", "connect again", ChannelError)
+        try:
+            return getattr(group, way)([tensor], self._peer, tag)
+        except RuntimeError as cause:
+            raise self._gone(cause, self.timeout) from cause
+
+    def _wait(self, works, patience: float) -> None:
+        for work in works:
+            try:
+                work.wait(timedelta(seconds=patience))
+            except RuntimeError as cause:
+                raise self._gone(cause, patience) from cause
+
+    def _gone(self, cause: RuntimeError, patience: float) -> ChannelError:
+        self.close()
+        want = f"an answer within {patience:g} s"
+        return expected(self.name, want, _reason(cause), "see its own output; it may connect again", ChannelError)
+
+
+def serve_store(address: str = LOOPBACK, port: int = 0, timeout: float = 300.0) -> tuple[TCPStore, int]:
+    """Open the store where ends find each other, on one network interface only, and return it with its port.
+
+    Args:
+        address: of the interface; the default is this machine's own, which no other machine reaches.
+        port: 0 for a free one.
+        timeout: s that a look-up waits.
+    """
+    with socket.create_server((address, port), backlog=1024) as listener:
+        port = listener.getsockname()[1]
+        store = TCPStore(
+            address, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout),
+            master_listen_fd=listener.detach(),
+        )  # fmt: skip
+    return store, port
+
+
+def open_store(address: str, port: int, timeout: float = 300.0) -> TCPStore:
+    """Return a connection to a store; raises `ChannelError` if nobody serves it."""
+    try:
+        return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout))
+    except RuntimeError as cause:  # torch's DistNetworkError among them
+        want = f"a store at {address}:{port} within {timeout:g} s"
+        raise expected("server", want, _reason(cause), "start the server first", ChannelError) from cause
+
+
+def _reason(cause: BaseException) -> str:
+    text = (str(cause).splitlines() or [type(cause).__name__])[0]
+    if "closed" in text or "reset" in text.lower() or "Broken pipe" in text:
+        return "a closed connection"
+    return "nothing" if "imed out" in text or "imeout" in text else text[-160:]
+
+
+def _flat(tensor: torch.Tensor) -> tuple[torch.Tensor, Layout]:
+    """Return a contiguous tensor with the same numbers, without copying an image in channels_last."""
+    if not tensor.is_contiguous() and tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return tensor.permute(0, 2, 3, 1), Layout.CHANNELS_LAST
+    return tensor.contiguous(), Layout.CONTIGUOUS
+
+
+def _empty(header: Header) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a tensor as the header says, and its numbers in the order in which they come."""
+    if header.layout == Layout.CONTIGUOUS:
+        tensor = torch.empty(header.shape, dtype=header.dtype)
+        return tensor, tensor
+    n, c, h, w = header.shape
+    payload = torch.empty((n, h, w, c), dtype=header.dtype)
+    return payload.permute(0, 3, 1, 2), payload
+
+
+def _chunks(payload: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return the bytes of a contiguous tensor in pieces."""
+    return payload.view(-1).view(torch.uint8).split(_CHUNK) if payload.numel() else ()

@@ -1,0 +1,146 @@
+"""Channels carry tensors unchanged, refuse what is not expected, and never wait for ever."""
+
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from psl.distributed import messages
+from psl.distributed.messages import ChannelError, Kind, ProtocolError
+from psl.distributed.pacing import DelayLine
+from psl.distributed.transport import Channel, open_store, serve_store
+
+
+@pytest.fixture
+def pair():
+    """Two connected ends of a channel in this process, and what crossed."""
+    store, port = serve_store(timeout=10)
+    crossed = []
+    options = {"patience": 10, "timeout": 1.0}
+    with ThreadPoolExecutor(2) as pool:
+        server = pool.submit(Channel.connect, store, "c/0", 0, name="client 0", **options)
+        client = pool.submit(
+            Channel.connect, open_store("127.0.0.1", port, 10), "c/0", 1, name="server",
+            on_message=lambda *what: crossed.append(what), **options,
+        )  # fmt: skip
+        ends = server.result(), client.result()
+    yield *ends, crossed
+    for end in ends:
+        end.close()
+
+
+def exchange(sender, receiver, kind, step, tensor, *expected):
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(sender.send, kind, step, tensor)
+        received = receiver.recv(kind, step, *expected)
+        sending.result()
+    return received
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.randn(3, 5), torch.arange(7), torch.tensor(2.5, dtype=torch.float64), torch.zeros(0, 4),
+        torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last), torch.randn(6, 4).t(),
+        torch.randn(900_000), torch.tensor([True, False]), torch.randn(4).bfloat16(),
+    ],
+    ids=lambda t: f"{t.dtype}{tuple(t.shape)}",
+)  # fmt: skip
+def test_tensors_arrive_unchanged_in_both_directions(pair, tensor):
+    server, client, crossed = pair
+    for sender, receiver in ((server, client), (client, server)):
+        got = exchange(sender, receiver, Kind.MODEL, 3, tensor, tuple(tensor.shape), tensor.dtype)
+        assert got.dtype == tensor.dtype and torch.equal(got, tensor)
+        if tensor.ndim == 4:
+            assert got.stride() == tensor.stride()
+    assert [(way, kind) for way, kind, *_ in crossed] == [("in", Kind.MODEL), ("out", Kind.MODEL)]
+
+
+@pytest.mark.parametrize(
+    ("expected", "message"),
+    [
+        ((Kind.LABELS, 1, (4,)), "expected labels of step 1, got activation of step 1"),
+        ((Kind.ACTIVATION, 2, (4,)), "expected activation of step 2, got activation of step 1"),
+        ((Kind.ACTIVATION, 1, (None, 4)), r"expected shape \(any, 4\), got shape \(4,\)"),
+        ((Kind.ACTIVATION, 1, (5,)), r"expected shape \(5\), got shape \(4,\)"),
+        ((Kind.ACTIVATION, 1, (4,), torch.int64), "expected torch.int64, got torch.float32"),
+    ],
+)
+def test_a_wrong_message_is_refused_before_its_payload_and_closes_the_channel(pair, expected, message):
+    server, client, _ = pair
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(client.send, Kind.ACTIVATION, 1, torch.ones(4))
+        with pytest.raises(ProtocolError, match=message + r".*Fix"):
+            server.recv(*expected)
+        assert server.closed
+        with pytest.raises(ChannelError, match="server: expected an answer within 1 s, got a closed connection"):
+            sending.result()
+    with pytest.raises(ChannelError, match="expected an open channel, got one that was closed"):
+        server.recv(Kind.ACTIVATION, 1, (4,))
+
+
+@pytest.mark.parametrize("position", range(8))
+def test_a_damaged_header_is_refused(position):
+    header = messages.Header(Kind.ACTIVATION, 0, 0, torch.float32, messages.Layout.CONTIGUOUS, (2, 3)).pack()
+    messages.check_header(header, Kind.ACTIVATION, 0, (2, 3), torch.float32)
+    header[position] = -5
+    if position == 4:  # the time of sending is not checked, only recorded
+        return
+    with pytest.raises(ProtocolError, match=r"expected .*, got .*Fix"):
+        messages.check_header(header, Kind.ACTIVATION, 0, (2, 3), torch.float32)
+
+
+def test_silence_and_a_closed_connection_end_a_wait(pair):
+    server, client, _ = pair
+    begun = time.monotonic()
+    with pytest.raises(ChannelError, match=r"client 0: expected an answer within 0.2 s, got nothing"):
+        server.recv(Kind.HELLO, 0, (1,), patience=0.2)
+    assert time.monotonic() - begun < 1
+    with pytest.raises(ChannelError, match="server: expected an answer within 1 s, got a closed connection"):
+        client.recv(Kind.COMMAND, 0, (1,))
+
+
+def test_nobody_at_the_other_end():
+    store, port = serve_store(timeout=10)
+    with pytest.raises(ChannelError, match=r"client 4: expected a connection within 0.3 s, got nothing"):
+        Channel.connect(store, "c/4", 0, name="client 4", patience=0.3, timeout=1)
+    del store
+    with pytest.raises(ChannelError, match=f"server: expected a store at 127.0.0.1:{port} within"):
+        open_store("127.0.0.1", port, 0.3)
+
+
+def test_the_store_listens_on_loopback_only():
+    _store, port = serve_store()
+    with socket.create_connection(("127.0.0.1", port), timeout=1):
+        pass
+    table = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    (listening,) = {row[1] for row in table if row[3] == "0A" and row[1].endswith(f":{port:04X}")}
+    assert listening == f"0100007F:{port:04X}"
+
+
+def test_a_paced_channel_keeps_order_and_takes_the_time_of_its_rates():
+    store, port = serve_store(timeout=10)
+    line = DelayLine([(8e6, 0.05)])
+    with ThreadPoolExecutor(2) as pool:
+        ends = [
+            pool.submit(Channel.connect, where, "p", k, name="other", patience=10, timeout=5, **more)
+            for k, (where, more) in enumerate(
+                [(store, {"line": line, "broadcast_rate": 80e6}), (open_store("127.0.0.1", port, 10), {})]
+            )
+        ]
+        server, client = (end.result() for end in ends)
+    begun = time.monotonic()
+    server.send(Kind.GRADIENT, 0, torch.ones(50_000))  # 0.2 s at 8 Mbit/s
+    server.send(Kind.BROADCAST, 0, torch.ones(50_000))  # 0.02 s
+    assert time.monotonic() - begun < 0.1  # sending does not wait
+    assert torch.equal(client.recv(Kind.GRADIENT, 0, (50_000,)), torch.ones(50_000))
+    client.recv(Kind.BROADCAST, 0, (50_000,))
+    assert 0.27 <= time.monotonic() - begun < 0.6
+    server.flush()
+    for end in (server, client):
+        end.close()
+    assert not [t for t in threading.enumerate() if t.name == "delay line" and t.is_alive()] or line._thread is None
