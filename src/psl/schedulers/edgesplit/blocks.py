@@ -28,7 +28,7 @@ def share_blocks(
     counts = start
     above = float(times(counts * width).max())
     while True:
-        near = above - below <= 1e-9 * above
+        near = above - below <= 4 * _TIE * above
         deadline = above * (1 - _TIE) if near else (above + below) / 2
         trial = np.maximum(np.ceil(bandwidth_for(deadline) / width * (1 - _TIE)), 1.0)
         if near:  # here it matters that rounding took no block too many and none too few
@@ -39,8 +39,7 @@ def share_blocks(
             below = deadline
         else:
             counts = trial
-            reached = float(times(counts * width).max())
-            below, above = min(below, reached), min(above, reached)
+            above = min(deadline, float(times(counts * width).max())) if near else deadline
     return deal_rest(counts, times, n_blocks, width)
 
 

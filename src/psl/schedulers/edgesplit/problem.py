@@ -253,8 +253,7 @@ class EdgeSplitProblem:
 
 def check_profile(profile: Profile, cluster: EdgeCluster) -> None:
     """Raise `ScenarioError` unless the cluster's speeds and its devices' own profiles go with the profile."""
-    measured = cluster.profiles or (None,) * cluster.n_devices
-    for i, own in enumerate(measured):
+    for i, own in enumerate(cluster.profiles or ()):
         if own is not None and own.names != profile.names:
             raise expected(
                 f"EdgeCluster.profiles[{i}]", f"the {len(profile.names)} cuts of the profile",
@@ -262,7 +261,7 @@ def check_profile(profile: Profile, cluster: EdgeCluster) -> None:
                 "measure the same model on every device",
             )  # fmt: skip
     if profile.unit == "s":
-        by_speed = np.array([own is None for own in measured])
+        by_speed = np.array([own is None for own in cluster.profiles or (None,) * cluster.n_devices])
         fastest = max(cluster.server_flops, float(cluster.device_flops[by_speed].max(initial=0)))
         check_number(
             "cluster: the fastest speed, relative to the reference device as the profile is in seconds", fastest,

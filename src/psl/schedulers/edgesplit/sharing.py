@@ -47,9 +47,10 @@ def _meet(c, q, total):
     # Two bounds from below: each device with the whole band for itself; all loads at their mean slack (Jensen).
     tau = max(float((q / total - slack).max()), float(q.sum() / total - q @ slack / q.sum()))
     for _ in range(200):
-        share = q / (tau + slack)
+        pace = 1.0 / (tau + slack)
+        share = q * pace
         need = float(share.sum())
-        step = need * (need / total - 1.0) / float((share * share / q).sum())
+        step = need * (need / total - 1.0) / float(share @ pace)
         if need <= total * (1 + _ROUNDING) or tau + step == tau:
             break
         tau += step
