@@ -1,0 +1,232 @@
+"""Pipelined split learning in real processes: one per stage, and one per relay between them."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from psl.distributed.emulate import EdgeEmulation, emulation_for
+from psl.distributed.pipeline_worker import PipelineJob
+from psl.distributed.workers import Workers
+from psl.errors import check_choice, check_count, check_number, expected
+from psl.training.curves import Curves
+from psl.training.evaluate import evaluate
+from psl.training.history import History
+from psl.training.setup import check_plan, check_plan_fits, choose_cuts, default
+
+
+@dataclass(frozen=True)
+class PipelineRun:
+    """What a pipelined run in real processes returns.
+
+    Args:
+        history: as `psl.train` returns it, trained model included.
+        events: one row per computation and transfer: round, resource, kind, micro_batch, stage, start_s, end_s (from
+            the round's start) and cpu_s, the computing time on this machine. Arrivals are exact with the schedule
+            "eager"; torch's own schedules note them when the computation begins that needs them.
+        round_times: (R,) s from the first computation of a round to the end of its last, optimizer steps not counted.
+        step_times: (R,) s from there to the end of the last optimizer step.
+        emulation: who kept the rates of links: "kernel", "pacing" or "none".
+        overrun: s that computations took longer than emulated, all processes together: 0 if there were cores enough.
+    """
+
+    history: History
+    events: pd.DataFrame
+    round_times: np.ndarray
+    step_times: np.ndarray
+    emulation: str
+    overrun: float
+
+
+def run_pipeline(
+    model: str,
+    dataset: str = "digits",
+    *,
+    rounds: int,
+    n_clients: int | None = None,
+    batch_size: int | None = None,
+    cut=None,
+    micro_batch: int | None = None,
+    plan=None,
+    emulate: EdgeEmulation | str | None = None,
+    schedule: str = "eager",
+    model_seed: int = 0,
+    partition="iid",
+    optimizer: str = "sgd",
+    lr: float | None = None,
+    seed: int = 0,
+    eval_every: int = 1,
+    timeout: float = 60.0,
+    progress: bool = True,
+) -> PipelineRun:
+    """Train with one process per stage on torch.distributed.pipelining, as ``psl.train("pipeline", …)`` does in one.
+
+    Equal arguments give the result of `psl.train`, up to float summation, as long as the model has no dropout.
+    Processes are ended and namespaces removed whatever happens.
+
+    Args:
+        model: factory "module:function" that every process can import, such as ``"psl.models:cnn"``.
+        dataset: name for `psl.data.load`; only the first process uses it.
+        rounds, n_clients, batch_size, cut, micro_batch, plan, partition, optimizer, lr, seed, eval_every: as for
+            `psl.train`; an optimizer by name.
+        emulate: an `EdgeEmulation`, or "kernel", "pacing", "none" or "auto" for the plan's own scenario
+            (`emulation_for`); None: no emulation.
+        schedule: "eager": what has arrived, backward first, as in `psl.simulate`; "gpipe" and "1f1b": torch's own.
+        model_seed: of torch's generator when the factory is called.
+        timeout: s that a process waits for its neighbour.
+        progress: show a progress bar.
+
+    Raises:
+        ScenarioError: an argument is out of range.
+        CutError: a cut does not exist.
+        PSLError: a process failed, with what it wrote.
+
+    Source: pipelined split learning (arXiv 2505.04368): the pipeline [P]; in real processes [B].
+    """
+    spec = {
+        "model": model, "model_seed": check_count("model_seed", model_seed, minimum=0), "dataset": dataset,
+        "rounds": check_count("rounds", rounds),
+        "n_clients": check_count("n_clients", default(n_clients, plan, "n_clients", 5)),
+        "batch_size": check_count("batch_size", default(batch_size, plan, "batch_size", 64)),
+        "micro_batch": default(micro_batch, plan, "micro_batch", None), "cut": choose_cuts(cut, plan),
+        "partition": partition, "optimizer": optimizer, "lr": lr, "seed": check_count("seed", seed, minimum=0),
+        "schedule": schedule, "eval_every": check_count("eval_every", eval_every),
+        "timeout": check_number("timeout", timeout, minimum=0, strict=True, fix="give seconds"),
+    }  # fmt: skip
+    job = PipelineJob(spec)
+    round_time = check_plan(plan, "pipeline", 1)
+    if plan is not None:
+        check_plan_fits(plan, job.run.modules["model"])
+    relays = _relays(plan, len(job.run.stages))
+    emulation = _emulation(emulate, plan, relays)
+    curves, rows = Curves(), _Rows(job)
+    with tempfile.TemporaryDirectory(prefix="psl-") as name, emulation.namespaces() as network:
+        folder = Path(name)
+        spec |= {"folder": name, "emulation": emulation.to_dict(), "relays": relays}
+        (folder / "spec.json").write_text(json.dumps(spec))
+        arguments = [[folder / "spec.json", rank] for rank in range(len(relays))]
+        bar = tqdm(total=rounds, desc="pipeline", unit="round", disable=not progress)
+        with bar, Workers("psl.distributed.pipeline_worker", arguments, folder, network) as workers:
+
+            def watch():
+                for loss in _losses(folder)[curves.rounds :]:
+                    if not rows.add(curves, loss, folder):
+                        break
+                    bar.set_postfix(curves.shown(), refresh=False)
+                    bar.update()
+
+            workers.wait(watch)
+            watch()
+        reports = [json.loads((folder / f"events-{rank}.json").read_text()) for rank in range(len(relays))]
+    history = curves.history(
+        "pipeline", {k: v for k, v in spec.items() if k not in ("folder", "emulation")}, round_time
+    )
+    history.models.append(job.run.modules["model"].eval())
+    events, round_times, step_times = collect(reports, relays)
+    overrun = sum(report["overrun"] for report in reports)
+    return PipelineRun(history, events, round_times, step_times, emulation.links, overrun)
+
+
+class _Rows:
+    """Turns the rounds that the processes report into rows of a history."""
+
+    def __init__(self, job: PipelineJob):
+        self.job = job
+        samples, numbers = job.mini_batch, sum(int(np.prod(shape)) for shape in job.ends[1:-1])
+        self.down = 32 * samples * numbers
+        self.up = self.down + (64 * samples if job.run.cut else 0)  # labels cross once
+
+    def add(self, curves: Curves, loss: float, folder: Path) -> bool:
+        index, accuracy = curves.rounds, None
+        if self.job.due(index):
+            files = [folder / f"weights-{index}-{place}.pt" for place in range(len(self.job.run.stages))]
+            if not all(file.exists() for file in files):
+                return False
+            for stage, file in zip(self.job.run.stages, files, strict=True):
+                stage.module.load_state_dict(torch.load(file, weights_only=True))
+            accuracy = evaluate(self.job.run, self.job.test)
+        self.job.run.link.uplink_bits += self.up
+        self.job.run.link.downlink_bits += self.down
+        curves.add(loss, accuracy, self.job.run.link)
+        return True
+
+
+def _losses(folder: Path) -> list[float]:
+    try:
+        return json.loads((folder / "progress").read_text())
+    except (OSError, json.JSONDecodeError):  # not there yet, or half written
+        return []
+
+
+def _relays(plan, n_stages: int) -> list[bool]:
+    """Return, for every process along the path, whether it only passes on."""
+    if plan is None or getattr(plan, "hops", None) is None:
+        return [False] * n_stages
+    relays = []
+    for _, _, j in plan.stages:
+        hops = sum(cut == j for cut, _, _ in plan.hops)
+        relays += [False, *[True] * (hops - 1)]
+    return relays
+
+
+def _emulation(emulate, plan, relays: list[bool]) -> EdgeEmulation:
+    if isinstance(emulate, str):
+        if plan is None:
+            raise expected(
+                "emulate", "a plan whose scenario to emulate", repr(emulate), "pass plan=, or an EdgeEmulation"
+            )
+        return emulation_for(plan, emulate)
+    n, none = len(relays), np.zeros(len(relays) - 1)
+    if emulate is None:
+        fast = np.full(n - 1, np.inf)
+        return EdgeEmulation("chain", np.ones(n), fast, fast, none, none, np.zeros(n), links="none")
+    check_choice("emulate.layout", getattr(emulate, "layout", None), ("chain",))
+    if emulate.n_processes != n:
+        raise expected(
+            "emulate", f"{n} processes, one per stage and relay", emulate.n_processes, "use emulation_for(plan)"
+        )
+    return emulate
+
+
+def collect(reports: list[dict], relays: list[bool]) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Return the events of all processes in one table, and the times of rounds and of optimizer steps.
+
+    A transfer starts when the sender's computation has ended, or when the one before it on the same link has arrived.
+    """
+    rows, sent = [], {}
+    n_rounds = len(reports[0]["rounds"])
+    zero = [min(report["rounds"][r][0] for report in reports) for r in range(n_rounds)]
+    place, here = [], -1
+    for relay in relays:
+        here += not relay
+        place.append(here)
+    names = [f"relay {k}" if relay else f"stage {place[k]}" for k, relay in enumerate(relays)]
+    done, step_end = np.zeros(n_rounds), np.zeros(n_rounds)
+    first = np.full(n_rounds, np.inf)
+    for k, report in enumerate(reports):
+        for r, kind, m, start, end, cpu in report["events"]:
+            if kind in ("forward", "backward"):
+                sent[r, k, kind, m] = end
+                first[r], done[r] = min(first[r], start), max(done[r], end)
+            if kind == "step":
+                step_end[r] = max(step_end[r], end)
+            if not kind.endswith("arrived"):
+                rows.append((r, names[k], kind, m, place[k], start - zero[r], end - zero[r], cpu))
+    before: dict[tuple, float] = {}
+    for k, report in enumerate(reports):
+        for r, kind, m, when, _, _ in report["events"]:
+            if kind.endswith("arrived"):
+                way = kind.split()[0]
+                other, what = (k - 1, "activation") if way == "forward" else (k + 1, "gradient")
+                link = f"link {other}→{k}"
+                start = max(sent.get((r, other, way, m), when), before.get((r, link), 0.0))
+                before[r, link] = when
+                rows.append((r, link, what, m, min(place[k], place[other]), start - zero[r], when - zero[r], 0.0))
+    columns = ["round", "resource", "kind", "micro_batch", "stage", "start_s", "end_s", "cpu_s"]
+    frame = pd.DataFrame(rows, columns=columns).sort_values(["round", "start_s"], ignore_index=True)
+    return frame, done - first, step_end - done
