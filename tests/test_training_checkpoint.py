@@ -46,6 +46,7 @@ def assert_same(a, b):
     [
         ("centralised", {}), ("fedavg", {"local_steps": 2}), ("sl", {}), ("sfl", {"local_steps": 2}), ("psl", {}),
         ("epsl", {"phi": 0.5}), ("epsl", {"phi": 1.0, "linearise": "mean"}), ("psl", {"optimizer": "adam"}),
+        ("edgesplit", {"local_steps": 2, "cut": [2, 6, 14]}), ("pipeline", {"cut": [3, 6], "micro_batch": 7}),
     ],
 )  # fmt: skip
 def test_resumed_equals_uninterrupted_bit_for_bit(framework, options, data, tmp_path):

@@ -102,6 +102,8 @@ def bits_by_hand(framework, phi=0.5):
         "sfl": (steps * up + C * client, steps * down + client),
         "psl": (up, down),
         "epsl": (up, (4 + C * 4) * row),  # n_A = 4 broadcast once
+        "edgesplit": (steps * up + C * client, steps * down + C * client),
+        "pipeline": (up, down),
     }[framework]
 
 
@@ -260,7 +262,7 @@ def test_sampler_visits_every_sample_once_per_epoch_and_needs_no_state():
         ({"phi": -0.1}, ScenarioError, r"phi: expected values of at least 0, got -0.1"),
         ({"phi": float("nan")}, ScenarioError, r"phi: expected finite numbers"),
         ({"linearise": "median"}, ScenarioError, r"linearise: expected one of 'representative'.* got 'median'"),
-        ({"framework": "edgesplit"}, ScenarioError, r"framework: expected one of 'centralised'.* got 'edgesplit'"),
+        ({"framework": "splitfed"}, ScenarioError, r"framework: expected one of 'centralised'.* got 'splitfed'"),
         ({"dataset": "imagenet"}, DataError, r"dataset: expected one of 'digits'.* got 'imagenet'"),
         ({"dataset": 5}, DataError, r"dataset: expected a name or a pair of data sets, got int"),
         ({"batch_size": 60}, DataError, r"client 0: expected at least batch_size = 60 training samples, got 34"),

@@ -93,10 +93,15 @@ def partition(model: nn.Module, cuts: list[int | str]) -> list[nn.Module]:
     traced = trace(model)
     if not isinstance(cuts, list | tuple):
         raise expected("cuts", "a list of cuts", repr(cuts), "pass [cut]", CutError)
+    return stages(traced, boundaries(traced, cuts))
+
+
+def boundaries(traced: TracedModel, cuts: list[int | str]) -> list[int]:
+    """Return the numbers of strictly increasing cuts of a traced model; raises as `partition`."""
     indices = [traced.find(cut) for cut in cuts]
     if any(a >= b for a, b in zip(indices, indices[1:], strict=False)):
         raise expected("cuts", "strictly increasing cuts", indices, "sort them and drop repetitions", CutError)
-    return stages(traced, indices)
+    return indices
 
 
 def stages(traced: TracedModel, indices: list[int]) -> list[nn.Module]:

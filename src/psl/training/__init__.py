@@ -2,5 +2,6 @@
 
 from psl.training.history import History
 from psl.training.loop import train
+from psl.training.participation import Participation
 
-__all__ = ["History", "train"]
+__all__ = ["History", "Participation", "train"]

@@ -66,7 +66,8 @@ class Checkpoint:
             want = f"a checkpoint written by psl.train (format {_FORMAT})"
             raise expected(str(self.path), want, "another file", fix, CheckpointError)
         saved = payload["fingerprint"]
-        for key, value in self._fingerprint.items():
+        for key in self._fingerprint | saved:
+            value = self._fingerprint.get(key)
             if saved.get(key) != value:
                 want, got = _first_difference(value, saved.get(key))
                 raise expected(f"{self.path}: {key}", want, f"{got} in the checkpoint", fix, CheckpointError)

@@ -9,6 +9,30 @@ from torch import nn
 
 from psl.training.batches import Samples
 from psl.training.frameworks import Framework
+from psl.training.setup import describe_optimizers
+
+
+def settings_of(run: Framework, seed: int, partition, participation) -> dict:
+    """Return what the run was started with, as far as it bears on this framework; becomes `History.settings`."""
+    setup = run.setup
+    numeric = np.isscalar(partition) and not isinstance(partition, str)
+    settings = {
+        "framework": run.name, "n_clients": setup.n_clients, "batch_size": setup.batch_size, "seed": seed,
+        "partition": float(partition) if numeric else partition if isinstance(partition, str) else "explicit",
+        "optimizer": describe_optimizers(run.optimizers.values()),
+        "loss": getattr(setup.loss, "__name__", type(setup.loss).__name__),
+    }  # fmt: skip
+    if run.averages:
+        settings["local_steps"] = setup.local_steps
+    if run.splits:
+        settings["cut"] = run.cut
+    if run.name == "epsl":
+        settings |= {"phi": setup.phi, "linearise": setup.linearise}
+    if run.name == "pipeline":
+        settings["micro_batch"] = run.micro_batch
+    if participation is not None:
+        settings |= participation.settings()
+    return settings
 
 
 def fingerprint(run: Framework, samples: Samples, test_samples: Samples, shares: list[np.ndarray]) -> dict:

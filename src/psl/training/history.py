@@ -17,11 +17,14 @@ class History(Record):
         framework: name of the framework.
         settings: what the run was started with, by argument name.
         simulated_time_s: round number × the plan's round time for this framework: what the
-            latency model says, not a measurement; NaN without a plan.
-        train_loss: Σ_i λ_i ℓ̄_i of the round's mini-batches, before the step.
+            latency model says, not a measurement; NaN without a plan. With `participation` the sum of
+            the rounds' own times.
+        train_loss: Σ_i λ_i ℓ̄_i of the round's mini-batches, before the step; with `participation` over
+            the devices that are averaged, NaN in a round in which nobody finished.
         test_accuracy: mean over the clients' own models, in [0, 1]; NaN in rounds without evaluation.
         uplink_bits, downlink_bits: bits sent since the start (cumulative); see `psl.training.link.Link`.
         client_accuracy: test accuracy of each distinct client model at the last evaluation.
+        participants: how many devices were averaged; None without `participation`.
 
     Attributes:
         models: the trained models in eval mode, of the class that was given: one per client where clients keep
@@ -37,6 +40,7 @@ class History(Record):
     uplink_bits: np.ndarray
     downlink_bits: np.ndarray
     client_accuracy: np.ndarray
+    participants: np.ndarray | None = None
     models: list[nn.Module] = field(default_factory=list, init=False, compare=False, repr=False)
 
     @property
@@ -57,9 +61,11 @@ class History(Record):
     def to_frame(self) -> pd.DataFrame:
         """Return one row per round: round, simulated_time_s, train_loss, test_accuracy, uplink_bits, downlink_bits.
 
-        Simulated time and bits are cumulative.
+        Simulated time and bits are cumulative. With `participation` there is also a column participants.
         """
         columns = ("simulated_time_s", "train_loss", "test_accuracy", "uplink_bits", "downlink_bits")
+        if self.participants is not None:
+            columns += ("participants",)
         frame = pd.DataFrame({name: getattr(self, name) for name in columns})
         frame.insert(0, "round", np.arange(1, self.rounds + 1))
         return frame

@@ -16,7 +16,15 @@ class Link:
     * sl in addition, with two clients or more: the client-side model goes through the server to
       the next client, once up and once down per client;
     * fedavg: every model up, the average down once;
+    * edgesplit: as sl, except for devices that hold the whole model; after the local steps every
+      device's part of the model up, and the average of that part down to each of them (unicast:
+      the parts differ);
+    * pipeline: across every boundary of two stages the activations up and their gradients down,
+      once however many hops relay them; the labels go up once, from the data to the last stage;
     * centralised: nothing, the data is taken to be at the server.
+
+    A device that missed a round (`Participation`) has sent what it sent before; it gets the new
+    model like all others.
 
     A model's tensors are its trainable parameters and floating-point buffers. The first copy, which every
     client of every framework holds before round 1, is not counted. Gradients at the cut are sent, and

@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from numbers import Real
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from psl.data import load
 from psl.errors import CutError, DataError, ScenarioError, check_choice, check_number, expected
 from psl.models.tracing import trace
+from psl.training.participation import Participation
 
 _OPTIMIZERS = {"sgd": (torch.optim.SGD, 0.05), "adam": (torch.optim.Adam, 1e-3)}  # class, default learning rate
 
@@ -45,6 +46,61 @@ def check_cut(cut) -> None:
         raise expected("cut", "number or name of a cut", "none" if cut is None else repr(cut)[:80], fix, CutError)
 
 
+def choose_cut(kind, cut, plan, n_clients: int):
+    """Return the cut or the list of cuts that a framework class takes, None if it does not split.
+
+    Raises:
+        CutError, ScenarioError: as `check_cut` and `choose_cuts`.
+    """
+    if not kind.splits:
+        return None
+    if kind.several_cuts:
+        return choose_cuts(cut, plan, None if kind.pooled else n_clients)
+    check_cut(default(None, plan, "cut", None) if cut is None else cut)
+    return default(cut, plan, "cut", None)
+
+
+def choose_cuts(cut, plan, n_clients: int | None = None) -> list[int | str]:
+    """Return the cuts of a framework that has several: the argument's, else the plan's ``cuts``.
+
+    Args:
+        cut: a list, or one number or name.
+        plan: a plan or None.
+        n_clients: C if every client has its own cut: one for all is repeated.
+
+    Raises:
+        CutError: not cuts, or not one per client.
+        ScenarioError: they contradict the plan.
+    """
+    planned = getattr(plan, "cuts", None)
+    if cut is None and planned is not None:
+        return [int(number) for number in planned]
+    if isinstance(cut, str) or not isinstance(cut, Iterable):
+        cut = [cut] * (n_clients or 1)
+    cuts = list(cut)
+    for entry in cuts:
+        check_cut(entry)
+    if n_clients is not None and len(cuts) != n_clients:
+        fix = "make n_clients and the list agree"
+        raise expected("cut", f"one cut per client, {n_clients} in all, or one for all", len(cuts), fix, CutError)
+    if planned is not None:
+        numbers = [int(number) for number in planned]
+        names = list(getattr(plan, "cut_names", None) or numbers)
+        if len(cuts) != len(numbers) or any(c not in pair for c, *pair in zip(cuts, numbers, names, strict=True)):
+            raise expected("cut", f"the plan's {numbers}", cuts, "leave it out, or solve a plan for it")
+    return cuts
+
+
+def check_participation(kind, participation) -> None:
+    """Refuse what is no `Participation`, and a framework class that needs all its clients."""
+    if not isinstance(participation, Participation):
+        got = type(participation).__name__
+        raise expected("participation", "psl.training.Participation", got, "pass Participation(device_times, …)")
+    if kind.waits_for_all is not None:
+        fix = "leave it out, or train fedavg or edgesplit"
+        raise expected("participation", "none for this framework", f"{kind.name}: {kind.waits_for_all}", fix)
+
+
 def check_plan(plan, framework: str, local_steps: int) -> float:
     """Return the plan's seconds of one round, NaN without a plan.
 
@@ -59,22 +115,26 @@ def check_plan(plan, framework: str, local_steps: int) -> float:
     return plan.framework_round_time(framework, local_steps=local_steps)
 
 
-def check_plan_fits(plan, model: nn.Module, cut: int) -> None:
+def check_plan_fits(plan, model: nn.Module) -> None:
     """Refuse a plan that was solved for another model, whose simulated time would be wrong.
 
     Args:
-        plan: a plan or None; its ``cut_name`` and ``profile.n_units`` are compared if it has them.
+        plan: a plan; its ``profile.n_units`` and the names of its cuts are compared if it has them.
         model: the model to train.
-        cut: number of the cut.
     """
     names = trace(model).cut_names
-    planned = getattr(plan, "cut_name", None)
     n_units = getattr(getattr(plan, "profile", None), "n_units", None)
-    fix = "solve a plan with this model's profile, or pass its numbers as n_clients=, batch_size=, cut= and phi="
-    if planned is not None and planned != names[cut]:
-        raise expected("plan", f"one whose cut {cut} is {names[cut]!r}, as in the model", repr(planned), fix)
+    fix = "solve a plan with this model's profile, or pass its numbers as n_clients=, batch_size=, cut= and so on"
     if n_units is not None and n_units != len(names) - 1:
         raise expected("plan", f"one of a model of {len(names) - 1} units", n_units, fix)
+    numbers, planned = getattr(plan, "cuts", None), getattr(plan, "cut_names", None)
+    if numbers is None or planned is None:
+        numbers, planned = [getattr(plan, "cut", None)], [getattr(plan, "cut_name", None)]
+    for cut, name in zip(numbers, planned, strict=True):
+        if name is not None and cut >= len(names):
+            raise expected("plan", f"one whose cuts are in 0..{len(names) - 1}", int(cut), fix)
+        if name is not None and name != names[cut]:
+            raise expected("plan", f"one whose cut {cut} is {names[cut]!r}, as in the model", repr(name), fix)
 
 
 def open_dataset(dataset):

@@ -23,6 +23,8 @@ class Setup:
         weights: (C,) λ_i = D_i / D.
         optimizer: makes an optimizer from a list of parameters.
         loss: maps outputs and labels to one loss per row.
+        cut: number or name; for edgesplit one per client, for pipeline the inner boundaries.
+        micro_batch: samples at a time through a pipeline, None for the whole mini-batch.
     """
 
     model: nn.Module
@@ -31,9 +33,10 @@ class Setup:
     optimizer: Callable
     loss: Callable
     local_steps: int = 1
-    cut: int | str | None = None
+    cut: int | str | list[int | str] | None = None
     phi: float = 0.0
     linearise: str = "representative"
+    micro_batch: int | None = None
 
     @property
     def n_clients(self) -> int:
@@ -55,6 +58,7 @@ class Framework(ABC):
     momentum buffer is linear in the gradients and every client starts the step from the same weights.
 
     Attributes:
+        cut: number of the cut, or their list; frameworks that do not split have none.
         modules: every module that is trained, by name.
         optimizers: every optimizer by name, None for a module without parameters.
         steps: mini-batches per client and round.
@@ -62,8 +66,10 @@ class Framework(ABC):
 
     name: ClassVar[str]
     splits: ClassVar[bool] = False  # needs a cut
+    several_cuts: ClassVar[bool] = False  # or a list of cuts
     averages: ClassVar[bool] = False  # takes local_steps mini-batches per round
     pooled: ClassVar[bool] = False  # one batch of n_clients × batch_size from all data
+    waits_for_all: ClassVar[str | None] = "its server steps on the samples of all clients at once"  # or None
 
     def __init__(self, setup: Setup, link: Link):
         self.setup, self.link = setup, link
@@ -78,6 +84,8 @@ class Framework(ABC):
         Args:
             draw: ``draw(i, k)`` fetches mini-batch k of this round for client i.
             rng: this round's random numbers.
+
+        Frameworks with ``waits_for_all = None`` take the round's ``attendance`` as well.
         """
 
     @abstractmethod

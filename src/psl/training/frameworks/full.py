@@ -1,9 +1,7 @@
 """Frameworks in which the whole model stays in one place: centralised training and FedAvg."""
 
-import torch
-
 from psl.training.frameworks.base import Framework
-from psl.training.link import exchanged
+from psl.training.frameworks.local import LocalTraining
 
 
 def full_step(model, optimizer, batch, loss):
@@ -21,6 +19,7 @@ class Centralised(Framework):
 
     name = "centralised"
     pooled = True
+    waits_for_all = "its data is in one place, there are no devices that could be missing"
 
     def __init__(self, setup, link):
         super().__init__(setup, link)
@@ -34,45 +33,23 @@ class Centralised(Framework):
         return [self.modules["model"]]
 
 
-class FedAvg(Framework):
-    """Every client trains the whole model on local_steps mini-batches; then all models are averaged with λ_i.
-
-    The clients take turns on one copy of the model: between two rounds they differ in nothing but
-    their optimizers, so memory does not grow with the number of clients.
+class FedAvg(LocalTraining):
+    """Federated averaging: the whole model is on every device; all models go up, their average down once.
 
     Source: FedAvg (McMahan et al., arXiv 1602.05629).
     """
 
     name = "fedavg"
-    averages = True
 
     def __init__(self, setup, link):
         super().__init__(setup, link)
-        self.modules["model"] = setup.model
         self.optimizers = {f"client {i}": setup.make_optimizer(setup.model) for i in range(setup.n_clients)}
 
-    def round(self, draw, rng):
-        model = self.modules["model"]
-        state = [t for t in model.state_dict(keep_vars=True).values() if isinstance(t, torch.Tensor)]
-        start = [t.detach().clone() for t in state]
-        traveling = exchanged(model)
-        average = [torch.zeros_like(t, requires_grad=False) for t in traveling]
-        total = 0.0
-        for client, (weight, optimizer) in enumerate(zip(self.setup.weights, self.optimizers.values(), strict=True)):
-            copy_into(state, start)
-            for step in range(self.steps):
-                total = total + weight * full_step(model, optimizer, draw(client, step), self.setup.loss)
-            for mean, tensor in zip(average, traveling, strict=True):
-                mean.add_(self.link.up(tensor), alpha=float(weight))
-        copy_into(traveling, [self.link.broadcast(mean) for mean in average])
-        return total / self.steps
+    def local_step(self, client, batch):
+        return full_step(self.modules["model"], self.optimizers[f"client {client}"], batch, self.setup.loss)
 
-    def client_models(self):
-        return [self.modules["model"]]
+    def receive(self, client, tensors):
+        return [self.link.up(tensor) for tensor in tensors]
 
-
-@torch.no_grad()
-def copy_into(targets, sources):
-    """Overwrite the targets' values."""
-    for target, source in zip(targets, sources, strict=True):
-        target.copy_(source)
+    def send(self, average):
+        return [self.link.broadcast(mean) for mean in average]

@@ -9,9 +9,46 @@ from psl.errors import CutError, expected
 from psl.models import split
 from psl.slots import aggregated_slots
 from psl.training.frameworks.base import Framework
-from psl.training.frameworks.full import copy_into
+from psl.training.frameworks.local import copy_into
 from psl.training.linearise import server_backward
-from psl.training.link import exchanged
+from psl.training.link import Link, exchanged
+from psl.training.stage import Stage
+
+
+def split_step(devices: list[Stage], batches, server_optimizer, server_backward, link: Link) -> torch.Tensor:
+    """Train devices and server on one mini-batch per device: activations up, gradients down; returns Σ_i λ_i ℓ̄_i.
+
+    Args:
+        devices: the device-side parts.
+        batches: a pair (inputs, labels) for each.
+        server_optimizer: None if the server has nothing to train.
+        server_backward: maps activations and labels of all devices, as received, to `ServerGradients`.
+        link: what crosses is counted there.
+
+    Raises:
+        CutError: the tensor at the cut does not have one row per sample.
+    """
+    smashed, labels = [], []
+    for device, (inputs, targets) in zip(devices, batches, strict=True):
+        device.zero_grad()
+        smashed.append(link.up(device.forward(inputs)))
+        if len(smashed[-1]) != len(inputs):
+            got = f"shape {tuple(smashed[-1].shape)} for {len(inputs)} samples"
+            raise expected("cut", "a tensor with one row per sample", got, "cut elsewhere", CutError)
+        labels.append(link.up(targets))
+
+    if server_optimizer is not None:
+        server_optimizer.zero_grad(set_to_none=True)
+    found = server_backward(smashed, labels)
+    if server_optimizer is not None:
+        server_optimizer.step()
+
+    shared = None if found.shared is None else link.broadcast(found.shared)  # (n_A, …)
+    for device, own in zip(devices, found.own, strict=True):
+        gradient = link.down(own)  # (b - n_A, …)
+        device.backward(gradient if shared is None else torch.cat([shared, gradient]))
+        device.step()
+    return found.loss
 
 
 class SplitFramework(Framework):
@@ -22,12 +59,16 @@ class SplitFramework(Framework):
     def __init__(self, setup, link, n_models):
         super().__init__(setup, link)
         self._parts = split(setup.model, setup.cut)
-        _check_parts(self._parts)
         self.cut = self._parts.cut
+        refuse_raw_data(self.cut)
         self.clients = [copy.deepcopy(self._parts.client) for _ in range(n_models)]
         self.modules = {f"client {i}": client for i, client in enumerate(self.clients)} | {"server": self._parts.server}
         owners = [self.clients[i % n_models] for i in range(setup.n_clients)]
         self.optimizers = {f"client {i}": setup.make_optimizer(module) for i, module in enumerate(owners)}
+        self._devices = [
+            Stage(module, optimizer, first=True)
+            for module, optimizer in zip(owners, self.optimizers.values(), strict=True)
+        ]
         self.optimizers["server"] = setup.make_optimizer(self._parts.server)
 
     def client_models(self):
@@ -47,34 +88,13 @@ class SplitFramework(Framework):
 
     def split_step(self, clients, weights, draw, step, rng):
         """Train the clients (numbers) and the server on one mini-batch each; returns Σ_i λ_i ℓ̄_i."""
-        smashed, received, labels = [], [], []
-        for i in clients:
-            inputs, targets = draw(i, step)
-            smashed.append(self.clients[i % len(self.clients)](inputs))
-            if len(smashed[-1]) != len(inputs):
-                got = f"shape {tuple(smashed[-1].shape)} for {len(inputs)} samples"
-                raise expected("cut", "a tensor with one row per sample", got, "cut elsewhere", CutError)
-            received.append(self.link.up(smashed[-1]))
-            labels.append(self.link.up(targets))
+        devices = [self._devices[i] for i in clients]
+        batches = (draw(i, step) for i in clients)
 
-        server_optimizer = self.optimizers["server"]
-        if server_optimizer is not None:
-            server_optimizer.zero_grad(set_to_none=True)
-        found = self.server_backward(received, labels, weights, rng)
-        if server_optimizer is not None:
-            server_optimizer.step()
+        def backward(smashed, labels):
+            return self.server_backward(smashed, labels, weights, rng)
 
-        shared = None if found.shared is None else self.link.broadcast(found.shared)  # (n_A, …)
-        for n, i in enumerate(clients):
-            gradient = self.link.down(found.own[n])  # (b - n_A, …)
-            if shared is not None:
-                gradient = torch.cat([shared, gradient])
-            if self.optimizers[f"client {i}"] is not None:
-                self.optimizers[f"client {i}"].zero_grad(set_to_none=True)
-                smashed[n].backward(gradient)
-                self.optimizers[f"client {i}"].step()
-            smashed[n] = None
-        return found.loss
+        return split_step(devices, batches, self.optimizers["server"], backward, self.link)
 
     def server_backward(self, smashed, labels, weights, rng):
         """The server's forward and backward pass; EPSL's is its own."""
@@ -88,6 +108,7 @@ class SL(SplitFramework):
     """
 
     name = "sl"
+    waits_for_all = "its clients hand one model on, a missing one stops all"
 
     def __init__(self, setup, link):
         super().__init__(setup, link, n_models=1)
@@ -165,9 +186,8 @@ def _tensors(module: nn.Module):
     yield from module.named_buffers(remove_duplicate=False)
 
 
-def _check_parts(parts):
-    if parts.cut == 0:
-        raise CutError(
-            "cut: expected a cut after the first layer or later, got 0, which would send the raw data. "
-            "Fix: psl.cuts(model, input_shape) lists the cuts"
-        )
+def refuse_raw_data(cut: int) -> None:
+    """Refuse to cut before the first layer."""
+    if cut == 0:
+        want, fix = "a cut after the first layer or later", "psl.cuts(model, input_shape) lists the cuts"
+        raise expected("cut", want, "0, which would send the raw data", fix, CutError)
