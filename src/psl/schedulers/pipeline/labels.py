@@ -19,8 +19,9 @@ import numpy as np
 from psl.schedulers.pipeline.problem import PipelineProblem, Tables
 from psl.schedulers.pipeline.shortest_path import Path, completions_by_hosts
 
-_LIMITS = 12
-_TABLE = 2e7  # entries that a table of completions may take to compute
+_LIMITS = (12, 24, 48)  # classes of the interval: more make better bounds and cost more
+_PATIENCE = 4000  # labels after which finer classes are worth their cost
+_TABLE = 1e7  # entries that a table of completions may take to compute
 _SLACK = 1 + 1e-12  # sums in another order
 
 
@@ -45,8 +46,8 @@ class Critical:
 class Bounds:
     """For every vertex and set of booked hosts, what remains at least, per class of the completion's interval."""
 
-    fill: np.ndarray  # (2, K, L+1, sets, N) S (0 if it does not matter) with interval at most limit k; kinds as below
-    interval: np.ndarray  # (2, K, L+1, sets, N) θ of completions in class k, at least; 0 computed, 1 arrived
+    fill: np.ndarray  # (2, K, L+1, N, sets) S (0 if it does not matter) with interval at most limit k; kinds as below
+    interval: np.ndarray  # (2, K, L+1, N, sets) θ of completions in class k, at least; 0 computed, 1 arrived
     sets: int  # as many first bits of a label's mask as the tables know, as a mask
 
 
@@ -109,10 +110,9 @@ class PlacementSearch:
         shorter, _, _ = self._settle(ties, known, path, 0.0)
         return (path if shorter is None or self.value(shorter, ties) > known else shorter), below, True
 
-    def _bounds(self, goal: Goal, critical: Critical, bound: float) -> Bounds:
+    def _bounds(self, goal: Goal, hosts: tuple[int, ...], bound: float, classes: int) -> Bounds:
         problem, tables = self.problem, self.tables
-        room = _TABLE / self.stage.size
-        hosts = list(critical.hosts[: max(int(np.log2(room)), 0) if room > 1 else 0])
+        hosts = list(hosts[: max(int(np.log2(_TABLE / self.stage.size)), 0)])
 
         def least_sum(limit: float) -> np.ndarray:
             stage = np.where(self.stage <= limit, self.stage, np.inf)
@@ -126,40 +126,45 @@ class PlacementSearch:
             fill, floors = [least_sum(goal.limit)], [0.0]
         else:
             fill = [least_sum(np.inf)]
-            low = float(least[1, 0, 0, problem.source])
+            low = float(least[1, 0, problem.source, 0])
             # Intervals above `high` cost a quarter more than the bound: seldom needed to tell ways apart.
-            high = (1.25 * bound - float(fill[0][1, 0, 0, problem.source])) / goal.weight
+            high = (1.25 * bound - float(fill[0][1, 0, problem.source, 0])) / goal.weight
             floors = [0.0]
             if np.isfinite(low):
-                limits = np.linspace(low, max(high, low), _LIMITS - 1).tolist()
+                limits = np.linspace(low, max(high, low), classes - 1).tolist()
                 fill, floors = [*(least_sum(limit * _SLACK) for limit in limits), *fill], [0.0, *limits]
         floors = np.array(floors)[:, None, None, None]
         return Bounds(np.stack(fill, axis=1), np.maximum(least[:, None], floors), (1 << len(hosts)) - 1)
 
     def _settle(self, goal: Goal, cutoff: float, relaxed: Path, bound: float) -> tuple[Path | None, float, bool]:
-        best, incumbent = cutoff, None
+        best, incumbent, fine, known = cutoff, None, 0, None
         critical = self._add(Critical((), frozenset()), relaxed)
         while True:
-            bounds = self._bounds(goal, critical, bound)
-            found = self._best_first(goal, bounds, best, critical)
-            if not found.capped and found.path is None:
-                return incumbent, best, True
+            if known != (known := (critical.hosts, fine)):
+                bounds = self._bounds(goal, critical.hosts, bound, _LIMITS[fine])
+            finest = fine == len(_LIMITS) - 1 or not goal.fill or not goal.weight
+            budget = self.max_labels if finest else min(self.max_labels, self.made + _PATIENCE * 2**fine)
+            found = self._best_first(goal, bounds, best, critical, budget)
             bound = max(bound, found.bound)
             if found.capped:
-                break
-            more = self._add(critical, found.path)
+                if budget == self.max_labels:
+                    break
+                fine += 1
+                continue
+            if found.path is None:
+                return incumbent, best, True
             if self._allowed(found.path):
                 value = self.value(found.path, goal)
                 if value <= found.bound * _SLACK:
                     return found.path, value, True
                 if value < best:
                     best, incumbent = value, found.path
-            critical = more
+            critical = self._add(critical, found.path)
         if incumbent is None:
             others = [n for n in range(self.problem.n_nodes) if n not in critical.hosts]
             everything = Critical((*critical.hosts, *others), frozenset(self.problem.link.tolist()))
             for width in (1, 4, 16, 64):
-                again = self._best_first(goal, bounds, np.inf, everything, width)
+                again = self._best_first(goal, bounds, np.inf, everything, np.inf, width)
                 if again.path is not None:
                     return again.path, bound, self.value(again.path, goal) <= bound * _SLACK
         return incumbent, bound, False
@@ -199,7 +204,7 @@ class PlacementSearch:
         return {int(problem.link[e]): up + down}
 
     def _best_first(
-        self, goal: Goal, bounds: Bounds, best: float, critical: Critical, width: int | None = None
+        self, goal: Goal, bounds: Bounds, best: float, critical: Critical, budget: float, width: int | None = None
     ) -> Outcome:
         """Return the best way to the end that books no critical host or link twice, if it is below `best`.
 
@@ -210,7 +215,6 @@ class PlacementSearch:
         start = Label(0.0, 0.0, 0, problem.source, 1, 0, {} if self.links == "shared" else 0)
         heap: list = [(0.0, 0, 0, start)]
         settled: dict = defaultdict(list)
-        budget = self.max_labels if width is None else np.inf
         while heap:
             low, _, _, label = heapq.heappop(heap)
             if low >= best:
@@ -235,7 +239,7 @@ class PlacementSearch:
             to, booked = slice(j + 1, None), label.hosts | bit
             span = self.stage[j, to, n]
             fill, interval = _plus(goal, label, span), np.maximum(label.interval, span)
-            values = _values(goal, bounds, 0, to, booked, n, fill, interval)
+            values = _values(goal, bounds, 0, to, n, booked, fill, interval)
             for k in np.flatnonzero((values < best) & (interval <= goal.limit)).tolist():
                 child = Label(float(fill[k]), float(interval[k]), j + 1 + k, n, 0, booked, label.used, label)
                 yield float(values[k]), child
@@ -246,7 +250,7 @@ class PlacementSearch:
         heads = problem.head[first:after]
         fill = _plus(goal, label, tables.hop_linear[j, first:after])
         interval = np.maximum(label.interval, tables.hop_occupancy[j, first:after])
-        values = _values(goal, bounds, 1, j, label.hosts, heads, fill, interval)
+        values = _values(goal, bounds, 1, j, heads, label.hosts, fill, interval)
         for k in np.flatnonzero((values < best) & (interval <= goal.limit)).tolist():
             e, value, theta, taken = first + k, float(values[k]), float(interval[k]), label.used
             link = int(problem.link[e])
@@ -259,7 +263,7 @@ class PlacementSearch:
                 taken = {**taken, **added}
                 if (loaded := max(added.values())) > theta:
                     theta = loaded
-                    value = float(_values(goal, bounds, 1, j, label.hosts, heads[k], fill[k], theta))
+                    value = float(_values(goal, bounds, 1, j, heads[k], label.hosts, fill[k], theta))
                     if value >= best or theta > goal.limit:
                         continue
             yield value, Label(float(fill[k]), theta, j, int(heads[k]), 1, label.hosts, taken, label, e)
@@ -269,12 +273,12 @@ def _plus(goal: Goal, label: Label, costs: np.ndarray) -> np.ndarray:
     return label.fill + (costs if goal.fill else np.where(np.isfinite(costs), 0.0, np.inf))
 
 
-def _values(goal: Goal, bounds: Bounds, kind: int, cut, hosts: int, node, fill, interval):
+def _values(goal: Goal, bounds: Bounds, kind: int, cut, node, hosts: int, fill, interval):
     known = hosts & bounds.sets
-    remaining = bounds.fill[kind][:, cut, known, node]  # (K, children)
+    remaining = bounds.fill[kind][:, cut, node, known]  # (K, children)
     if not goal.weight:
         return fill + remaining.min(axis=0)
-    worst = np.maximum(interval, bounds.interval[kind][:, cut, known, node])
+    worst = np.maximum(interval, bounds.interval[kind][:, cut, node, known])
     return fill + (remaining + goal.weight * worst).min(axis=0)
 
 

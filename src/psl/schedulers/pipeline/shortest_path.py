@@ -52,33 +52,33 @@ def completions(problem: PipelineProblem, stage: np.ndarray, hop: np.ndarray, ex
 
 
 def completions_by_hosts(problem: PipelineProblem, stage, hop, hosts: list[int], extend=np.add) -> np.ndarray:
-    """Return (2, L+1, 2^t, N) least costs to the end, computed and arrived, for each set of hosts already booked.
+    """Return (2, L+1, N, 2^t) least costs to the end, computed and arrived, for each set of hosts already booked.
 
     Args:
         problem, stage, hop, extend: as for `completions`.
         hosts: t nodes; set s holds the k-th of them if bit k of s is 1. These host at most one stage, in all; other
             nodes as many as they like.
     """
-    last, nodes, sets = problem.n_units, np.arange(problem.n_nodes), np.arange(1 << len(hosts))
-    bit = np.zeros(problem.n_nodes, dtype=int)
-    bit[hosts] = 1 << np.arange(len(hosts))
-    booked = sets[:, None] | bit
-    free = (sets[:, None] & bit) == 0
-    costs = np.full((2, last + 1, len(sets), problem.n_nodes), np.inf)
+    last, nodes, sets = problem.n_units, np.arange(problem.n_nodes)[:, None], np.arange(1 << len(hosts))
+    bit = np.zeros((problem.n_nodes, 1), dtype=int)
+    bit[hosts, 0] = 1 << np.arange(len(hosts))
+    booked = sets | bit  # (N, 2^t)
+    free = (sets & bit) == 0
+    costs = np.full((2, last + 1, problem.n_nodes, len(sets)), np.inf)
     costs[0, last] = 0.0
-    after = np.full(costs.shape[1:], np.inf)  # what follows a stage that the node may host
+    after = np.full(costs.shape[1:], np.inf)  # what follows a stage, if the node may host it
     after[last] = np.where(free, 0.0, np.inf)
     for j in range(last - 1, -1, -1):
-        here = extend(stage[j, j + 1 :, None], after[j + 1 :]).min(axis=0)
+        here = extend(stage[j, j + 1 :, :, None], after[j + 1 :]).min(axis=0)
         if j and problem.n_edges:
             while True:
-                onward = np.minimum.reduceat(extend(hop[j], here[:, problem.head]), problem.tail_starts, axis=1)
+                onward = np.minimum.reduceat(extend(hop[j, :, None], here[problem.head]), problem.tail_starts)
                 nearer = np.minimum(here, onward)
                 if np.array_equal(nearer, here):
                     break
                 here = nearer
             costs[0, j] = onward
-            after[j] = np.where(free, onward[booked, nodes], np.inf)
+            after[j] = np.where(free, onward[nodes, booked], np.inf)
         costs[1, j] = here
     return costs
 
