@@ -115,3 +115,12 @@ def test_gantt_of_anything():
     assert not plt.subplots()[1].texts
     plain = timeline.to_frame().astype({"resource": str, "kind": str})
     assert len(plotting.plot_gantt(plain).get_yticklabels()) == len(timeline.resources)
+
+
+def test_a_row_of_nodes_is_drawn_wide_with_notes_that_take_turns():
+    network = chain([1] * 5, [1] * 5, [1] * 4, [1] * 4).network
+    nx.set_node_attributes(network.graph, {n: (n, 0.0) for n in range(5)}, "pos")
+    ax = plotting.plot_network(network)
+    assert ax.figure.get_size_inches()[0] == pytest.approx(1.8 + 5 * 1.25)
+    notes = [text for text in ax.texts if "FLOP/s" in text.get_text()]
+    assert [note.get_va() for note in notes] == ["top", "bottom", "top", "bottom", "top"]

@@ -47,7 +47,8 @@ def test_a_plan_from_a_file_gives_the_same_timeline(tmp_path):
 
 
 def test_pictures_of_a_solved_plan():
-    plan = solved(4)
+    profile = random_profile(np.random.default_rng(4), n_units=3)
+    plan = pipeline.solve(profile, EdgeNetwork.sample(2, seed=4), mini_batch=16)
     for ax in (
         plotting.plot_network(plan.network, plan),
         plotting.plot_state_graph(plan.network, plan.profile.n_units, plan),

@@ -33,6 +33,7 @@ def plot_gantt(frame: pd.DataFrame, ax=None):
     if ax is None:
         _, ax = plt.subplots(figsize=(8.2, 1.1 + 0.32 * len(rows)))
     span = frame["end_s"].max()
+    several = frame["micro_batch"].max() > 0  # one alone needs no number
     few = len(frame) <= 1200  # beyond, edges would hide the bars
     for row, name in enumerate(rows):
         for kind, look in GANTT_LOOKS.items():
@@ -40,12 +41,12 @@ def plot_gantt(frame: pd.DataFrame, ax=None):
             bars = list(zip(mine["start_s"], mine["end_s"] - mine["start_s"], strict=True))
             if bars:
                 edge = {
-                    "edgecolor": "#252525" if kind not in ("backward",) else "white",
+                    "edgecolor": "#252525" if kind != "backward" else "white",
                     "linewidth": 0.4 if few else 0.1,
                 }
                 ax.broken_barh(bars, (row - 0.4, 0.8), **look, **edge)
             for (start, width), number in zip(bars, mine["micro_batch"], strict=True):
-                if width > 0.009 * span * (1 + len(str(number))) and number >= 0:
+                if several and number >= 0 and width > 0.009 * span * (1 + len(str(number))):
                     _number(ax, start + width / 2, row, number, kind)
     ax.set(
         xlabel="time (s)", ylabel="resource", xlim=(0, span * 1.005 if span > 0 else 1), ylim=(len(rows) - 0.4, -0.6)
@@ -59,7 +60,6 @@ def plot_gantt(frame: pd.DataFrame, ax=None):
 
 
 def _number(ax, x: float, row: int, number: int, kind: str) -> None:
-    dark = kind in ("backward",)
     box = None if kind in ("forward", "backward") else {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     text = {"ha": "center", "va": "center", "fontsize": 7, "clip_on": True}
-    ax.text(x, row, str(number), color="white" if dark else "black", bbox=box, **text)
+    ax.text(x, row, str(number), color="white" if kind == "backward" else "black", bbox=box, **text)

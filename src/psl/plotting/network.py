@@ -20,9 +20,10 @@ def plot_network(network, plan=None, ax=None):
         The matplotlib axes.
     """
     graph = network.graph
-    if ax is None:
-        _, ax = plt.subplots(figsize=(6.4, 4.4))
     place = _positions(graph)
+    towards, flat = _outward(place)
+    if ax is None:
+        _, ax = plt.subplots(figsize=(1.8 + 1.25 * len(graph), 2.4) if flat else (6.8, 4.8))
     speed = {n: _speed(graph.nodes[n]) for n in graph}
     fastest = max((s for s in speed.values() if np.isfinite(s)), default=0.0) or 1.0
     size = {n: 300 + 700 * min(speed[n] / fastest, 1.0) ** 0.5 if speed[n] > 0 else 260 for n in graph}
@@ -54,11 +55,15 @@ def plot_network(network, plan=None, ax=None):
         texts = {(u, v): _rates(graph, u, v) for u, v in links}
         nx.draw_networkx_edge_labels(graph, place, texts, font_size=7, rotate=False, ax=ax)
     for node, text in _notes(network, plan).items():
-        below = (0, -8 - size[node] ** 0.5 / 2)
-        paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5}
-        style = {"ha": "center", "va": "top", "fontsize": 8, "bbox": paper}
-        ax.annotate(text, place[node], xytext=below, textcoords="offset points", **style)
-    ax.margins(0.18)
+        (x, y), away = towards[node], 5 + size[node] ** 0.5 / 2
+        style = {
+            "ha": "left" if x > 0.4 else "right" if x < -0.4 else "center",
+            "va": "bottom" if y > 0.4 else "top" if y < -0.4 else "center",
+            "bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5},
+        }
+        offset = (away * x, away * y)
+        ax.annotate(text, place[node], xytext=offset, textcoords="offset points", fontsize=8, **style)
+    ax.margins(0.06 if flat else 0.2, 0.5 if flat else 0.14)
     ax.set_axis_off()
     return ax
 
@@ -163,6 +168,20 @@ def _positions(graph) -> dict:
     if all(pos is not None for pos in given.values()):
         return {n: tuple(pos) for n, pos in given.items()}
     return nx.kamada_kawai_layout(graph.to_undirected(as_view=True), weight=None)
+
+
+def _outward(place: dict) -> tuple[dict, bool]:
+    """Return the direction in which each node's note stands, and whether all nodes stand in a row."""
+    xy = np.array(list(place.values()), dtype=float)
+    span = np.ptp(xy, axis=0)
+    flat = len(xy) > 2 and bool(span[1] < 0.05 * span[0])
+    if flat:  # notes above and below in turn, from left to right
+        rank = np.argsort(np.argsort(xy[:, 0]))
+        return {node: (0.0, 1.0 if r % 2 else -1.0) for node, r in zip(place, rank, strict=True)}, True
+    from_centre = (xy - xy.mean(axis=0)) / np.where(span > 0, span, 1.0)
+    length = np.hypot(*from_centre.T)[:, None]
+    unit = np.where(length > 1e-9, from_centre / np.maximum(length, 1e-9), (0.0, -1.0))
+    return dict(zip(place, unit.tolist(), strict=True)), False
 
 
 def _speed(attributes: dict) -> float:
