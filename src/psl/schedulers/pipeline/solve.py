@@ -128,9 +128,10 @@ def solve(
     )
     if optimum is None:
         return plan
-    # The plan adds up its time in another order: the last bit must not put the bound above it.
-    value = min(_lower_bound(optimum, plan), plan.value)
-    return dataclasses.replace(plan, lower_bound=value, exact=value >= plan.value * (1 - 1e-12))
+    value = _lower_bound(optimum, plan)
+    if value >= plan.value * (1 - 1e-12):  # sums in another order: the last bits are no gap
+        return dataclasses.replace(plan, lower_bound=plan.value, exact=True)
+    return dataclasses.replace(plan, lower_bound=value)
 
 
 def _lower_bound(optimum: Choice, plan: PipelinePlan) -> float:
