@@ -19,10 +19,20 @@ def evaluate(framework: Framework, samples: Samples) -> np.ndarray:
     clients, server = framework.client_models(), framework.server
     correct = torch.zeros(len(clients), dtype=torch.int64)
     framework.train(False)
-    for start in range(0, len(samples), _BATCH):
-        inputs, labels = samples.fetch(np.arange(start, min(start + _BATCH, len(samples))))
+    for rows in test_batches(len(samples)):
+        inputs, labels = samples.fetch(rows)
         for i, client in enumerate(clients):
             outputs = client(inputs) if server is None else server(client(inputs))
-            correct[i] += (outputs.argmax(dim=1) == labels).sum().cpu()
+            correct[i] += hits(outputs, labels)
     framework.train(True)
     return correct.numpy() / len(samples)
+
+
+def test_batches(n_samples: int) -> list[np.ndarray]:
+    """Return the sample numbers of each batch that is evaluated at a time."""
+    return [np.arange(start, min(start + _BATCH, n_samples)) for start in range(0, n_samples, _BATCH)]
+
+
+def hits(outputs: torch.Tensor, labels: torch.Tensor) -> int:
+    """Return how many rows have their largest output at the label."""
+    return int((outputs.argmax(dim=1) == labels).sum())

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,25 +11,23 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from psl.errors import CheckpointError, check_choice, check_count, check_number, expected
+from psl.errors import CheckpointError, check_count, expected
+from psl.training.arguments import resolve
 from psl.training.batches import Sampler, Samples
 from psl.training.checkpoint import Checkpoint, deferred_interrupt
 from psl.training.curves import Curves
 from psl.training.evaluate import evaluate
 from psl.training.fingerprint import fingerprint, settings_of
-from psl.training.frameworks import FRAMEWORKS, Framework, Setup
+from psl.training.frameworks import Framework, Setup
 from psl.training.history import History
-from psl.training.linearise import RULES, cross_entropy
+from psl.training.linearise import cross_entropy
 from psl.training.link import Link
 from psl.training.participation import Participation
 from psl.training.partition import partition as divide
 from psl.training.setup import (
     check_model,
     check_participation,
-    check_plan,
     check_plan_fits,
-    choose_cut,
-    default,
     image_layout,
     open_dataset,
     optimizer_factory,
@@ -113,23 +112,16 @@ def train(
     Source: EPSL (arXiv 2303.15991) [P: parallel split training with last-layer aggregation; R: the rest]; EdgeSplit
     (arXiv 2403.15815) and pipelined split learning (arXiv 2505.04368), see their classes.
     """
-    kind = FRAMEWORKS[check_choice("framework", framework, FRAMEWORKS)]
-    rounds = check_count("rounds", rounds)
-    local_steps = check_count("local_steps", default(local_steps, plan, "local_steps", 1))
-    n_clients = check_count("n_clients", default(n_clients, plan, "n_clients", 5))
-    batch_size = check_count("batch_size", default(batch_size, plan, "batch_size", 64))
+    asked = resolve(
+        framework, rounds=rounds, n_clients=n_clients, batch_size=batch_size, local_steps=local_steps, cut=cut, phi=phi,
+        linearise=linearise, micro_batch=micro_batch, plan=plan,
+    )  # fmt: skip
+    kind, rounds, n_clients, batch_size = asked.kind, asked.rounds, asked.n_clients, asked.batch_size
     eval_every, seed = check_count("eval_every", eval_every), check_count("seed", seed, minimum=0)
-    phi = check_number("phi", default(phi, plan, "phi", 0.5), minimum=0, maximum=1, fix="pass a share in [0, 1]")
-    check_choice("linearise", linearise, RULES)
     check_model(model)
-    micro_batch = default(micro_batch, plan, "micro_batch", None)
-    if micro_batch is not None:
-        micro_batch = check_count("micro_batch", micro_batch)
-    round_time = check_plan(plan, framework, local_steps if kind.averages else 1)
-    cut = choose_cut(kind, cut, plan, n_clients)
     if participation is not None:
         check_participation(kind, participation)
-        participation = participation.for_run(framework, plan, n_clients, round_time)
+        participation = participation.for_run(framework, plan, n_clients, asked.round_time)
     if kind.splits and plan is not None:
         check_plan_fits(plan, model)
 
@@ -140,8 +132,8 @@ def train(
     sizes = np.array([len(share) for share in shares])
     setup = Setup(
         prepare_model(model, device, layout), sizes / sizes.sum(), batch_size, optimizer_factory(optimizer, lr),
-        cross_entropy if loss is None else loss, local_steps, cut, phi, linearise,
-        micro_batch,
+        cross_entropy if loss is None else loss, asked.local_steps, asked.cut, asked.phi, asked.linearise,
+        asked.micro_batch,
     )  # fmt: skip
     run = kind(setup, Link())
     samplers = _samplers(run, shares, seed)
@@ -174,6 +166,7 @@ def train(
     with bar, _own_random_state(device), deferred_interrupt(enabled=file is not None) as interrupted:
         for index in range(curves.rounds, rounds):
             rng = _seed_round(seed, index, device)
+            run.turn = partial(seed_turn, seed, index, device)
             here = None if participation is None else participation.attendance(index, seed, n_clients, run.steps)
             attendance = {} if here is None else {"attendance": here}  # not for frameworks that need everybody
             value = run.round(_draw(samples, samplers, index, run.steps), rng, **attendance)
@@ -195,7 +188,7 @@ def train(
         if not curves.evaluated:  # a checkpoint from an interrupt in a round without evaluation
             curves.amend(evaluate(run, test_samples))
 
-    history = curves.history(framework, settings, round_time)
+    history = curves.history(framework, settings, asked.round_time)
     history.models.extend(model.eval() for model in run.full_models())
     return history
 
@@ -221,10 +214,24 @@ def _own_random_state(device):
 
 def _seed_round(seed, index, device) -> np.random.Generator:
     """Seed torch (dropout) and return NumPy's generator (representatives) for one round."""
-    rng = np.random.default_rng([seed, 2, index])
-    torch_seed = int(rng.integers(2**63))
-    torch.default_generator.manual_seed(torch_seed)
+    rng = round_generator(seed, index)
+    _seed_torch(int(rng.integers(2**63)), device)
+    return rng
+
+
+def round_generator(seed: int, index: int) -> np.random.Generator:
+    """Return the random numbers of round `index`."""
+    return np.random.default_rng([seed, 2, index])
+
+
+def seed_turn(seed: int, index: int, device: torch.device, party: str, client: int, step: int) -> None:
+    """Seed torch for what a party computes in round `index`; see `Framework.turn`."""
+    key = [seed, 4, index, ("device", "server").index(party), client, step]
+    _seed_torch(int(np.random.default_rng(key).integers(2**63)), device)
+
+
+def _seed_torch(number, device):
+    torch.default_generator.manual_seed(number)
     if device.type == "cuda":
         with torch.cuda.device(device):
-            torch.cuda.manual_seed(torch_seed)
-    return rng
+            torch.cuda.manual_seed(number)

@@ -12,6 +12,7 @@ from torch import nn
 from psl.training.link import Link
 
 Draw = Callable[[int, int], tuple[torch.Tensor, torch.Tensor]]
+Turn = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Framework(ABC):
         modules: every module that is trained, by name.
         optimizers: every optimizer by name, None for a module without parameters.
         steps: mini-batches per client and round.
+        turn: called before a party computes, with "device" or "server", the (first) client it computes for and the
+            local step: `psl.train` seeds its dropout there, so that parties in different processes draw the same.
     """
 
     name: ClassVar[str]
@@ -76,6 +79,7 @@ class Framework(ABC):
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer | None] = {}
         self.steps = setup.local_steps if self.averages else 1
+        self.turn: Turn = lambda party, client, step: None
 
     @abstractmethod
     def round(self, draw: Draw, rng: np.random.Generator) -> torch.Tensor:

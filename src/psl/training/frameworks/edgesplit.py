@@ -1,10 +1,12 @@
 """EdgeSplit: every device has its own cut, the server holds the rest of each, and all models are averaged."""
 
+from functools import partial
+
 from psl.models.cuts import stages
 from psl.models.tracing import trace
 from psl.training.frameworks.full import full_step
 from psl.training.frameworks.local import LocalTraining
-from psl.training.frameworks.split import refuse_raw_data, split_step
+from psl.training.frameworks.split import refuse_raw_data, server_step, split_step
 from psl.training.linearise import server_backward
 from psl.training.link import exchanged
 from psl.training.stage import Stage
@@ -40,17 +42,26 @@ class EdgeSplit(LocalTraining):
             self.optimizers[f"client {i}"] = setup.make_optimizer(devices[cut])
             if self._rests[cut] is not None:
                 self.optimizers[f"server {i}"] = setup.make_optimizer(self._rests[cut])
-        self._devices = [Stage(devices[j], self.optimizers[f"client {i}"], first=True) for i, j in enumerate(self.cut)]
+        self.devices = [Stage(devices[j], self.optimizers[f"client {i}"], first=True) for i, j in enumerate(self.cut)]
 
     def local_step(self, client, batch):
-        device, rest, loss = self._devices[client], self._rests[self.cut[client]], self.setup.loss
-        if rest is None:
-            return full_step(device.module, device.optimizer, batch, loss)
+        device = self.devices[client]
+        if self.rest(client) is None:
+            return full_step(device.module, device.optimizer, batch, self.setup.loss)
+        return split_step([device], [batch], partial(self.server_step, client), self.link)
 
-        def backward(smashed, labels):
+    def rest(self, client):
+        """Return the server's layers for a device, None if it holds the whole model."""
+        return self._rests[self.cut[client]]
+
+    def server_step(self, client, smashed, labels):
+        """Take the server's half of a step for one device; see `split.server_step`."""
+        rest, loss = self.rest(client), self.setup.loss
+
+        def backward():
             return server_backward(rest, smashed, labels, [1.0], loss=loss)
 
-        return split_step([device], [batch], self.optimizers[f"server {client}"], backward, self.link)
+        return server_step(self.optimizers[f"server {client}"], backward)
 
     def receive(self, client, tensors):
         part = self._parts[self.cut[client]]

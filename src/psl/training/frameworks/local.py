@@ -1,6 +1,7 @@
 """Federated averaging: devices train alone for a few steps, then their models are averaged."""
 
 from abc import abstractmethod
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -45,11 +46,12 @@ class LocalTraining(Framework):
         moving = {id(t) for t in traveling}
         staying = [t for t in state if id(t) not in moving and not isinstance(t, nn.Parameter)]  # batch counters
         stayed = [t.detach().clone() for t in staying]
-        average = [torch.zeros_like(t, requires_grad=False) for t in traveling]
+        average = Average(traveling)
         total = 0.0
         for client in range(self.setup.n_clients):
             copy_into(state, start)
             for step in range(here.steps[client]):
+                self.turn("device", client, step)
                 value = self.local_step(client, draw(client, step))
                 if here.counted[client]:
                     total = total + weights[client] * value
@@ -57,13 +59,13 @@ class LocalTraining(Framework):
                 continue
             received = self.receive(client, traveling)
             if here.counted[client]:
-                for mean, tensor in zip(average, received, strict=True):
-                    mean.add_(tensor, alpha=float(weights[client]))
+                average.add(received, weights[client])
                 stayed = [t.detach().clone() for t in staying]
+        means = average.tensors
         if here.participants == 0:
             copy_into(state, start)
-            average, total = [t.detach().clone() for t in traveling], float("nan")
-        copy_into(traveling, self.send(average))
+            means, total = [t.detach().clone() for t in traveling], float("nan")
+        copy_into(traveling, self.send(means))
         copy_into(staying, stayed)
         return total / self.steps
 
@@ -81,6 +83,26 @@ class LocalTraining(Framework):
 
     def client_models(self):
         return [self.modules["model"]]
+
+
+class Average:
+    """A weighted sum of models, added one by one so that they need not be there at once.
+
+    Args:
+        like: the tensors of a model.
+
+    Attributes:
+        tensors: the sum so far.
+    """
+
+    def __init__(self, like: Iterable[torch.Tensor]):
+        self.tensors = [torch.zeros_like(tensor, requires_grad=False) for tensor in like]
+
+    @torch.no_grad()
+    def add(self, tensors: Iterable[torch.Tensor], weight: float) -> None:
+        """Add a model times its weight."""
+        for total, tensor in zip(self.tensors, tensors, strict=True):
+            total.add_(tensor, alpha=float(weight))
 
 
 @torch.no_grad()

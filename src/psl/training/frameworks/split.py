@@ -1,6 +1,8 @@
 """Frameworks that split the model at a cut: vanilla split learning, PSL, SFL and EPSL."""
 
 import copy
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -9,20 +11,23 @@ from psl.errors import CutError, expected
 from psl.models import split
 from psl.slots import aggregated_slots
 from psl.training.frameworks.base import Framework
-from psl.training.frameworks.local import copy_into
-from psl.training.linearise import server_backward
+from psl.training.frameworks.local import Average, copy_into
+from psl.training.linearise import ServerGradients, server_backward
 from psl.training.link import Link, exchanged
 from psl.training.stage import Stage
 
 
-def split_step(devices: list[Stage], batches, server_optimizer, server_backward, link: Link) -> torch.Tensor:
+def split_step(devices: list[Stage], batches, server: Callable, link: Link) -> torch.Tensor:
     """Train devices and server on one mini-batch per device: activations up, gradients down; returns Σ_i λ_i ℓ̄_i.
+
+    It is made of three halves that know each other by tensors alone and may as well run in different processes
+    (`psl.distributed`): `device_forward`, the server's, and `device_backward`.
 
     Args:
         devices: the device-side parts.
         batches: a pair (inputs, labels) for each.
-        server_optimizer: None if the server has nothing to train.
-        server_backward: maps activations and labels of all devices, as received, to `ServerGradients`.
+        server: takes the server's half, `server_step`: from activations and labels of all devices, as received, to
+            `ServerGradients`.
         link: what crosses is counted there.
 
     Raises:
@@ -30,25 +35,45 @@ def split_step(devices: list[Stage], batches, server_optimizer, server_backward,
     """
     smashed, labels = [], []
     for device, (inputs, targets) in zip(devices, batches, strict=True):
-        device.zero_grad()
-        smashed.append(link.up(device.forward(inputs)))
-        if len(smashed[-1]) != len(inputs):
-            got = f"shape {tuple(smashed[-1].shape)} for {len(inputs)} samples"
-            raise expected("cut", "a tensor with one row per sample", got, "cut elsewhere", CutError)
+        smashed.append(link.up(device_forward(device, inputs)))
         labels.append(link.up(targets))
-
-    if server_optimizer is not None:
-        server_optimizer.zero_grad(set_to_none=True)
-    found = server_backward(smashed, labels)
-    if server_optimizer is not None:
-        server_optimizer.step()
-
+    found = server(smashed, labels)
     shared = None if found.shared is None else link.broadcast(found.shared)  # (n_A, …)
     for device, own in zip(devices, found.own, strict=True):
-        gradient = link.down(own)  # (b - n_A, …)
-        device.backward(gradient if shared is None else torch.cat([shared, gradient]))
-        device.step()
+        device_backward(device, shared, link.down(own))
     return found.loss
+
+
+def device_forward(device: Stage, inputs: torch.Tensor) -> torch.Tensor:
+    """Start a device's step: returns the activations at the cut, one row per sample."""
+    device.zero_grad()
+    smashed = device.forward(inputs)
+    if len(smashed) != len(inputs):
+        got = f"shape {tuple(smashed.shape)} for {len(inputs)} samples"
+        raise expected("cut", "a tensor with one row per sample", got, "cut elsewhere", CutError)
+    return smashed
+
+
+def device_backward(device: Stage, shared: torch.Tensor | None, own: torch.Tensor) -> None:
+    """End a device's step.
+
+    Args:
+        device: the device-side part.
+        shared: (n_A, …) gradients of the slots that all devices share, None if there are none.
+        own: (b - n_A, …) gradients of its other slots.
+    """
+    device.backward(own if shared is None else torch.cat([shared, own]))
+    device.step()
+
+
+def server_step(optimizer: torch.optim.Optimizer | None, backward: Callable) -> ServerGradients:
+    """Take the server's half of a step: `backward` runs its forward and backward pass (None: nothing to train)."""
+    if optimizer is not None:
+        optimizer.zero_grad(set_to_none=True)
+    found = backward()
+    if optimizer is not None:
+        optimizer.step()
+    return found
 
 
 class SplitFramework(Framework):
@@ -65,7 +90,7 @@ class SplitFramework(Framework):
         self.modules = {f"client {i}": client for i, client in enumerate(self.clients)} | {"server": self._parts.server}
         owners = [self.clients[i % n_models] for i in range(setup.n_clients)]
         self.optimizers = {f"client {i}": setup.make_optimizer(module) for i, module in enumerate(owners)}
-        self._devices = [
+        self.devices = [
             Stage(module, optimizer, first=True)
             for module, optimizer in zip(owners, self.optimizers.values(), strict=True)
         ]
@@ -88,13 +113,22 @@ class SplitFramework(Framework):
 
     def split_step(self, clients, weights, draw, step, rng):
         """Train the clients (numbers) and the server on one mini-batch each; returns Σ_i λ_i ℓ̄_i."""
-        devices = [self._devices[i] for i in clients]
-        batches = (draw(i, step) for i in clients)
 
-        def backward(smashed, labels):
-            return self.server_backward(smashed, labels, weights, rng)
+        def batches():
+            for i in clients:
+                self.turn("device", i, step)
+                yield draw(i, step)
 
-        return split_step(devices, batches, self.optimizers["server"], backward, self.link)
+        def server(smashed, labels):
+            self.turn("server", clients[0], step)
+            return self.server_step(smashed, labels, weights, rng)
+
+        return split_step([self.devices[i] for i in clients], batches(), server, self.link)
+
+    def server_step(self, smashed, labels, weights, rng):
+        """Take the server's half of a step on the rows of some clients with their weights; see `server_step` above."""
+        backward = partial(self.server_backward, smashed, labels, weights, rng)
+        return server_step(self.optimizers["server"], backward)
 
     def server_backward(self, smashed, labels, weights, rng):
         """The server's forward and backward pass; EPSL's is its own."""
@@ -154,10 +188,10 @@ class SFL(PSL):
     def round(self, draw, rng):
         loss = super().round(draw, rng)
         for copies in zip(*map(exchanged, self.clients), strict=True):  # one tensor of every client
-            average = torch.zeros_like(copies[0], requires_grad=False)
+            average = Average(copies[:1])
             for weight, tensor in zip(self.setup.weights, copies, strict=True):
-                average.add_(self.link.up(tensor), alpha=float(weight))
-            copy_into(copies, [self.link.broadcast(average)] * len(copies))
+                average.add([self.link.up(tensor)], weight)
+            copy_into(copies, [self.link.broadcast(average.tensors[0])] * len(copies))
         return loss
 
     def client_models(self):
