@@ -1,0 +1,183 @@
+"""A client process: it keeps its data and its part of the model, and does what the server commands."""
+
+import enum
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from psl.distributed.events import EventLog
+from psl.distributed.exchange import receive_model, send_model
+from psl.distributed.job import Job
+from psl.distributed.messages import Kind, ProtocolError, dtype_code
+from psl.distributed.segments import Segments
+from psl.distributed.state import load_state, newest_round, save_state
+from psl.distributed.transport import Channel
+from psl.errors import expected
+from psl.training.batches import Sampler, Samples
+from psl.training.evaluate import test_batches
+from psl.training.frameworks.full import full_step
+from psl.training.frameworks.local import copy_into
+from psl.training.frameworks.split import device_backward, device_forward
+from psl.training.link import exchanged
+from psl.training.loop import seed_turn
+from psl.training.partition import partition as divide
+from psl.training.setup import image_layout, open_dataset
+
+
+class Command(enum.IntEnum):
+    """What the server may ask of a client."""
+
+    TRAIN = 1  # argument: the local step, −1 for all
+    GIVE = 2  # send the model
+    TAKE = 3  # receive the model; argument 1: it comes as a broadcast
+    EVALUATE = 4
+    REPORT = 5  # say that all is done
+    SAVE = 6
+    LOAD = 7
+    STOP = 8
+
+
+#: Numbers of a command: what, round, argument.
+COMMAND = 3
+#: Numbers that describe a tensor in a hello: dtype, dimensions, sizes.
+DESCRIBED = 8
+#: Numbers of a hello; see `Client.hello`.
+HELLO = 2 + 2 * DESCRIBED + 4
+
+
+class Client:
+    """The device's half of a framework, behind a channel.
+
+    Args:
+        job: the run.
+        number: of this client.
+        compute: context of computations, called with kind and number; `psl.distributed.emulate.Compute`.
+        log: where events go.
+        checkpoint: folder of its checkpoints, None for none.
+    """
+
+    def __init__(self, job: Job, number: int, compute, log: EventLog, checkpoint: Path | None = None):
+        self.job, self.number, self.log, self.checkpoint = job, number, log, checkpoint
+        self.segments = Segments(compute)
+        self.run = job.prepare(number, self.segments)
+        (self.device,) = self.run.devices
+        layout = image_layout(self.run.setup.model, torch.device(job.device))
+        self.samples, self.tests = (Samples(part, job.device, layout) for part in open_dataset(job.open_dataset()))
+        shares = divide(
+            job.partition, len(self.samples), job.n_clients, labels=self.samples.labels, minimum=job.batch_size,
+            seed=job.seed,
+        )  # fmt: skip
+        self.sampler = Sampler(shares[number], job.batch_size, job.seed, number)
+        self.whole = job.holds_all(self.run)
+        self.part = exchanged(self.device.module)
+        self.n_agg = job.n_aggregated
+
+    def hello(self) -> torch.Tensor:
+        """Return what the server must know of this client, as (HELLO,) whole numbers.
+
+        Its number of samples and of test samples, dtype and shape of inputs and labels, and the job's digest.
+        """
+        inputs, labels = self.samples.fetch(np.array([0]))
+        numbers = [len(self.sampler.indices), len(self.tests), *_described(inputs), *_described(labels)]
+        return torch.tensor([*numbers, *self.job.digest()], dtype=torch.int64)
+
+    def serve(self, channel: Channel, broadcasts: Channel | None = None) -> None:
+        """Say hello, then obey until the server says stop.
+
+        Args:
+            channel: to the server.
+            broadcasts: where broadcasts arrive, default the same channel.
+
+        Raises:
+            ChannelError, ProtocolError: the server is gone, or says something unexpected.
+        """
+        self.channel, self.broadcasts = channel, broadcasts or channel
+        channel.send(Kind.HELLO, 0, self.hello())
+        obey = {
+            Command.TRAIN: self.train, Command.GIVE: self.give, Command.TAKE: self.take,
+            Command.EVALUATE: self.evaluate, Command.REPORT: self.report, Command.SAVE: self.save,
+            Command.LOAD: self.load,
+        }  # fmt: skip
+        while True:
+            what, index, argument = channel.recv(Kind.COMMAND, 0, (COMMAND,), torch.int64).tolist()
+            if what == Command.STOP:
+                channel.flush()
+                return
+            if what not in obey:
+                fix = "let both ends run the same version of psl"
+                raise expected("command", f"one of 1..{len(Command)}", what, fix, ProtocolError)
+            self.log.round = index if what in (Command.TRAIN, Command.GIVE, Command.TAKE) else -1
+            obey[what](index, argument)
+
+    def train(self, index: int, step: int) -> None:
+        """Take one local step of a round; all of them if `step` is negative."""
+        losses = [self.step(index, k) for k in (range(self.job.steps) if step < 0 else [step])]
+        if self.whole:
+            self.channel.send(Kind.LOSS, index, torch.stack(losses))
+
+    def step(self, index: int, k: int) -> torch.Tensor | None:
+        """Take one local step; returns its loss if this device holds the whole model, else None."""
+        job, channel, number = self.job, self.channel, index * self.job.steps + k
+        seed_turn(job.seed, index, torch.device(job.device), "device", self.number, k)
+        inputs, labels = self.samples.fetch(self.sampler.batch(number))
+        if self.whole:
+            with self.segments("forward", k):
+                return full_step(self.device.module, self.device.optimizer, (inputs, labels), self.run.setup.loss)
+        with self.segments("forward", k):
+            smashed = device_forward(self.device, inputs)
+        channel.send(Kind.LABELS, number, labels)
+        channel.send(Kind.ACTIVATION, number, smashed)
+        rows, *rest = smashed.shape
+        shared = None
+        if self.n_agg:
+            shared = self.broadcasts.recv(Kind.BROADCAST, number, (self.n_agg, *rest), smashed.dtype).to(job.device)
+        own = channel.recv(Kind.GRADIENT, number, (rows - self.n_agg, *rest), smashed.dtype).to(job.device)
+        with self.segments("backward", k):
+            device_backward(self.device, shared, own)
+        return None
+
+    def give(self, index: int, argument: int) -> None:
+        """Send this device's part of the model."""
+        send_model(self.channel, Kind.MODEL, index, self.part)
+
+    def take(self, index: int, argument: int) -> None:
+        """Receive this device's part of the model; as a broadcast with argument 1."""
+        channel, kind = (self.broadcasts, Kind.BROADCAST) if argument else (self.channel, Kind.MODEL)
+        copy_into(self.part, receive_model(channel, kind, index, self.part))
+
+    def evaluate(self, index: int, argument: int) -> None:
+        """Send the test data through this device's part to the server."""
+        self.run.train(False)
+        with torch.inference_mode():
+            for rows in test_batches(len(self.tests)):
+                inputs, labels = self.tests.fetch(rows)
+                self.channel.send(Kind.TEST_LABELS, index, labels)
+                self.channel.send(Kind.TEST_ACTIVATION, index, self.device.module(inputs))
+        self.run.train(True)
+
+    def report(self, index: int, argument: int) -> None:
+        """Tell the server that everything before is done."""
+        self.channel.send(Kind.REPORT, index, torch.zeros(1))
+
+    def save(self, index: int, argument: int) -> None:
+        """Write a checkpoint after round `index`, keep the one before, and report."""
+        save_state(self.checkpoint, f"client-{self.number}", index, self.job, self.run.state_dict())
+        self.report(index, 0)
+
+    def load(self, index: int, argument: int) -> None:
+        """Continue from the checkpoint after round `index`, and report."""
+        self.run.load_state_dict(load_state(self.checkpoint, f"client-{self.number}", index, self.job))
+        self.report(index, 0)
+
+    def recover(self) -> None:
+        """Continue from this client's newest checkpoint, if it has one."""
+        newest = newest_round(self.checkpoint, f"client-{self.number}")
+        if newest is not None:
+            self.run.load_state_dict(load_state(self.checkpoint, f"client-{self.number}", newest, self.job))
+
+
+def _described(tensor: torch.Tensor) -> list[int]:
+    """Dtype and shape without the batch dimension, as DESCRIBED numbers."""
+    shape = tensor.shape[1:]
+    return [dtype_code(tensor.dtype), len(shape), *shape, *[0] * (DESCRIBED - 2 - len(shape))]

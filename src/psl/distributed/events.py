@@ -1,0 +1,45 @@
+"""Who did what when, as measured by the processes themselves."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+_COLUMNS = ("round", "resource", "kind", "micro_batch", "stage", "samples", "start_s", "end_s", "cpu_s")
+
+
+class EventLog:
+    """Collects the events of one process on the machine's monotonic clock; threads may share it.
+
+    Attributes:
+        round: index of the round that new events belong to.
+    """
+
+    def __init__(self):
+        self.round = -1
+        self._rows: list[tuple] = []
+
+    def add(self, resource: str, kind: str, number: int, stage: int, samples: int, start: float, end: float, cpu=0.0):
+        """Note an event; arguments as the columns of `frame`."""
+        self._rows.append((self.round, resource, kind, number, stage, samples, start, end, cpu))
+
+    def save(self, path: Path) -> None:
+        """Write the events to a file."""
+        path.write_text(json.dumps(self._rows))
+
+
+def frame(files: Iterable[Path]) -> pd.DataFrame:
+    """Return the events of several processes as one table in order of start, seconds counted from the first.
+
+    Columns are those of `psl.simulation.Timeline.to_frame` with `round` before and `cpu_s` behind: resource, kind,
+    micro_batch (the local step), stage (the client), samples, start_s, end_s; cpu_s is the computing time on this
+    machine. A transfer starts when the sender hands it over and ends when the receiver has it.
+    Kinds beside the timeline's: "labels", "step" (an optimizer's).
+    """
+    rows = [row for file in files if file.exists() for row in json.loads(file.read_text())]
+    table = pd.DataFrame(rows, columns=list(_COLUMNS))
+    table = table[table["round"] >= 0].sort_values(["start_s", "end_s"], ignore_index=True)
+    if len(table):
+        table[["start_s", "end_s"]] -= table["start_s"].iloc[0]
+    return table.rename_axis("event")

@@ -1,0 +1,202 @@
+"""What all processes of a run know, as plain values: every worker builds model, data and framework from it."""
+
+import hashlib
+import importlib
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import torch
+from torch import nn
+
+from psl.data import NAMES
+from psl.distributed.emulate import EdgeEmulation
+from psl.distributed.segments import Segments
+from psl.errors import DataError, check_choice, check_count, check_number, expected
+from psl.records import Record
+from psl.slots import aggregated_slots
+from psl.training.arguments import resolve
+from psl.training.frameworks import FRAMEWORKS, Framework, Setup
+from psl.training.linearise import cross_entropy
+from psl.training.link import Link
+from psl.training.setup import check_plan_fits, image_layout, optimizer_factory, prepare_model
+
+#: Frameworks of a server and clients; the pipeline has `run_pipeline`.
+STAR = ("sl", "sfl", "psl", "epsl", "edgesplit")
+_NOT_IDENTITY = {"rounds", "eval_every", "timeout", "save_every", "record", "emulation", "device", "plan"}
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Job(Record):
+    """A run of real processes; arguments as in `psl.train`, with models, data and functions by name.
+
+    Args:
+        framework: one of "sl", "sfl", "psl", "epsl", "edgesplit".
+        model: "module:function", called with `model_options` after torch's generator was seeded with `model_seed`.
+        dataset: a name for `psl.data.load`, or "module:function" that returns (train, test).
+        optimizer: "sgd", "adam" or "module:function".
+        loss: "module:function", None for the cross entropy.
+        cut: one number or name, or a tuple with one per client.
+        partition: "iid", a Dirichlet α, or a tuple of C index arrays.
+        timeout: s without an answer after which a client counts as gone.
+        save_every: s between two checkpoints.
+        record: keep every tensor that crosses, for tests of privacy.
+        emulation: slower devices and links, None for none.
+        round_time: s of a round by the plan, NaN without one.
+    """
+
+    framework: str
+    model: str
+    dataset: str
+    rounds: int
+    n_clients: int
+    batch_size: int
+    local_steps: int
+    cut: int | str | tuple
+    phi: float
+    linearise: str = "representative"
+    partition: str | float | tuple = "iid"
+    optimizer: str = "sgd"
+    lr: float | None = None
+    loss: str | None = None
+    seed: int = 0
+    model_seed: int = 0
+    model_options: dict = field(default_factory=dict)
+    eval_every: int = 1
+    device: str = "cpu"
+    timeout: float = 30.0
+    save_every: float = 10.0
+    record: bool = False
+    emulation: EdgeEmulation | None = None
+    round_time: float = float("nan")
+
+    @classmethod
+    def of(cls, framework: str, model: str, dataset: str = "digits", *, plan=None, emulation=None, **options) -> "Job":
+        """Return the job of these arguments, with defaults from a plan and checked as `psl.train` checks them.
+
+        Raises:
+            ScenarioError, CutError: as `psl.train`; no star framework; nothing of that name.
+        """
+        fix = "use one of them; psl.distributed.run_pipeline runs a pipeline"
+        check_choice("framework", framework, STAR, fix)
+        known = [f.name for f in fields(cls)] + ["plan"]
+        for name in options:
+            check_choice("argument", name, known)
+        given = {name: options.pop(name, None) for name in _RESOLVED}
+        found = resolve(framework, plan=plan, **given)
+        timeout = check_number("timeout", options.pop("timeout", 30.0), minimum=0, strict=True, fix="pass seconds")
+        counts = {name: check_count(name, options.pop(name, 0), minimum=0) for name in ("seed", "model_seed")}
+        eval_every = check_count("eval_every", options.pop("eval_every", 1))
+        job = cls(
+            framework, model, dataset, found.rounds, found.n_clients, found.batch_size, found.local_steps,
+            tuple(found.cut) if isinstance(found.cut, list) else found.cut, found.phi, found.linearise,
+            timeout=timeout, eval_every=eval_every, emulation=emulation, round_time=found.round_time,
+            **counts, **options,
+        )  # fmt: skip
+        if plan is not None:
+            check_plan_fits(plan, job.build_model())
+        if emulation is not None and emulation.n_processes != job.n_clients + 1:
+            want = f"a star of {job.n_clients + 1} processes"
+            raise expected("emulate", want, f"{emulation.n_processes}", "make it for this plan")
+        return job
+
+    @property
+    def kind(self) -> type[Framework]:
+        """The framework's class."""
+        return FRAMEWORKS[self.framework]
+
+    @property
+    def steps(self) -> int:
+        """Mini-batches per client and round."""
+        return self.local_steps if self.kind.averages else 1
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a client waits for the server, which may itself wait for other clients.
+
+        A server that was killed is noticed at once, since its connections close; this is for one that hangs.
+        """
+        return 5 * self.timeout * (self.n_clients if self.framework == "sl" else 1)
+
+    def cut_of(self, client: int) -> int | str:
+        """Return the cut of a client."""
+        return self.cut[client] if isinstance(self.cut, tuple) else self.cut
+
+    def build_model(self) -> nn.Module:
+        """Return the model with its first weights, the same in every process."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.model_seed)
+            return find("model", self.model, "psl.models:cnn")(**self.model_options)
+
+    def open_dataset(self):
+        """Return what `psl.train` takes as data: a name, or a pair (train, test)."""
+        if ":" not in self.dataset:
+            if self.dataset not in NAMES:
+                want = f"one of {', '.join(NAMES)}, or 'module:function'"
+                raise expected("dataset", want, repr(self.dataset), "name one that every process finds", DataError)
+            return self.dataset
+        return find("dataset", self.dataset, "'digits'")()
+
+    def prepare(self, client: int = 0, segments: Segments | None = None) -> Framework:
+        """Return the framework with one client, whose halves a process uses: the device's or the server's.
+
+        Args:
+            client: whose cut is meant where each has its own.
+            segments: told which part of a step is computed.
+        """
+        device = torch.device(self.device)
+        model = self.build_model()
+        optimizer = find("optimizer", self.optimizer, "'sgd'") if ":" in self.optimizer else self.optimizer
+        loss = cross_entropy if self.loss is None else find("loss", self.loss, "'module:function'")
+        loss = loss if segments is None else segments.around_loss(loss)
+        cut = [self.cut_of(client)] if self.kind.several_cuts else self.cut
+        setup = Setup(
+            prepare_model(model, device, image_layout(model, device)), np.ones(1), self.batch_size,
+            optimizer_factory(optimizer, self.lr), loss, self.local_steps, cut, self.phi, self.linearise,
+        )  # fmt: skip
+        run = self.kind(setup, Link())
+        if segments is not None:
+            segments.watch(run.optimizers.values())
+        return run
+
+    def holds_all(self, run: Framework) -> bool:
+        """Whether the device of a framework from `prepare` holds the whole model, and the server none of it."""
+        return self.framework == "edgesplit" and run.rest(0) is None
+
+    @property
+    def n_aggregated(self) -> int:
+        """n_A, the slots whose gradients come down once for all clients."""
+        return aggregated_slots(self.phi, self.batch_size) if self.framework == "epsl" and self.n_clients > 1 else 0
+
+    def identity(self) -> dict:
+        """Return what two processes, or a run and its checkpoint, must agree on."""
+        values = {k: v for k, v in self.to_dict().items() if k not in _NOT_IDENTITY}
+        return {name: json.dumps(value, sort_keys=True) for name, value in values.items()}
+
+    def digest(self) -> list[int]:
+        """Return 4 whole numbers that differ where `identity` does."""
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).digest()
+        return [int.from_bytes(digest[k : k + 7], "big") for k in range(0, 28, 7)]
+
+
+_RESOLVED = ("rounds", "n_clients", "batch_size", "local_steps", "cut", "phi", "linearise")
+
+
+def find(what: str, name: str, such_as: str) -> Callable:
+    """Return a function by its name "module:function".
+
+    Raises:
+        ScenarioError: there is none.
+    """
+    place, _, attribute = name.partition(":") if isinstance(name, str) else ("", "", "")
+    try:
+        found = getattr(importlib.import_module(place), attribute)
+    except (ImportError, AttributeError, ValueError) as cause:
+        fix = f"name a function that every process can import, such as {such_as}"
+        raise expected(what, "'module:function'", repr(name)[:80], fix) from cause
+    if not callable(found) or (what == "dataset" and inspect.isclass(found)):
+        fix = f"name a function, such as {such_as}"
+        raise expected(what, "a function", f"{name!r}, {type(found).__name__}", fix)
+    return found

@@ -1,0 +1,352 @@
+"""The server's side of each framework's round: what it asks of its clients, and its own half of the step."""
+
+import contextlib
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from psl.distributed.client import Command
+from psl.distributed.job import Job
+from psl.distributed.peer import Peer
+from psl.distributed.segments import Segments
+from psl.training.evaluate import hits
+from psl.training.frameworks.local import Average, copy_into
+from psl.training.link import Link, exchanged
+from psl.training.loop import round_generator, seed_turn
+
+Each = Callable[[list[Peer], Callable[[Peer], object]], dict[Peer, object]]
+
+
+class Star(ABC):
+    """Rounds of one framework.
+
+    Args:
+        job: the run.
+        compute: ``compute(client)`` returns what wraps the server's computations; the client matters only where each
+            has a part of the server to itself.
+        each: ``each(peers, action)`` does something with several clients at a time and returns the results of those
+            that did not fail; the others are given up.
+    """
+
+    def __init__(self, job: Job, compute: Callable[[int], Callable], each: Each):
+        self.job, self.each, self.link = job, each, Link()
+        self.segments = Segments(compute(0))
+        self.run = job.prepare(0, self.segments)
+        self.device = torch.device(job.device)
+
+    @abstractmethod
+    def round(self, index: int, peers: list[Peer], shares: np.ndarray) -> tuple[float, list[Peer]]:
+        """Run a round and return its training loss and the clients that took part in all of it.
+
+        Args:
+            index: of the round.
+            peers: the clients that are there.
+            shares: (C,) numbers of samples of all clients.
+        """
+
+    def welcome(self, peer: Peer, index: int, returning: bool) -> None:
+        """Prepare a client that has just come, before round `index`; `returning` if it was there before."""
+        peer.expect_activations(self.run.devices[0].module)
+
+    @torch.inference_mode()
+    def evaluate(self, index: int, peers: list[Peer]) -> np.ndarray:
+        """Return the test accuracy of each distinct client model; the clients do their part on the test data."""
+        self.train(False)
+        found = self.each(self.tested(peers), lambda peer: self._evaluate(index, peer))
+        self.train(True)
+        return np.array(list(found.values()))
+
+    def _evaluate(self, index, peer):
+        with torch.inference_mode():  # in this thread too
+            rest = self.rest(peer)
+            batches = peer.test_batches(index)
+            right = sum(hits(smashed if rest is None else rest(smashed), labels) for smashed, labels in batches)
+        return right / peer.hello.n_tests
+
+    def train(self, mode: bool) -> None:
+        """Put the server's layers into training or evaluation mode."""
+        self.run.train(mode)
+
+    def tested(self, peers: list[Peer]) -> list[Peer]:
+        """Return the clients whose models differ, or one of them if none do."""
+        return peers[:1]
+
+    def rest(self, peer: Peer) -> torch.nn.Module | None:
+        """Return the server's layers for a client, None if it holds the whole model."""
+        return self.run.server
+
+    def state_dict(self) -> dict:
+        """Return everything that training changes here."""
+        return {"framework": self.run.state_dict(), "link": [self.link.uplink_bits, self.link.downlink_bits]}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` returned."""
+        self.run.load_state_dict(state["framework"])
+        self.link.uplink_bits, self.link.downlink_bits = state["link"]
+
+    def model_state(self) -> dict[str, torch.Tensor]:
+        """Return the server's part of the trained model, by the names of the whole model."""
+        return dict(self.run.server.state_dict())
+
+    def train_together(self, index: int, k: int, peers: list[Peer], weights: np.ndarray, rng):
+        """Take local step k with several clients at once; returns the loss and those that got their gradients.
+
+        Args:
+            index: of the round.
+            peers: the clients.
+            weights: (C,) λ_i of all clients; those of the ones that answer are divided by their sum.
+            rng: draws representatives.
+        """
+        number = index * self.job.steps + k
+
+        def upload(peer):
+            peer.command(Command.TRAIN, index, k)
+            return peer.batch(number)
+
+        arrived = self.each(peers, upload)
+        if not arrived:
+            return float("nan"), []
+        smashed, labels = map(list, zip(*arrived.values(), strict=True))
+        for tensors in zip(smashed, labels, strict=True):
+            for tensor in tensors:
+                self.link.up(tensor)
+        chosen = weights[[peer.number for peer in arrived]]
+        chosen = chosen if len(arrived) == len(weights) else chosen / chosen.sum()
+        seed_turn(self.job.seed, index, self.device, "server", next(iter(arrived)).number, k)
+        with self.segments("forward", k):
+            found = self.run.server_step(smashed, labels, chosen, rng)
+        shared, own = found.shared, found.own
+        if shared is None and self.job.n_aggregated:  # one client is left: it aggregates with itself
+            n_agg = self.job.n_aggregated
+            shared, own = own[0][:n_agg], [own[0][n_agg:]]
+        if shared is not None:
+            self.link.broadcast(shared)
+        for gradient in own:
+            self.link.down(gradient)
+        gradients = dict(zip(arrived, own, strict=True))
+        served = self.each(list(arrived), lambda peer: peer.gradients(number, shared, gradients[peer]))
+        return found.loss, list(served)
+
+
+class Parallel(Star):
+    """PSL and EPSL: all clients at once, each with its own client-side model."""
+
+    def round(self, index, peers, shares):
+        rng, losses = round_generator(self.job.seed, index), []
+        rng.integers(2**63)  # torch's seed of the round, drawn first in `psl.train` too
+        for k in range(self.job.steps):
+            loss, peers = self.train_together(index, k, peers, shares / shares.sum(), rng)
+            losses.append(loss)
+        return float(sum(losses) / self.job.steps), peers
+
+    def tested(self, peers):
+        return peers
+
+
+class SplitFed(Parallel):
+    """SFL: the client-side models are averaged after the local steps."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.average: list[torch.Tensor] | None = None
+        self.like = exchanged(self.run.devices[0].module)
+
+    def round(self, index, peers, shares):
+        loss, peers = super().round(index, peers, shares)
+        models = self.each(peers, lambda peer: peer.give(index, self.like))
+        if models:
+            average = Average(self.like)
+            weights = shares / shares.sum()
+            chosen = weights[[peer.number for peer in models]]
+            chosen = chosen if len(models) == len(weights) else chosen / chosen.sum()
+            for model, weight in zip(models.values(), chosen, strict=True):
+                average.add([self.link.up(tensor) for tensor in model], weight)
+            self.average = [self.link.broadcast(tensor) for tensor in average.tensors]
+        return loss, list(self.each(list(models), lambda peer: peer.take(index, self.average, broadcast=True)))
+
+    def welcome(self, peer, index, returning):
+        super().welcome(peer, index, returning)
+        if returning and self.average is not None:
+            peer.take(index, self.average)
+
+    def tested(self, peers):
+        return peers[:1]
+
+    def state_dict(self):
+        return super().state_dict() | {"average": self.average}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.average = state["average"]
+
+
+class Sequential(Star):
+    """SL: one client after the other; the client-side model goes through the server to the next."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.model: list[torch.Tensor] | None = None  # as it was when a client last gave it
+        self.holder: int | None = None  # who has it; at first everybody
+        self.like = exchanged(self.run.devices[0].module)
+
+    def round(self, index, peers, shares):
+        total, done = 0.0, []
+        weights = shares / shares.sum()
+        for peer in peers:
+            loss, served = self._turn(index, peer, weights)
+            if not served:
+                continue
+            done.append(peer)
+            total = total + weights[peer.number] * loss
+            if self.job.n_clients > 1:
+                there = [p for p in peers if p.failed is None]
+                self._hand_to(index, next((p for p in there if p.number > peer.number), there[0]))
+        if not done:
+            return float("nan"), []
+        everybody = len(done) == len(shares)
+        return float(total if everybody else total / weights[[p.number for p in done]].sum()), done
+
+    def _turn(self, index, peer, weights):
+        if self.holder not in (None, peer.number) and not self._hand_to(index, peer):
+            return float("nan"), []
+        loss, served = self.train_together(index, 0, [peer], weights, None)
+        if served and self.job.n_clients > 1:
+            given = self.each(served, lambda peer: peer.give(index, self.like))
+            for model in given.values():
+                self.model, self.holder = [self.link.up(tensor) for tensor in model], peer.number
+            served = list(given)
+        return loss, served
+
+    def _hand_to(self, index, peer):
+        model = [self.link.down(tensor) for tensor in self.model]
+        self.holder = peer.number if self.each([peer], lambda peer: peer.take(index, model)) else -1
+        return self.holder == peer.number
+
+    def welcome(self, peer, index, returning):
+        super().welcome(peer, index, returning)
+        if self.model is not None and self.holder == peer.number:
+            self.holder = -1  # it came back without the model
+
+    def tested(self, peers):
+        return [peer for peer in peers if peer.number == self.holder] or peers[:1]
+
+    def state_dict(self):
+        return super().state_dict() | {"model": self.model, "holder": self.holder}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.model, self.holder = state["model"], state["holder"]
+
+
+class Separate(Star):
+    """EdgeSplit: every client alone with server layers of its own for the local steps, then the average of all models.
+
+    The clients are served side by side, each in its thread. With layers that draw random numbers on both sides of a
+    cut (dropout), the server's draws are others than in `psl.train`, where they follow the device's.
+    """
+
+    def __init__(self, job, compute, each):
+        self._lock = threading.Lock()
+        self._turns: dict[int, tuple[int, int]] = {}
+        self.job, self.each, self.link = job, each, Link()
+        self.device = torch.device(job.device)
+        self.all_segments = [Segments(self._exclusive(compute(i), i)) for i in range(job.n_clients)]
+        self.runs = [job.prepare(i, segments) for i, segments in enumerate(self.all_segments)]
+        self.run = self.runs[0]
+        self.likes = [exchanged(run.devices[0].module) for run in self.runs]
+        self.average = [tensor.detach().clone() for tensor in exchanged(self.run.setup.model)]
+
+    def _exclusive(self, compute, client):
+        """One forward pass at a time: torch's random numbers belong to the process, not to the thread."""
+
+        @contextlib.contextmanager
+        def exclusive(kind, number):
+            with compute(kind, number):
+                if kind != "forward":
+                    yield
+                    return
+                with self._lock:
+                    seed_turn(self.job.seed, self._turns[client], self.device, "device", client, number)
+                    yield
+
+        return exclusive
+
+    def round(self, index, peers, shares):
+        found = self.each(peers, lambda peer: self._local_steps(index, peer))
+        weights = shares / shares.sum()
+        if len(found) < len(weights) and found:
+            weights = weights / weights[[peer.number for peer in found]].sum()
+        total = 0.0 if found else float("nan")
+        average = Average(self.average)
+        for peer, (losses, model) in found.items():
+            for loss in losses:
+                total = total + weights[peer.number] * loss
+            copy_into(self.likes[peer.number], model)
+            average.add(exchanged(self.runs[peer.number].setup.model), weights[peer.number])
+        if found:
+            self.average = average.tensors
+        for run in self.runs:
+            copy_into(exchanged(run.setup.model), self.average)
+        done = self.each(list(found), lambda peer: self._send_part(index, peer))
+        self._count()
+        return float(total / self.job.steps), list(done)
+
+    def _local_steps(self, index, peer):
+        job, i = self.job, peer.number
+        run, self._turns[i] = self.runs[i], index
+        peer.command(Command.TRAIN, index, -1)
+        if job.holds_all(run):
+            losses = list(peer.losses(index))
+        else:
+            losses = [self._local_step(index * job.steps + k, k, peer, run) for k in range(job.steps)]
+        return losses, [run.link.up(tensor) for tensor in peer.give(index, self.likes[i])]
+
+    def _local_step(self, number, k, peer, run):
+        smashed, labels = map(run.link.up, peer.batch(number))
+        with self.all_segments[peer.number]("forward", k):
+            found = run.server_step(0, [smashed], [labels])
+        (own,) = found.own
+        peer.gradients(number, None, run.link.down(own))
+        return found.loss
+
+    def _send_part(self, index, peer):
+        part, link = self.likes[peer.number], self.runs[peer.number].link
+        peer.take(index, [link.down(tensor) for tensor in part])
+
+    def _count(self):
+        self.link.uplink_bits = sum(run.link.uplink_bits for run in self.runs)
+        self.link.downlink_bits = sum(run.link.downlink_bits for run in self.runs)
+
+    def welcome(self, peer, index, returning):
+        peer.expect_activations(self.runs[peer.number].devices[0].module)
+        if returning:
+            self._send_part(index, peer)
+
+    def rest(self, peer):
+        return self.runs[peer.number].rest(0)
+
+    def train(self, mode):
+        for run in self.runs:
+            run.train(mode)
+
+    def state_dict(self):
+        links = [[run.link.uplink_bits, run.link.downlink_bits] for run in self.runs]
+        return {"runs": [run.state_dict() for run in self.runs], "average": self.average, "links": links}
+
+    def load_state_dict(self, state):
+        self.average = state["average"]
+        for run, saved, bits in zip(self.runs, state["runs"], state["links"], strict=True):
+            run.load_state_dict(saved)
+            run.link.uplink_bits, run.link.downlink_bits = bits
+        self._count()
+
+    def model_state(self):
+        return dict(self.run.setup.model.state_dict())
+
+
+STARS: dict[str, type[Star]] = {
+    "sl": Sequential, "sfl": SplitFed, "psl": Parallel, "epsl": Parallel, "edgesplit": Separate,
+}  # fmt: skip
