@@ -10,10 +10,10 @@ from edgesplit_scenarios import BATCH, STEPS, measured, random_case
 from psl.networks.cluster import EdgeCluster
 from psl.schedulers import edgesplit
 from psl.schedulers.edgesplit.bisection import EnumeratedProblem, bisect_deadline
-from psl.schedulers.edgesplit.envelope import lowest_lines
+from psl.schedulers.edgesplit.envelope import lowest_lines, undominated
 from psl.schedulers.edgesplit.exact import best_split
 from psl.schedulers.edgesplit.problem import EdgeSplitProblem
-from psl.schedulers.edgesplit.sharing import share_band, shared_deadline
+from psl.schedulers.edgesplit.sharing import share_band
 
 
 def solve(profile, cluster, method="exact", **options):
@@ -120,6 +120,19 @@ def test_lowest_lines():
             np.testing.assert_allclose(intercept[found] + slope[found] * places, best[: len(places)], atol=1e-12)
 
 
+def test_undominated_choices():
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        cost, need = rng.integers(0, 5, size=(2, int(rng.integers(1, 10))))
+        keep = undominated(cost, need)
+        for j in range(len(cost)):
+            beaten = [i for i in range(len(cost)) if cost[i] <= cost[j] and need[i] <= need[j] and i != j]
+            strictly = any((cost[i], need[i]) != (cost[j], need[j]) for i in beaten)
+            twins = [i for i in (*beaten, j) if (cost[i], need[i]) == (cost[j], need[j])]
+            assert not (keep[j] and strictly), f"seed {seed}"
+            assert strictly or sum(keep[i] for i in twins) == 1, f"seed {seed}"
+
+
 def test_bandwidth_for_fixed_cuts_equals_cvxpy():
     for seed in range(40):
         profile, cluster = random_case(seed, n_devices=(1, 8), memory=False)
@@ -127,9 +140,8 @@ def test_bandwidth_for_fixed_cuts_equals_cvxpy():
         cuts = rng.integers(1, profile.n_units + 1, cluster.n_devices)
         c = np.array([compute_seconds(profile, cluster, i, j, BATCH, STEPS) for i, j in enumerate(cuts)])
         q = np.array([bits(profile, j, BATCH, STEPS) for j in cuts]) / cluster.spectral_efficiency
-        deadline = shared_deadline(c, q, cluster.bandwidth)
+        shares, deadline = share_band(c, q, cluster.bandwidth)
         assert deadline == pytest.approx(cvxpy_bandwidth(c, q, cluster.bandwidth), rel=1e-6), f"seed {seed}"
-        shares = share_band(c, q, cluster.bandwidth)
         assert shares.sum() == pytest.approx(cluster.bandwidth, rel=1e-12)
         np.testing.assert_allclose(c + q / shares, deadline, rtol=1e-12)
 
@@ -140,9 +152,8 @@ def test_bandwidth_of_lopsided_loads():
         n = int(rng.integers(1, 30))
         c, q = 10 ** rng.uniform(-6, 6, n), 10 ** rng.uniform(-9, 9, n)
         total = 10 ** rng.uniform(-6, 12)
-        shares = share_band(c, q, total)
+        shares, deadline = share_band(c, q, total)
         assert shares.sum() == pytest.approx(total, rel=1e-12), f"seed {seed}"
-        deadline = shared_deadline(c, q, total)
         np.testing.assert_allclose(c + q / shares, deadline, rtol=1e-9, err_msg=f"seed {seed}")
 
 

@@ -93,4 +93,4 @@ def bisection(problem: EnumeratedProblem, report) -> tuple[np.ndarray, np.ndarra
         report({"step": 0, "round_time": float(problem.times(cuts, bandwidth).max())})
         return cuts, bandwidth
     cuts = problem.frugal_cuts(bisect_deadline(problem, report=report))
-    return cuts, share_band(problem.compute(cuts), problem.load(cuts), problem.total)
+    return cuts, share_band(problem.compute(cuts), problem.load(cuts), problem.total)[0]

@@ -1,4 +1,4 @@
-"""Which of a few straight lines is lowest, at very many places."""
+"""Which of a few straight lines is lowest, at very many places; and which of a few choices can be best at all."""
 
 import numpy as np
 
@@ -35,3 +35,16 @@ def lowest_lines(intercept: np.ndarray, slope: np.ndarray, x: np.ndarray) -> np.
         hull.append(j)
         starts.append(start)
     return np.array(hull)[np.searchsorted(starts[1:], x)]
+
+
+def undominated(cost: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """Return (K,) bool: which choices no other beats in both cost and bits; of equals one stays.
+
+    Args:
+        cost, bits: (K,).
+    """
+    order = np.lexsort((bits, cost))
+    ordered = bits[order]
+    keep = np.ones(len(bits), dtype=bool)
+    keep[order[1:]] = ordered[1:] < np.minimum.accumulate(ordered)[:-1]
+    return keep

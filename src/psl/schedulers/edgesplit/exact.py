@@ -9,7 +9,7 @@ import numpy as np
 
 from psl.schedulers.edgesplit.blocks import share_blocks
 from psl.schedulers.edgesplit.problem import EdgeSplitProblem
-from psl.schedulers.edgesplit.sharing import share_band, shared_deadline
+from psl.schedulers.edgesplit.sharing import share_band
 
 
 def best_split(problem: EdgeSplitProblem, report=None) -> tuple[np.ndarray, np.ndarray, float]:
@@ -20,9 +20,9 @@ def best_split(problem: EdgeSplitProblem, report=None) -> tuple[np.ndarray, np.n
         report: called with a dict for the history after every improvement.
     """
     report = report or (lambda event: None)
-    cuts, deadline = best_deadline(problem, report)
+    cuts, bandwidth, deadline = best_continuous(problem, report)
     if problem.block is None:
-        return cuts, share_band(problem.compute(cuts), problem.load(cuts), problem.total), deadline
+        return cuts, bandwidth, deadline
     # No allocation of whole blocks is earlier than the continuous optimum.
     cuts, bandwidth = best_blocks(problem, deadline)
     deadline = float(problem.times(cuts, bandwidth).max())
@@ -30,38 +30,41 @@ def best_split(problem: EdgeSplitProblem, report=None) -> tuple[np.ndarray, np.n
     return cuts, bandwidth, deadline
 
 
-def best_deadline(problem: EdgeSplitProblem, report) -> tuple[np.ndarray, float]:
-    """Return (N,) cuts and the optimal round time, seconds, for bandwidth that can be shared in any parts.
+def best_continuous(problem: EdgeSplitProblem, report) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return (N,) cuts, (N,) Hz and the optimal round time, seconds, for bandwidth that can be shared in any parts.
 
     Policy iteration: the cuts that need least bandwidth at T, then the least T for these cuts, until T stays. Every T
     is the optimum for some cuts, hence no less than the optimum; and it falls until the cuts that need least at T need
     the whole band, when no earlier T can be met: as a rule 3 or 4 rounds.
     """
     cuts = problem.best_cuts(problem.total / problem.n_devices)
-    deadline = _deadline_of(problem, cuts)
+    bandwidth, deadline = _share(problem, cuts)
     if problem.silent:
-        cuts, deadline, final = _after_silence(problem, cuts, deadline)
-        if final:
-            report({"step": 0, "round_time": deadline})
-            return cuts, deadline
+        cuts, optimum = _after_silence(problem, cuts, deadline)
+        bandwidth, deadline = _share(problem, cuts)
+        if optimum is not None:
+            report({"step": 0, "round_time": optimum})
+            return cuts, bandwidth, optimum
     for step in range(1_000):
         # In whole blocks this is a bound, not a plan: nothing to report.
         if problem.block is None:
             report({"step": step, "round_time": deadline})
         trial = problem.frugal_cuts(deadline)
-        earlier = _deadline_of(problem, trial)
+        if np.array_equal(trial, cuts):
+            break
+        share, earlier = _share(problem, trial)
         if not earlier < deadline * (1 - 1e-15):
             break
-        cuts, deadline = trial, earlier
-    return cuts, deadline
+        cuts, bandwidth, deadline = trial, share, earlier
+    return cuts, bandwidth, deadline
 
 
-def _deadline_of(problem, cuts):
-    return shared_deadline(problem.compute(cuts), problem.load(cuts), problem.total)
+def _share(problem, cuts):
+    return share_band(problem.compute(cuts), problem.load(cuts), problem.total)
 
 
 def _after_silence(problem, cuts, deadline):
-    """Return better cuts and deadline to start from, and whether they are optimal, where cuts without bits exist.
+    """Return cuts to start from where cuts without bits exist, and the optimal round time if they are optimal.
 
     A device needs no bandwidth at all from the time z_i on that it takes with a cut without bits. Between two of these
     times the needs are continuous, which is what policy iteration takes for granted; so find the first z_i that can be
@@ -77,12 +80,11 @@ def _after_silence(problem, cuts, deadline):
         else:
             low = middle + 1
     if low == len(moments):
-        return cuts, deadline, False
+        return cuts, None
     before = float(np.nextafter(moments[low], 0.0))
     if not problem.meets(before):
-        return problem.frugal_cuts(moments[low]), float(moments[low]), True
-    cuts = problem.frugal_cuts(before)
-    return cuts, _deadline_of(problem, cuts), False
+        return problem.frugal_cuts(moments[low]), float(moments[low])
+    return problem.frugal_cuts(before), None
 
 
 def best_blocks(problem: EdgeSplitProblem, below: float) -> tuple[np.ndarray, np.ndarray]:
@@ -107,14 +109,14 @@ def best_blocks(problem: EdgeSplitProblem, below: float) -> tuple[np.ndarray, np
 
 def best_bandwidth(problem: EdgeSplitProblem, cuts: np.ndarray) -> np.ndarray:
     """Return (N,) Hz, continuous or in whole blocks, that make the round with these cuts as short as possible."""
-    compute, load = problem.compute(cuts), problem.load(cuts)
+    bandwidth, below = _share(problem, cuts)
     if problem.block is None:
-        return share_band(compute, load, problem.total)
+        return bandwidth
     counts = share_blocks(
         lambda deadline: problem.bandwidth_for(cuts, deadline),
         lambda bandwidth: problem.times(cuts, bandwidth),
         np.rint(problem.even_bandwidth() / problem.block),
-        shared_deadline(compute, load, problem.total),
+        below,
         problem.n_blocks,
         problem.block,
     )

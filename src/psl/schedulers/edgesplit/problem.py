@@ -8,7 +8,7 @@ import numpy as np
 from psl.errors import InfeasibleError, check_array, check_count, check_number, expected
 from psl.networks.cluster import EdgeCluster
 from psl.profiles import Profile
-from psl.schedulers.edgesplit.envelope import lowest_lines
+from psl.schedulers.edgesplit.envelope import lowest_lines, undominated
 
 _FASTEST = 1e6  # times the reference device: nobody is; a larger speed must be meant in FLOP/s
 _ROUNDING = 1e-9  # relative; bandwidths that exceed the band by no more are taken to fill it
@@ -86,15 +86,13 @@ class EdgeSplitProblem:
 
     def _measured_tables(self, samples):
         """Return (N,) the table of each device, -1 for none, and (tables, L+1) seconds of its computing."""
-        family, tables, seen = np.full(self.n_devices, -1), [], {}
-        for i, own in enumerate(self.cluster.profiles or ()):
-            if own is not None:
-                key = own.fwd_flops.tobytes() + own.bwd_flops.tobytes()
-                if key not in seen:
-                    seen[key] = len(tables)
-                    tables.append(samples * (own.fwd_flops + own.bwd_flops))
-                family[i] = seen[key]
-        return family, np.array(tables).reshape(len(tables), len(self.work))
+        profiles = self.cluster.profiles or (None,) * self.n_devices
+        number, tables = {id(None): -1}, {}
+        for own in {id(own): own for own in profiles if own is not None}.values():
+            table = samples * (own.fwd_flops + own.bwd_flops)
+            number[id(own)] = tables.setdefault(table.tobytes(), (len(tables), table))[0]
+        family = np.array([number[id(own)] for own in profiles])
+        return family, np.array([table for _, table in tables.values()]).reshape(len(tables), len(self.work))
 
     def _check_feasible(self):
         small = np.flatnonzero(self.deepest < self.min_cut)
@@ -134,6 +132,11 @@ class EdgeSplitProblem:
         for kind, devices in zip(kinds, np.split(order, first[1:]), strict=True):
             family, deepest = divmod(int(kind), len(self.work))
             cuts = np.arange(self.min_cut, deepest + 1)
+            if family:
+                cuts = cuts[undominated((self.server_seconds + self.own_seconds[family - 1])[cuts], self.bits[cuts])]
+            else:  # to some devices the server's share is faster, to others slower: work helps or hurts
+                work, bits = self.work[cuts], self.bits[cuts]
+                cuts = cuts[undominated(work, bits) | undominated(-work, bits)]
             base, work, pull = self.server_seconds[cuts], self.work[cuts], self.work[cuts]
             x, tilt = pace[devices], pace[devices] - share
             if family:
@@ -253,8 +256,10 @@ class EdgeSplitProblem:
 
 def check_profile(profile: Profile, cluster: EdgeCluster) -> None:
     """Raise `ScenarioError` unless the cluster's speeds and its devices' own profiles go with the profile."""
-    for i, own in enumerate(cluster.profiles or ()):
-        if own is not None and own.names != profile.names:
+    first = {id(own): i for i, own in reversed(list(enumerate(cluster.profiles or ()))) if own is not None}
+    for i in sorted(first.values()):
+        own = cluster.profiles[i]
+        if own.names != profile.names:
             raise expected(
                 f"EdgeCluster.profiles[{i}]", f"the {len(profile.names)} cuts of the profile",
                 f"{len(own.names)} cuts, {', '.join(map(repr, own.names[:3]))} ...",
