@@ -65,7 +65,7 @@ def test_the_scan_beats_every_size():
 def test_one_bottleneck_gives_the_published_closed_form():
     curve = MicroBatchCurve(400, 0.5, 0.03, np.array([0.2, 0.0]), np.array([0.02, 1e-6]))
     b = math.sqrt(400 * 0.2 / (0.03 - 0.02))  # 89.4
-    assert curve.bottleneck() in (math.floor(b), math.ceil(b))
+    assert curve.closed_form(32) == curve.closed_form(1) == curve.bottleneck() in (math.floor(b), math.ceil(b))
     assert curve.envelope() in (80, 100)  # 5 or 4 micro-batches; 89 and 90 need 5 as well, but 80 will do
     # Without M in whole numbers it is the minimum of T.
     found = minimize_scalar(lambda b: 0.5 + 0.03 * b + (400 / b - 1) * (0.2 + 0.02 * b), bounds=(1, 400)).x
@@ -94,6 +94,15 @@ def test_the_envelope_is_close_to_the_scan_and_the_moving_bottleneck_is_not():
             assert values[-1] >= 0, f"seed {seed}"
     assert np.mean(excess["envelope"]) < 0.005 and np.max(excess["envelope"]) < 0.05
     assert np.mean(excess["bottleneck"]) > 0.03 and np.max(excess["bottleneck"]) > 0.3
+
+
+def test_the_closed_form_can_go_round_in_circles():
+    # A node with fixed costs is the bottleneck of small micro-batches, a link without them that of large ones.
+    curve = MicroBatchCurve(512, 0.2, 0.06, np.array([0.1, 0.0]), np.array([0.01, 0.04]))
+    large = curve.closed_form(at=1)
+    assert large > 1 and curve.closed_form(at=large) == 1
+    assert curve.bottleneck(1) == curve.bottleneck(large) == large
+    assert curve.total(curve.closed_form(at=large)) > 2 * curve.total(curve.scan())
 
 
 def test_limits():

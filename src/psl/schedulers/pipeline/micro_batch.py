@@ -97,18 +97,25 @@ class MicroBatchCurve:
         """Return the b of least T, exactly, out of the 2 √B useful ones."""
         return self._better(useful_micro_batches(self.mini_batch))
 
-    def bottleneck(self, start: int = 32) -> int:
-        """Return b* = sqrt(B β0 / (α − β)) of the bottleneck at b, rounded well, again and again from b = `start`.
+    def closed_form(self, at: int = 32) -> int:
+        """Return b* = sqrt(B β0 / (α − β)) of the bottleneck at b = `at`, the better of its floor and ceiling.
 
-        The published closed form taken at its word. It knows one bottleneck at a time: where the bottleneck changes
-        with b it may settle far from the optimum; where it goes round in circles, the best of the circle is returned.
+        The published closed form. It knows one bottleneck: at b* another resource may be the slowest.
+        """
+        at = min(check_count("at", at), self.mini_batch)
+        stationary = self._stationary()[np.argmax(self.beta0 + self.beta * at)]
+        return self._better([np.floor(stationary), np.ceil(stationary)])
+
+    def bottleneck(self, start: int = 32) -> int:
+        """Return the closed form's b, taken again at its own result until it repeats itself, from b = `start`.
+
+        Where it goes round in circles, as it does between a bottleneck with fixed costs and one without, the best of
+        the circle is returned.
         """
         b, seen = min(check_count("start", start), self.mini_batch), []
         while b not in seen:
             seen.append(b)
-            r = int(np.argmax(self.beta0 + self.beta * b))
-            stationary = self._stationary()[r]
-            b = self._better([np.floor(stationary), np.ceil(stationary)])
+            b = self.closed_form(b)
         return self._better(seen[seen.index(b) :])
 
     def envelope(self) -> int:
