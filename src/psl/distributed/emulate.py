@@ -12,6 +12,11 @@ from psl.distributed.pacing import DelayLine, sleep_until
 from psl.errors import check_array, check_choice, expected
 from psl.records import Record
 
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: computations do not take turns there
+    fcntl = None
+
 #: Who keeps the rates of links: the kernel, the sending process, or nobody.
 LINKS = ("kernel", "pacing", "none")
 
@@ -96,9 +101,9 @@ class EdgeEmulation(Record):
         rate = float(getattr(self, way)[link]) if self.links == "pacing" else float("inf")
         return DelayLine([(rate, latency)])
 
-    def compute(self, process: int, record: Callable | None = None) -> "Compute":
-        """Return what slows the computations of a process down; `record` as in `Compute`."""
-        return Compute(float(self.slowdown[process]), float(self.overhead[process]), record)
+    def compute(self, process: int, record: Callable | None = None, turn=None) -> "Compute":
+        """Return what slows the computations of a process down; `record` and `turn` as in `Compute`."""
+        return Compute(float(self.slowdown[process]), float(self.overhead[process]), record, turn)
 
     def __repr__(self):
         factors = "×, ".join(f"{factor:.3g}" for factor in self.slowdown)
@@ -110,29 +115,46 @@ class Compute:
 
     What took t seconds of the thread's CPU time ends when ``overhead + factor · t`` seconds have passed since it began.
     It follows what was really computed, never what a formula predicts. Waiting for a core costs nothing as long as it
-    ends before that; what it takes beyond adds up in `overrun`.
+    ends before that; what it takes beyond adds up in `overrun`. Computations that share a file `turn` run one at a
+    time: two at once on cores that share caches, or that are two threads of one core, would slow each other down,
+    which the devices they stand for do not.
 
     Args:
         factor: of the computing time; 1 or less changes nothing.
         overhead: s added to each computation.
+        turn: path of the file to lock while computing; None: do not take turns.
         record: called with kind, number, start, end (s, `time.monotonic`) and the CPU seconds; optional.
     """
 
-    def __init__(self, factor: float = 1.0, overhead: float = 0.0, record: Callable | None = None):
+    def __init__(self, factor: float = 1.0, overhead: float = 0.0, record: Callable | None = None, turn=None):
         self.factor, self.overhead, self.record = factor, overhead, record
         self.overrun = 0.0
+        self._turn = None if turn is None or fcntl is None else open(turn, "ab")  # noqa: SIM115, as long as this lives
 
     @contextlib.contextmanager
     def __call__(self, kind: str, number: int = 0):
-        start, cpu = time.monotonic(), time.thread_time()
-        yield
-        cpu = time.thread_time() - cpu
+        start = time.monotonic()
+        with self._alone():
+            cpu = time.thread_time()
+            yield
+            cpu = time.thread_time() - cpu
         if self.factor > 1 or self.overhead > 0:
             due = start + self.overhead + max(self.factor, 1.0) * cpu
             self.overrun += max(time.monotonic() - due, 0.0)
             sleep_until(due)
         if self.record is not None:
             self.record(kind, number, start, time.monotonic(), cpu)
+
+    @contextlib.contextmanager
+    def _alone(self):
+        if self._turn is None:
+            yield
+            return
+        fcntl.flock(self._turn, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._turn, fcntl.LOCK_UN)
 
 
 def emulation_for(plan, links: str = "auto") -> EdgeEmulation:

@@ -1,7 +1,9 @@
 """Pipelined split learning in real processes: one per stage, and one per relay between them."""
 
+import contextlib
 import json
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +13,9 @@ import torch
 from tqdm.auto import tqdm
 
 from psl.distributed.emulate import EdgeEmulation, emulation_for
+from psl.distributed.nursery import Nursery, Worker, wait_all
 from psl.distributed.pipeline_worker import PipelineJob
-from psl.distributed.workers import Workers
-from psl.errors import check_choice, check_count, check_number, expected
+from psl.errors import PSLError, check_choice, check_count, check_number, expected
 from psl.training.curves import Curves
 from psl.training.evaluate import evaluate
 from psl.training.history import History
@@ -63,6 +65,7 @@ def run_pipeline(
     eval_every: int = 1,
     timeout: float = 60.0,
     progress: bool = True,
+    nursery: Nursery | None = None,
 ) -> PipelineRun:
     """Train with one process per stage on torch.distributed.pipelining, as ``psl.train("pipeline", …)`` does in one.
 
@@ -80,6 +83,7 @@ def run_pipeline(
         model_seed: of torch's generator when the factory is called.
         timeout: s that a process waits for its neighbour.
         progress: show a progress bar.
+        nursery: what starts the processes, to start it once for several runs; default one of its own.
 
     Raises:
         ScenarioError: an argument is out of range.
@@ -105,31 +109,56 @@ def run_pipeline(
     relays = _relays(plan, len(job.run.stages))
     emulation = _emulation(emulate, plan, relays)
     curves, rows = Curves(), _Rows(job)
-    with tempfile.TemporaryDirectory(prefix="psl-") as name, emulation.namespaces() as network:
-        folder = Path(name)
-        spec |= {"folder": name, "emulation": emulation.to_dict(), "relays": relays}
+    with contextlib.ExitStack() as stack:
+        if nursery is None:
+            nursery = stack.enter_context(Nursery())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="psl-")))
+        network = stack.enter_context(emulation.namespaces())
+        interfaces = ["lo" if network is None else network.interface(rank) for rank in range(len(relays))]
+        spec |= {"folder": str(folder), "emulation": emulation.to_dict(), "relays": relays, "interfaces": interfaces}
         (folder / "spec.json").write_text(json.dumps(spec))
-        arguments = [[folder / "spec.json", rank] for rank in range(len(relays))]
-        bar = tqdm(total=rounds, desc="pipeline", unit="round", disable=not progress)
-        with bar, Workers("psl.distributed.pipeline_worker", arguments, folder, network) as workers:
-
-            def watch():
-                for loss in _losses(folder)[curves.rounds :]:
-                    if not rows.add(curves, loss, folder):
-                        break
-                    bar.set_postfix(curves.shown(), refresh=False)
-                    bar.update()
-
-            workers.wait(watch)
-            watch()
+        workers: list[Worker] = []
+        stack.callback(_end, workers)  # before the network goes
+        for rank in range(len(relays)):
+            namespace = None if network is None else network.names[rank]
+            arguments = [str(folder / "spec.json"), str(rank)]
+            log = folder / f"log-{rank}"
+            workers.append(nursery.start("psl.distributed.pipeline_worker", arguments, log, namespace))
+        bar = stack.enter_context(tqdm(total=rounds, desc="pipeline", unit="round", disable=not progress))
+        while True:
+            over = _check(workers)
+            for loss in _losses(folder)[curves.rounds :]:
+                if not rows.add(curves, loss, folder):
+                    break
+                bar.set_postfix(curves.shown(), refresh=False)
+                bar.update()
+            if over:
+                break
+            time.sleep(0.02)
         reports = [json.loads((folder / f"events-{rank}.json").read_text()) for rank in range(len(relays))]
-    history = curves.history(
-        "pipeline", {k: v for k, v in spec.items() if k not in ("folder", "emulation")}, round_time
-    )
+    settings = {key: value for key, value in spec.items() if key not in ("folder", "emulation", "interfaces")}
+    history = curves.history("pipeline", settings, round_time)
     history.models.append(job.run.modules["model"].eval())
     events, round_times, step_times = collect(reports, relays)
     overrun = sum(report["overrun"] for report in reports)
     return PipelineRun(history, events, round_times, step_times, emulation.links, overrun)
+
+
+def _check(workers: list[Worker]) -> bool:
+    """Return whether all processes have ended, and raise `PSLError` with the words of one that failed."""
+    codes = [worker.code for worker in workers]
+    failed = [k for k, code in enumerate(codes) if code not in (None, 0)]
+    if failed:
+        wait_all(workers, 0.5)  # the one that failed first takes others with it
+        words = "\n".join(f"process {k}: {workers[k].last_words() or f'exit code {workers[k].code}'}" for k in failed)
+        raise PSLError(f"the pipeline stopped. {words}")
+    return all(code == 0 for code in codes)
+
+
+def _end(workers: list[Worker]) -> None:
+    for worker in workers:
+        worker.signal()
+    wait_all(workers, 5.0)
 
 
 class _Rows:

@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch.distributed as dist
 
 from psl.distributed.emulate import Compute, EdgeEmulation
 from psl.distributed.stages import SCHEDULES, EdgeStage
-from psl.distributed.workers import die_with_parent
 from psl.errors import check_choice, expected
 from psl.models.shapes import cut_shapes
 from psl.models.tracing import trace
@@ -103,7 +101,7 @@ def work(job: PipelineJob, emulation: EdgeEmulation, relays: list[bool], folder:
     def record(kind, number, start, end, cpu=0.0):
         events.append((index, kind, number, start, end, cpu))
 
-    compute = emulation.compute(rank, record) if own is not None else Compute()
+    compute = emulation.compute(rank, record, folder / "turn") if own is not None else Compute()
     stage = EdgeStage(
         None if own is None else own.module, rank, count, *((job.sizes[0], *shape) for shape in ends),
         layout=job.layout, compute=compute,
@@ -158,16 +156,21 @@ def mini_batch(job: PipelineJob, index: int, rank: int, count: int):
 
 
 def main(arguments: list[str]) -> None:
-    """Run as ``python -m psl.distributed.pipeline_worker SPEC RANK``, or under torchrun without RANK."""
-    die_with_parent()
+    """Run as one process: ``SPEC RANK``, or ``SPEC`` alone under torchrun, which tells the rank.
+
+    Args:
+        arguments: path of a file with what `PipelineJob` needs and folder, timeout, emulation, relays and interfaces.
+    """
     torch.set_num_threads(1)
     spec = json.loads(Path(arguments[0]).read_text())
     folder, timeout = Path(spec["folder"]), spec["timeout"]
     emulation = EdgeEmulation.from_dict(spec["emulation"])
     options = {"backend": "gloo", "timeout": timedelta(seconds=timeout)}
     if len(arguments) > 1:
+        rank = int(arguments[1])
+        os.environ["GLOO_SOCKET_IFNAME"] = spec["interfaces"][rank]
         store = dist.FileStore(str(folder / "store"), emulation.n_processes)
-        options |= {"store": store, "rank": int(arguments[1]), "world_size": emulation.n_processes}
+        options |= {"store": store, "rank": rank, "world_size": emulation.n_processes}
     job = PipelineJob(spec)
     dist.init_process_group(**options)
     try:
@@ -175,9 +178,3 @@ def main(arguments: list[str]) -> None:
         dist.barrier()  # nobody leaves while another still talks to it
     finally:
         dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
-    sys.stdout.flush()
-    os._exit(0)  # threads of gloo have nothing left to do

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 from tqdm.auto import tqdm
 
-from psl.errors import check_count
+from psl.errors import check_choice, check_count
 from psl.models.counting import profile
 from psl.models.tracing import TracedModel, trace
 from psl.profiles import Profile
@@ -23,11 +23,13 @@ def measure(
     repeats: int = 10,
     warmup: int = 2,
     progress: bool = False,
+    clock: str = "wall",
 ) -> Profile:
     """Measure the forward and backward seconds of every unit of a model on a device.
 
     The whole model runs as it does in training; a clock is read where each cut is passed, forwards
-    and (by a gradient hook) backwards. Per unit the median over `repeats` is kept.
+    and (by a gradient hook) backwards. Per unit the median over `repeats` is kept. Reading clocks takes time too:
+    passes without are timed in between, and what they take less is taken off the units in equal parts.
 
     Args:
         model: single-input, single-output `nn.Module` that torch.fx can trace; a copy is run, in
@@ -37,6 +39,8 @@ def measure(
         device: where to run, for example ``"cpu"`` or ``"cuda"``.
         repeats, warmup: passes that count, and passes before them that do not.
         progress: show a progress bar.
+        clock: "wall"; or "cpu": the computing time of this thread, for one torch thread on the CPU of a machine that
+            does other work too.
 
     Returns:
         A measured `Profile` (``unit="s"``): seconds per sample on this device in place of FLOP. Bits
@@ -47,16 +51,19 @@ def measure(
     """
     check_count("batch_size", batch_size, minimum=2)
     check_count("repeats", repeats)
+    check_choice("clock", clock, ("wall", "cpu"))
     counted = profile(model, input_shape)
     traced = trace(copy.deepcopy(model).to(device).train())
-    run = _Stopwatch(traced, torch.device(device))
+    run = _Stopwatch(traced, torch.device(device), time.perf_counter if clock == "wall" else time.thread_time)
     x = torch.randn(batch_size, *input_shape, device=device)
-    tables = []
+    tables, wholes = [], []
     for k in tqdm(range(warmup + repeats), desc="measure", disable=not progress):
-        table = run.one_pass(x)
+        table, whole = run.one_pass(x), run.plain_pass(x)
         if k >= warmup:
             tables.append(table)
-    forward, backward = np.median(tables, axis=0) / batch_size  # (L+1,) each
+            wholes.append(whole)
+    units = np.median(tables, axis=0)  # (2, L+1)
+    forward, backward = _without(units, units.sum(axis=1) - np.median(wholes, axis=0)) / batch_size
     # The last layer's share of its unit's time is its share of the unit's operations.
     operations = np.diff(counted.bwd_flops, prepend=0.0)
     unit = int(np.flatnonzero(operations)[-1]) if operations.any() else 0
@@ -67,20 +74,32 @@ def measure(
     )  # fmt: skip
 
 
+def _without(units: np.ndarray, excess: np.ndarray) -> np.ndarray:
+    """Return (2, L+1) seconds less the (2,) excess of their sums, in equal parts; every unit keeps a tenth at least."""
+    kept = units.copy()
+    for row, left in zip(kept, excess, strict=True):
+        order = np.argsort(row[1:]) + 1  # small ones first: what they cannot bear is shared by the others
+        for n, unit in enumerate(order):
+            part = min(max(left, 0.0) / (len(order) - n), 0.9 * row[unit])
+            row[unit] -= part
+            left -= part
+    return kept
+
+
 class _Stopwatch(fx.Interpreter):
     """Runs a model node by node and reads the clock at every cut."""
 
-    def __init__(self, traced: TracedModel, device: torch.device):
+    def __init__(self, traced: TracedModel, device: torch.device, clock=time.perf_counter):
         super().__init__(traced.model, graph=traced.graph)
         for name, tensor in traced.constants.items():
             setattr(self.module, name, tensor.to(device))
         self.cut_index = {node: j for j, node in enumerate(traced.cut_nodes)}
-        self.device = device
+        self.device, self.clock = device, clock
 
     def _read(self) -> float:
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
-        return time.perf_counter()
+        return self.clock()
 
     def run_node(self, node):
         value = super().run_node(node)
@@ -109,3 +128,14 @@ class _Stopwatch(fx.Interpreter):
         forward = np.diff(self.passed, prepend=self.passed[0])
         backward = -np.diff(self.returned, prepend=self.returned[0])
         return np.maximum([forward, backward], 0.0)
+
+    def plain_pass(self, x: torch.Tensor) -> np.ndarray:
+        """Return (2,) seconds: forward and backward of the whole model, run as it is."""
+        begin = self._read()
+        output = self.module(x)
+        middle = self._read()
+        if output.requires_grad:
+            output.backward(torch.ones_like(output))
+        end = self._read()
+        self.module.zero_grad(set_to_none=True)
+        return np.array([middle - begin, end - middle])

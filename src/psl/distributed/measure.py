@@ -1,0 +1,70 @@
+"""Measure a model's profile where it will run: in a process like those of a run, one thread, in training's layout."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from psl.distributed.job import find
+from psl.distributed.nursery import Nursery
+from psl.errors import PSLError, check_count, expected
+from psl.models.measuring import measure
+from psl.profiles import Profile
+from psl.training.batches import Samples
+from psl.training.setup import image_layout, open_dataset, prepare_model
+
+
+def measured_profile(
+    model: str,
+    dataset: str = "digits",
+    *,
+    batch_size: int,
+    repeats: int = 30,
+    model_options: dict | None = None,
+    nursery: Nursery | None = None,
+) -> Profile:
+    """Return the profile of a model as `psl.measure` finds it in a worker process of this machine.
+
+    Unlike in a notebook's own process the model runs with one thread, on its data's images in the memory layout of
+    training, and the clock is the thread's computing time, which `psl.distributed.emulate.Compute` stretches.
+
+    Args:
+        model: factory "module:function".
+        dataset: name for `psl.data.load`; gives the shape of a sample.
+        batch_size: samples per pass.
+        repeats: passes, of which the median counts.
+        model_options: the factory's arguments.
+        nursery: what starts the process; default one of its own.
+
+    Raises:
+        PSLError: the process failed, with what it wrote.
+    """
+    check_count("repeats", repeats)
+    if nursery is None:
+        with Nursery() as nursery:
+            return measured_profile(
+                model, dataset, batch_size=batch_size, repeats=repeats, model_options=model_options, nursery=nursery
+            )
+    with tempfile.TemporaryDirectory(prefix="psl-") as name:
+        order, found, log = (Path(name) / file for file in ("order", "profile", "log"))
+        spec = {"model": model, "dataset": dataset, "batch_size": batch_size, "repeats": repeats}
+        order.write_text(json.dumps(spec | {"model_options": model_options or {}, "found": str(found)}))
+        worker = nursery.start("psl.distributed.measure", [str(order)], log)
+        if worker.wait() != 0:
+            raise expected("measurement", "a profile", worker.last_words(), "see what the process says", PSLError)
+        return Profile.load(found)
+
+
+def main(arguments: list[str]) -> None:
+    """Measure as a file of JSON says, and save the profile where it says."""
+    torch.set_num_threads(1)
+    order = json.loads(Path(arguments[0]).read_text())
+    model = find("model", order["model"], "psl.models:cnn")(**order["model_options"])
+    layout = image_layout(model, torch.device("cpu"))
+    model = prepare_model(model, torch.device("cpu"), layout)
+    samples = Samples(open_dataset(order["dataset"])[0], "cpu", layout)
+    shape = tuple(samples.fetch(np.array([0]))[0].shape[1:])
+    profile = measure(model, shape, batch_size=order["batch_size"], repeats=order["repeats"], clock="cpu")
+    profile.save(order["found"])
