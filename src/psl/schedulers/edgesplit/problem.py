@@ -86,7 +86,9 @@ class EdgeSplitProblem:
 
     def _measured_tables(self, samples):
         """Return (N,) the table of each device, -1 for none, and (tables, L+1) seconds of its computing."""
-        profiles = self.cluster.profiles or (None,) * self.n_devices
+        profiles = self.cluster.profiles
+        if profiles is None:
+            return np.full(self.n_devices, -1), np.empty((0, len(self.work)))
         number, tables = {id(None): -1}, {}
         for own in {id(own): own for own in profiles if own is not None}.values():
             table = samples * (own.fwd_flops + own.bwd_flops)
@@ -126,6 +128,7 @@ class EdgeSplitProblem:
         share = self.n_devices / self.cluster.server_flops
         pace = 1.0 / self.cluster.device_flops
         key = (self.family + 1) * len(self.work) + self.deepest
+        key = key.astype(np.min_scalar_type(int(key.max())))  # NumPy sorts short integers by radix
         order = np.argsort(key, kind="stable")
         kinds, first = np.unique(key[order], return_index=True)
         groups = []
@@ -256,9 +259,11 @@ class EdgeSplitProblem:
 
 def check_profile(profile: Profile, cluster: EdgeCluster) -> None:
     """Raise `ScenarioError` unless the cluster's speeds and its devices' own profiles go with the profile."""
-    first = {id(own): i for i, own in reversed(list(enumerate(cluster.profiles or ()))) if own is not None}
-    for i in sorted(first.values()):
-        own = cluster.profiles[i]
+    fits = set()  # very many devices may share few profiles
+    for i, own in enumerate(cluster.profiles or ()):
+        if own is None or id(own) in fits:
+            continue
+        fits.add(id(own))
         if own.names != profile.names:
             raise expected(
                 f"EdgeCluster.profiles[{i}]", f"the {len(profile.names)} cuts of the profile",
