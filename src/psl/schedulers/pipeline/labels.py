@@ -170,7 +170,10 @@ class PlacementSearch:
         return incumbent, bound, False
 
     def value(self, path: Path, goal: Goal) -> float:
-        """Return what is minimised for a path that books no node twice, loads of shared links added up."""
+        """Return what is minimised, loads of shared links added up, for a path that books no node twice.
+
+        It is infinite above the limit.
+        """
         stages, hops = path
         tables = self.tables
         spans, ways = [tables.stage[i, j, n] for n, i, j in stages], [tables.hop_linear[h] for h in hops]
@@ -180,7 +183,10 @@ class PlacementSearch:
             for cut, e in hops:
                 loads.update(self._loads(cut, e))
             busy = list(loads.values())
-        return goal.fill * float(sum(spans) + sum(ways)) + goal.weight * float(max(spans + busy))
+        interval = float(max(spans + busy))
+        if interval > goal.limit * _SLACK:
+            return np.inf
+        return goal.fill * float(sum(spans) + sum(ways)) + goal.weight * interval
 
     def _twice(self, path: Path) -> tuple[list[int], list[int]]:
         hosts = Counter(n for n, _, _ in path[0])

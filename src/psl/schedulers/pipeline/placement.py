@@ -113,19 +113,17 @@ def best_placement(
         same = _placement(problem, relaxed.micro_batch, path, objective, links, bound, True, steps)
         if same.value <= bound * (1 + 1e-12):
             return same
+    if short := problem.shortage():
+        raise short
     search = PlacementSearch(problem, problem.tables(micro_batch), links, max_labels)
     path, below, exact = search.run(objective, cutoff, _by_places(problem, relaxed), relaxed.value)
     if path is None and exact and cutoff < np.inf:
         return None
+    if path is None and exact:
+        raise problem.infeasible(links)
     if path is None:
-        what = "one stage per node" + (" and one hop per link" if links == "once" else "")
-        got = "none" if exact else f"none within max_labels = {max_labels}"
-        fix = (
-            "links='shared' lets links serve twice; give nodes more memory, or add links"
-            if exact
-            else "raise max_labels"
-        )
-        raise expected("network", f"a placement with {what}", got, fix, InfeasibleError)
+        got = f"none within max_labels = {max_labels}, though nothing rules one out"
+        raise expected("network", "a placement with one stage per node", got, "raise max_labels", InfeasibleError)
     bound = max(bound, below)
     return _placement(problem, relaxed.micro_batch, path, objective, links, bound, exact, steps, search.made)
 

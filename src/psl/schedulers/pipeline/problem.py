@@ -102,30 +102,36 @@ class PipelineProblem:
             )
         return self._last
 
-    def infeasible(self) -> InfeasibleError:
-        """Return (not raise) the error that says why no plan exists."""
-        network, profile = self.network, self.profile
+    def shortage(self) -> InfeasibleError | None:
+        """Return (not raise) the error of a model that cannot fit whatever the links are, or None if it may fit."""
+        network, names = self.network, self.profile.names
         memory = np.where(network.computes, network.memory, 0.0)
-        unit = self.need[np.arange(self.n_units), np.arange(1, self.n_units + 1)]  # (L,)
-        fix = "give nodes more memory, a smaller mini-batch, or a model with smaller units"
-        what = f"memory for {profile.names[-1]!r} and all units before it"
+        first, whole = self.need[0, 1], self.need[0, -1]
+        fix = "give nodes more memory, take a smaller mini-batch, or a model with smaller units"
         if not self.fits[0, 1, self.source]:
+            want = f"memory for unit 1 ({names[1]!r}), {first:.4g} bytes"
+            return expected(f"source {network.source!r}", want, f"{memory[self.source]:.4g}", fix, InfeasibleError)
+        alone = self.fits[np.arange(self.n_units), np.arange(1, self.n_units + 1)]  # (L, N)
+        alone[:, self.source] = self.fits[0, 1:, self.source]  # the source hosts all units before it as well
+        if not alone.any(axis=1).all():
+            k = int(np.argmin(alone.any(axis=1)))
+            want = f"a node with memory for unit {k + 1} ({names[k + 1]!r}), {self.need[k, k + 1]:.4g} bytes"
+            others = np.delete(memory, self.source)
             return expected(
-                f"source {network.source!r}", f"memory for unit 1 ({profile.names[1]!r}), {unit[0]:.4g} bytes",
-                f"{memory[self.source]:.4g}", fix, InfeasibleError,
-            )  # fmt: skip
-        largest = int(np.argmax(unit))
-        if unit[largest] > memory.max():
-            best = network.nodes[int(np.argmax(memory))]
-            return expected(
-                "network", f"a node with memory for unit {largest + 1} ({profile.names[largest + 1]!r}), "
-                f"{unit[largest]:.4g} bytes", f"at most {memory.max():.4g}, on node {best!r}", fix, InfeasibleError,
-            )  # fmt: skip
-        return expected(
-            "network", f"{what}, {self.need[0, -1]:.4g} bytes, in consecutive parts on a walk from the source",
-            f"{memory.sum():.4g} bytes on {int(network.computes.sum())} computing nodes, no way to divide it",
-            fix, InfeasibleError,
-        )  # fmt: skip
+                "network", want, f"at most {others.max(initial=0.0):.4g} off the source", fix, InfeasibleError
+            )
+        if memory.sum() * (1 + 1e-9) < whole:
+            want = f"memory for the whole model, {whole:.4g} bytes"
+            return expected("network", want, f"{memory.sum():.4g} on all nodes together", fix, InfeasibleError)
+        return None
+
+    def infeasible(self, links: str = "separate") -> InfeasibleError:
+        """Return (not raise) the error that says why no plan exists."""
+        once, fix = "", "give nodes more memory, take a smaller mini-batch, or add links"
+        if links == "once":
+            once, fix = " and one hop per link", fix + " (or say links='shared')"
+        want = f"a walk from the source over nodes with memory for the model's parts, one stage per node{once}"
+        return self.shortage() or expected("network", want, "none", fix, InfeasibleError)
 
 
 def stage_bytes(profile: Profile, mini_batch: int) -> np.ndarray:
