@@ -1,7 +1,7 @@
 """How good and how fast the EdgeSplit scheduler is: alternation against the optimum, whole blocks, growth, speed-ups.
 
-    python benchmarks/edgesplit_solver.py            # about five minutes
-    python benchmarks/edgesplit_solver.py --quick    # under one minute, fewer draws
+    python benchmarks/edgesplit_solver.py            # about two minutes
+    python benchmarks/edgesplit_solver.py --quick    # half a minute, fewer draws
 
 Prints tables and writes benchmarks/results/edgesplit_solver.csv. Times are seconds of this process's CPU on one core,
 interleaved, medians; all methods are vectorised over devices. Speed-ups are ResNet-50 at 224×224 on drawn boards.
