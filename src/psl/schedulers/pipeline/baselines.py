@@ -24,6 +24,7 @@ def restricted(problem: PipelineProblem, allowed: np.ndarray) -> PipelineProblem
     other.fits = problem.fits & allowed
     other.__dict__.pop("_stage_work", None)  # computed from `fits`
     other._last = None
+    other.shortage = lambda: None  # its reasons take for granted that every part of the model is allowed
     return other
 
 

@@ -100,6 +100,17 @@ class PipelinePlan(Record):
         return max(self.value / self.lower_bound - 1.0, 0.0) if self.lower_bound > 0 else float("nan")
 
     @property
+    def may_be_optimistic(self) -> bool:
+        """Whether simulated execution can take longer than T: what the closed form leaves out is waiting.
+
+        Never seen with a single micro-batch, a single stage, or two stages on full-duplex links. With three stages or
+        more a backward pass in between can hold up a forward one, and on half-duplex links both directions compete:
+        mostly by a few per cent, fading as M grows. `psl.simulate` tells how much.
+        """
+        waits = len(self.stages) > 2 or (len(self.stages) == 2 and self.network.duplex == "half")
+        return self.n_micro_batches > 1 and waits
+
+    @property
     def n_clients(self) -> int:
         """1: the group of clients at the source trains as one."""
         return 1
@@ -142,5 +153,6 @@ class PipelinePlan(Record):
         proof = "optimal" if self.exact else f"gap {100 * self.gap:.3g} %" if self.lower_bound > 0 else "no lower bound"
         return (
             f"PipelinePlan({self.method}: {path}, b={self.micro_batch}, T={self.total_time:.6g} s = "
-            f"{self.fill_time:.4g} s + {self.n_micro_batches - 1} × {self.interval:.4g} s, {proof})"
+            f"{self.fill_time:.4g} s + {self.n_micro_batches - 1} × {self.interval:.4g} s, {proof}"
+            f"{', T may be optimistic' if self.may_be_optimistic else ''})"
         )
