@@ -15,3 +15,12 @@ def data():
     images = torch.randn(130, 1, 8, 8, generator=generator)
     labels = torch.randint(0, 4, (130,), generator=generator)
     return TensorDataset(images[:100], labels[:100]), TensorDataset(images[100:], labels[100:])
+
+
+@pytest.fixture(scope="session")
+def nursery():
+    """Where the worker processes of all tests start."""
+    from psl.distributed import Nursery
+
+    with Nursery() as nursery:
+        yield nursery

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "models": {"errors", "profiles"},
     "data": {"errors"},
     "training": {"errors", "slots", "records", "models", "data"},
+    "distributed": {"errors", "slots", "records", "profiles", "networks", "models", "data", "training", "simulation"},
     "plotting": {"errors", "units", "networks"},
     "simulation": {"errors", "slots", "records", "profiles", "networks", "plotting"},  # never the formulas it checks
 }

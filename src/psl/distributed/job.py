@@ -21,7 +21,7 @@ from psl.training.arguments import resolve
 from psl.training.frameworks import FRAMEWORKS, Framework, Setup
 from psl.training.linearise import cross_entropy
 from psl.training.link import Link
-from psl.training.setup import check_plan_fits, image_layout, optimizer_factory, prepare_model
+from psl.training.setup import check_model, check_plan_fits, image_layout, optimizer_factory, prepare_model
 
 #: Frameworks of a server and clients; the pipeline has `run_pipeline`.
 STAR = ("sl", "sfl", "psl", "epsl", "edgesplit")
@@ -95,8 +95,11 @@ class Job(Record):
             timeout=timeout, eval_every=eval_every, emulation=emulation, round_time=found.round_time,
             **counts, **options,
         )  # fmt: skip
+        check_model(job.build_model())
         if plan is not None:
             check_plan_fits(plan, job.build_model())
+        job.prepare()
+        job.find_dataset()
         if emulation is not None and emulation.n_processes != job.n_clients + 1:
             want = f"a star of {job.n_clients + 1} processes"
             raise expected("emulate", want, f"{emulation.n_processes}", "make it for this plan")
@@ -132,12 +135,17 @@ class Job(Record):
 
     def open_dataset(self):
         """Return what `psl.train` takes as data: a name, or a pair (train, test)."""
-        if ":" not in self.dataset:
-            if self.dataset not in NAMES:
-                want = f"one of {', '.join(NAMES)}, or 'module:function'"
-                raise expected("dataset", want, repr(self.dataset), "name one that every process finds", DataError)
-            return self.dataset
-        return find("dataset", self.dataset, "'digits'")()
+        found = self.find_dataset()
+        return found() if callable(found) else found
+
+    def find_dataset(self) -> str | Callable:
+        """Return the name of a data set of `psl.data`, or the function that opens another."""
+        if isinstance(self.dataset, str) and ":" in self.dataset:
+            return find("dataset", self.dataset, "'digits'")
+        if self.dataset not in NAMES:
+            want = f"one of {', '.join(NAMES)}, or 'module:function'"
+            raise expected("dataset", want, repr(self.dataset)[:80], "name one that every process finds", DataError)
+        return self.dataset
 
     def prepare(self, client: int = 0, segments: Segments | None = None) -> Framework:
         """Return the framework with one client, whose halves a process uses: the device's or the server's.

@@ -200,6 +200,8 @@ class Launch:
         folder, job = self.folder, self.job
         self.news = json.loads((folder / "progress.json").read_text())
         history = History.load(folder / "history.json")
+        if isinstance(history.settings["cut"], tuple):  # JSON knows no tuples, and `psl.train` says a list
+            history.settings["cut"] = list(history.settings["cut"])
         state = torch.load(folder / "server.pt", map_location="cpu", weights_only=True)
         for number in self.news["models"]:
             history.models.append(_assembled(job.build_model(), state, folder / f"client-{number}.pt"))

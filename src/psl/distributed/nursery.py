@@ -74,16 +74,22 @@ class Nursery:
     def __init__(self):
         environment = os.environ | _ONE_THREAD | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "psl.distributed.nursery"], env=environment, text=True, bufsize=1,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-c", "from psl.distributed.nursery import serve; serve()"],
+            env=environment, text=True, bufsize=1, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for whoever started this, who then ends it
         )  # fmt: skip
         self._workers: dict[int, Worker] = {}
         self._lock = threading.Lock()
         self._started: list[int] = []
+        self._over = False
         self._news = threading.Condition(self._lock)
         self._reader = threading.Thread(target=self._read, name="nursery", daemon=True)
         self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """Number of the process that forks the workers."""
+        return self._process.pid
 
     def __enter__(self):
         return self
@@ -108,7 +114,7 @@ class Nursery:
                 fix = "see what it wrote to the terminal"
                 raise expected("worker", "a nursery that runs", "one that has ended", fix, PSLError) from cause
             while not self._started:
-                if not self._news.wait(60) or self._process.poll() is not None:
+                if self._over or not self._news.wait(60):
                     fix = "see what it wrote to the terminal"
                     raise expected("worker", "a process within 60 s", "none", fix, PSLError)
             worker = self._workers[self._started.pop(0)]
@@ -134,12 +140,13 @@ class Nursery:
                     self._started.append(news["pid"])
                     self._news.notify_all()
         with self._news:
+            self._over = True
             for worker in self._workers.values():
                 worker._end(-signal.SIGKILL)
             self._news.notify_all()
 
 
-def _serve() -> None:
+def serve() -> None:
     """Fork a worker for every line of standard input, tell when one ends, and kill all at its end."""
     importlib.import_module(_PRELOADED)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -242,7 +249,3 @@ def wait_all(workers: Sequence[Worker], seconds: float) -> None:
     end = time.monotonic() + seconds
     for worker in workers:
         worker.wait(max(end - time.monotonic(), 0))
-
-
-if __name__ == "__main__":
-    _serve()

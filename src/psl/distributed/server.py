@@ -17,7 +17,7 @@ from psl.distributed.events import EventLog
 from psl.distributed.job import Job
 from psl.distributed.messages import ChannelError, ProtocolError
 from psl.distributed.peer import Peer
-from psl.distributed.star import STARS
+from psl.distributed.separate import STARS
 from psl.distributed.state import load_state, newest_round, save_state
 from psl.errors import CheckpointError, expected
 from psl.training.curves import Curves
@@ -69,12 +69,13 @@ class Server:
                 self._give_up(peer, failure)
         return results
 
-    def run(self, patience: float, stop: Callable[[], bool] = lambda: False) -> None:
+    def run(self, patience: float, stop: Callable[[], bool] = lambda: False, tell: Callable | None = None) -> None:
         """Run all rounds.
 
         Args:
             patience: s to wait for all clients at the start.
             stop: asked after every round whether to save and end early.
+            tell: called with a line about every round.
 
         Raises:
             ChannelError: a client did not come, or all are gone.
@@ -87,6 +88,9 @@ class Server:
             for index in range(first, job.rounds):
                 self._let_in(index)
                 self._round(index)
+                if tell is not None:
+                    shown = ", ".join(f"{name} {value}" for name, value in self.curves.shown().items())
+                    tell(f"round {index + 1}/{job.rounds}: {shown}, {self.round_times[-1]:.3g} s")
                 stopping = stop()
                 last = index + 1 == job.rounds
                 due = time.monotonic() - self._saved_at >= job.save_every

@@ -61,7 +61,7 @@ class Channel:
             store: where both ends find each other's address; a connection of its own if threads share the store.
             key: names the channel and its generation.
             member: 0 for the server, 1 for the client.
-            address: of the network interface to listen on.
+            address: of the network interface to listen on, or its name.
             patience: s to wait for the other end.
             options: as for the class.
 
@@ -69,7 +69,7 @@ class Channel:
             ChannelError: it did not come.
         """
         settings = ProcessGroupGloo._Options()
-        settings._devices = [ProcessGroupGloo.create_device(hostname=address)]
+        settings._devices = [_listen(address)]
         settings._timeout = timedelta(seconds=patience)
         try:
             return cls(ProcessGroupGloo(PrefixStore(key, store), member, 2, settings), member, **options)
@@ -198,6 +198,12 @@ def open_store(address: str, port: int, timeout: float = 300.0) -> TCPStore:
     except RuntimeError as cause:  # torch's DistNetworkError among them
         want = f"a store at {address}:{port} within {timeout:g} s"
         raise expected("server", want, _reason(cause), "start the server first", ChannelError) from cause
+
+
+def _listen(where: str):
+    """Return gloo's device for an address or the name of a network interface."""
+    interfaces = [name for _, name in socket.if_nameindex()]
+    return ProcessGroupGloo.create_device(**{"interface" if where in interfaces else "hostname": where})
 
 
 def _reason(cause: BaseException) -> str:

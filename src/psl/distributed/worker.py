@@ -2,7 +2,6 @@
 
 import json
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,8 +73,13 @@ def main(arguments: list[str]) -> None:
     work(job, world, rank, store)
 
 
-def work(job: Job, world: World, rank: int, store: Store) -> None:
+def work(job: Job, world: World, rank: int, store: Store, tell: Callable[[str], None] | None = None) -> None:
     """Do the work of a rank and leave events, and what was recorded, in the folder.
+
+    Args:
+        job, world, rank: what, where and who.
+        store: where ends meet.
+        tell: called with a line about every round, at the server.
 
     Raises:
         PSLError: the other end failed, or arguments do not fit.
@@ -91,14 +95,18 @@ def work(job: Job, world: World, rank: int, store: Store) -> None:
         recorded.append((way, kind.name.lower(), step, tensor.clone()))
 
     try:
-        (_serve if rank == 0 else _attend)(job, world, rank, store, log, record if job.record else None)
+        recorder = record if job.record else None
+        if rank == 0:
+            _serve(job, world, store, log, recorder, tell)
+        else:
+            _attend(job, world, rank, store, log, recorder)
     finally:
         log.save(folder / f"events-{rank}.json")
         if job.record:
             torch.save(recorded, folder / f"messages-{rank}.pt")
 
 
-def _serve(job: Job, world: World, rank: int, store: Store, log: EventLog, record: Callable | None) -> None:
+def _serve(job: Job, world: World, store: Store, log: EventLog, record: Callable | None, tell) -> None:
     known = dict.fromkeys(range(job.n_clients), 0)
 
     def meet(number: int, patience: float) -> Peer | None:
@@ -112,11 +120,11 @@ def _serve(job: Job, world: World, rank: int, store: Store, log: EventLog, recor
 
     def compute(client: int) -> Callable:
         resource = f"server for client {client}" if job.framework == "edgesplit" else "server"
-        return _compute(job, rank, log, resource, client)
+        return _compute(job, 0, log, resource, client)
 
     folder = Path(world.folder)
     server = Server(job, meet, compute, log, folder, None if world.checkpoint is None else Path(world.checkpoint))
-    server.run(START, stop=lambda: (folder / "stop").exists())
+    server.run(START, stop=lambda: (folder / "stop").exists(), tell=tell)
 
 
 def _attend(job: Job, world: World, rank: int, store: Store, log: EventLog, record: Callable | None) -> None:
@@ -164,7 +172,3 @@ def _compute(job: Job, rank: int, log: EventLog, resource: str, client: int) -> 
         log.add(resource, kind, number, client, job.batch_size, start, end, cpu)
 
     return Compute(record=record) if job.emulation is None else job.emulation.compute(rank, record)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,0 +1,22 @@
+"""Plans as real processes that exchange real tensors: on one machine from Python, on one or many by torchrun."""
+
+from psl.distributed.emulate import EdgeEmulation, emulation_for
+from psl.distributed.job import Job
+from psl.distributed.launch import Launch, Run, run
+from psl.distributed.messages import ChannelError, ProtocolError
+from psl.distributed.nursery import Nursery
+from psl.distributed.pipeline import PipelineRun, run_pipeline
+
+__all__ = [
+    "ChannelError",
+    "EdgeEmulation",
+    "Job",
+    "Launch",
+    "Nursery",
+    "PipelineRun",
+    "ProtocolError",
+    "Run",
+    "emulation_for",
+    "run",
+    "run_pipeline",
+]

@@ -1,0 +1,185 @@
+"""``torchrun --nproc-per-node C+1 -m psl.distributed FRAMEWORK --rounds R …``: rank 0 is the server."""
+
+import argparse
+import os
+import sys
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+
+from torch.distributed import PrefixStore, Store, TCPStore
+
+from psl.distributed.emulate import emulation_for
+from psl.distributed.job import STAR, Job
+from psl.distributed.launch import run
+from psl.distributed.pipeline import run_pipeline
+from psl.distributed.transport import LOOPBACK, open_store, serve_store
+from psl.distributed.worker import START, World, work
+from psl.errors import PSLError, expected
+from psl.records import Record
+from psl.training.history import History
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    asked = vars(_parser().parse_args(arguments))
+    try:
+        if "RANK" in os.environ:
+            _under_torchrun(asked)
+        else:
+            _alone(asked)
+    except PSLError as failure:
+        print(f"{type(failure).__name__}: {failure}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _alone(asked: dict) -> None:
+    """Launch the processes from here."""
+    framework, emulate = asked.pop("framework"), asked.pop("emulate")
+    out, checkpoint, restarts = (asked.pop(name) for name in ("out", "checkpoint", "restarts"))
+    asked.pop("bind")
+    plan = _plan(asked.pop("plan"))
+    options = _given(asked)
+    if framework == "pipeline":
+        found = run_pipeline(plan=plan, emulate=emulate, **options)
+    else:
+        found = run(
+            framework, plan=plan, emulate=emulate, checkpoint=checkpoint, restarts=restarts, **options
+        )  # fmt: skip
+    print(found)
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        found.history.save(Path(out) / "history.json")
+        found.events.to_csv(Path(out) / "events.csv")
+
+
+def _under_torchrun(asked: dict) -> None:
+    """Be the process that torchrun started."""
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    framework, emulate = asked.pop("framework"), asked.pop("emulate")
+    out, checkpoint, bind = (asked.pop(name) for name in ("out", "checkpoint", "bind"))
+    asked.pop("restarts")
+    plan = _plan(asked.pop("plan"))
+    options = _given(asked)
+    if count < 2:
+        fix = "start the server and at least one client: torchrun --nproc-per-node 2 or more"
+        raise expected("torchrun", "2 processes or more", count, fix)
+    if options.setdefault("n_clients", count - 1) != count - 1:
+        fix = f"start {options['n_clients'] + 1} processes in all: the server and the clients"
+        raise expected("torchrun", f"{options['n_clients'] + 1} processes", count, fix)
+    if emulate == "kernel":
+        fix = "leave torchrun out: python -m psl.distributed starts processes in namespaces of their own"
+        raise expected("--emulate", "'pacing' or 'none' under torchrun", "'kernel'", fix)
+    emulation = None
+    if emulate is not None:
+        emulation = emulation_for(_needed(plan), "pacing" if emulate == "auto" else emulate)
+    job = Job.of(framework, options.pop("model"), options.pop("dataset"), plan=plan, emulation=emulation, **options)
+    with tempfile.TemporaryDirectory(prefix="psl-run-") as own:
+        folder = Path(own if out is None else out)
+        place = None if checkpoint is None else Path(checkpoint)
+        world = World.here(folder, place, job.n_clients, _address(bind))
+        if rank == 0:
+            links = "none" if job.emulation is None else job.emulation.links
+            print(f"{framework}: server and {job.n_clients} clients, links emulated by: {links}", flush=True)
+        work(job, world, rank, _store(rank), tell=print if rank == 0 else None)
+        if rank == 0:
+            print(History.load(folder / "history.json"), flush=True)
+
+
+def _store(rank: int) -> Store:
+    """Return the store of torchrun's rendezvous, one for each of its restarts."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store: TCPStore
+    if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        store, _ = serve_store(address, port)
+    else:
+        store = open_store(address, port, START)
+    store.set_timeout(timedelta(seconds=START))
+    return PrefixStore(f"psl/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _address(bind: str | None) -> str:
+    """Return where to listen: loopback unless the run spans several machines, which must be said."""
+    several = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]) != os.environ["WORLD_SIZE"]
+    if bind is None and several:
+        fix = "--bind ADDRESS or --bind INTERFACE, of a network that you trust: nothing is encrypted"
+        raise expected("--bind", "this machine's address on the network of the run", "none", fix)
+    return bind or LOOPBACK
+
+
+def _given(asked: dict) -> dict:
+    """Return the options that were given, in the form of `Job`."""
+    options = {name: value for name, value in asked.items() if value is not None}
+    if len(options.get("cut", ())) == 1:
+        (options["cut"],) = options["cut"]
+    if "model_options" in options:
+        options["model_options"] = dict(options["model_options"])
+    return options
+
+
+def _plan(path: str | None):
+    return None if path is None else Record.load(path)
+
+
+def _needed(plan):
+    if plan is None:
+        raise expected("--emulate", "a plan to emulate", "none", "pass --plan FILE")
+    return plan
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m psl.distributed",
+        description="Train with a server and clients as real processes. Under torchrun each process takes its rank "
+        "(0 is the server); without it, all are started on this machine.",
+    )
+    add = parser.add_argument
+    add("framework", choices=[*STAR, "pipeline"])
+    add("--model", default="psl.models:cnn", help="module:function, called in every process")
+    add("--model-option", dest="model_options", action="append", type=_option, metavar="NAME=VALUE")
+    add("--dataset", default="digits", help="name, or module:function that returns (train, test)")
+    add("--rounds", type=int, required=True)
+    add("--clients", dest="n_clients", type=int, help="C; under torchrun its processes less one")
+    add("--batch-size", type=int)
+    add("--local-steps", type=int)
+    add("--cut", type=_number_or_name, nargs="+", help="number or name; several: one per client or stage boundary")
+    add("--phi", type=float)
+    add("--linearise")
+    add("--micro-batch", type=int, help="of a pipeline")
+    add("--partition", type=_number_or_name, help="iid or a Dirichlet α")
+    add("--optimizer", help="sgd, adam or module:function")
+    add("--lr", type=float)
+    add("--seed", type=int)
+    add("--model-seed", type=int)
+    add("--eval-every", type=int)
+    add("--timeout", type=float, help="s without an answer after which a client is left out")
+    add("--device")
+    add("--plan", help="file written by plan.save(); gives defaults, and what --emulate imitates")
+    add("--emulate", choices=["auto", "kernel", "pacing", "none"], help="impose the plan's devices and links")
+    add("--checkpoint", help="folder to save to and continue from")
+    add("--save-every", type=float, help="s between two checkpoints")
+    add("--restarts", type=int, default=0, help="how often each client may be started again; not under torchrun")
+    add("--out", help="folder for history and events")
+    add("--bind", help="address or interface to listen on; default this machine only")
+    return parser
+
+
+def _option(text: str) -> tuple[str, int | float | str]:
+    name, found, value = text.partition("=")
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    return name, _number_or_name(value)
+
+
+def _number_or_name(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Models, data and functions that worker processes import by name, and how tests use them."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from psl.distributed import Job, run
+from psl.models import thin_resnet
+from psl.training import train
+from psl.training.linearise import cross_entropy
+
+UNEVEN = (np.arange(10), np.arange(10, 60), np.arange(60, 100))
+OPTIONS = {
+    "model": "distributed_models:small_model", "dataset": "distributed_models:small_data", "n_clients": 3,
+    "rounds": 3, "batch_size": 8, "optimizer": "distributed_models:momentum", "partition": UNEVEN, "model_seed": 2,
+    "seed": 5, "cut": 3,
+}  # fmt: skip
+
+
+def small_data():
+    """Random images of four classes: 100 to train, 30 to test."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(130, 1, 8, 8, generator=generator)
+    labels = torch.randint(0, 4, (130,), generator=generator)
+    return TensorDataset(images[:100], labels[:100]), TensorDataset(images[100:], labels[100:])
+
+
+def small_model(dropout=0.0):
+    """BatchNorm on both sides of most cuts, and dropout on both sides if wanted."""
+    model = thin_resnet(n_classes=4, width=4)
+    if dropout:
+        model = nn.Sequential(*model[:3], nn.Dropout(dropout), *model[3:], nn.Dropout(dropout))
+    return model
+
+
+def momentum(parameters, lr=0.05):
+    """SGD with momentum, whose state must survive rounds and checkpoints."""
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.9)
+
+
+def pixel_loss(outputs, labels):
+    """A loss of one's own."""
+    return 2 * cross_entropy(outputs, labels)
+
+
+def in_processes(framework, nursery, **options):
+    """Run with real processes."""
+    return run(framework, nursery=nursery, **{"progress": False, "timeout": 20.0} | OPTIONS | options)
+
+
+def in_one_process(framework, **options):
+    """Run the same with `psl.train`."""
+    given = OPTIONS | options
+    names = {"model", "dataset", "model_seed", "model_options", "optimizer", "timeout", "record", "loss", "save_every"}
+    rest = {name: value for name, value in given.items() if name not in names}
+    job = Job.of(framework, **{name: value for name, value in given.items() if name != "checkpoint"})
+    loss = None if job.loss is None else globals()[job.loss.partition(":")[2]]
+    optimizer = momentum if ":" in job.optimizer else job.optimizer
+    dataset = small_data() if ":" in job.dataset else job.dataset
+    return train(framework, job.build_model(), dataset, optimizer=optimizer, loss=loss, progress=False, **rest)
+
+
+def assert_same_run(found, want, tolerance=1e-5):
+    """Two histories agree to float summation: curves, bits, models with their buffers.
+
+    Except that each client of sl counts BatchNorm's batches for itself: whole numbers stay where they are.
+    """
+    np.testing.assert_allclose(found.train_loss, want.train_loss, rtol=tolerance)
+    np.testing.assert_allclose(found.test_accuracy, want.test_accuracy, atol=0.034)  # one test sample
+    for name in ("uplink_bits", "downlink_bits"):
+        assert np.array_equal(getattr(found, name), getattr(want, name)), name
+    assert found.settings | {"partition": 0} == want.settings | {"partition": 0}
+    assert len(found.models) == len(want.models)
+    for model, other in zip(found.models, want.models, strict=True):
+        for (name, x), y in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+            if found.framework == "sl" and not x.is_floating_point():
+                continue
+            torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance, msg=lambda t, name=name: f"{name}: {t}")
+
+
+def noted_data():
+    """The data, noting which process opened it."""
+    with open(noted(os.getppid()), "a") as file:
+        file.write(f"{os.getpid()}\n")
+    return small_data()
+
+
+def noted(parent):
+    """File where the children of a process note that they opened the data."""
+    return Path(tempfile.gettempdir()) / f"psl-opened-{parent}"

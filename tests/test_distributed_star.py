@@ -1,0 +1,184 @@
+"""Server and clients in processes of their own: the same result as in one process, and only what may cross crosses."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import psl.distributed
+from distributed_models import OPTIONS, assert_same_run, in_one_process, in_processes, noted, small_data
+from psl.distributed import Job, emulate, transport
+from psl.distributed.segments import Segments
+from psl.errors import CutError, DataError, PSLError, ScenarioError
+from psl.models import cuts
+
+DROPOUT = {"model_options": {"dropout": 0.3}}
+FRAMEWORKS = [
+    ("sl", DROPOUT), ("sfl", {"local_steps": 2} | DROPOUT),
+    ("psl", DROPOUT | {"loss": "distributed_models:pixel_loss"}),
+    ("epsl", {"phi": 0.5} | DROPOUT), ("edgesplit", {"cut": (1, 6, 12), "local_steps": 2}),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(nursery):
+    """One recorded run of each framework, by name."""
+    return {name: in_processes(name, nursery, record=True, **options) for name, options in FRAMEWORKS}
+
+
+@pytest.mark.parametrize(("framework", "options"), FRAMEWORKS, ids=[name for name, _ in FRAMEWORKS])
+def test_processes_find_what_one_process_finds(runs, framework, options):
+    found = runs[framework]
+    assert_same_run(found.history, in_one_process(framework, **options))
+    assert found.emulation == "none" and found.faults == () and found.history.participants is None
+    assert len(found.round_times) == OPTIONS["rounds"] and (found.round_times > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("framework", "options"),
+    [
+        ("epsl", {"phi": 1.0, "linearise": "mean", "n_clients": 2, "partition": 0.7}),
+        ("psl", {"n_clients": 1, "partition": "iid"}), ("sl", {"n_clients": 1, "partition": "iid"}),
+        ("edgesplit", {"cut": 12, "optimizer": "adam", "lr": 0.01}),
+        ("epsl", {"dataset": "digits", "model": "psl.models:cnn", "cut": "pool1", "partition": "iid", "eval_every": 2}),
+    ],
+)  # fmt: skip
+def test_odd_settings_too(nursery, framework, options):
+    assert_same_run(in_processes(framework, nursery, **options).history, in_one_process(framework, **options))
+
+
+KINDS = {
+    "sl": {"model"}, "sfl": {"model", "broadcast"}, "psl": set(), "epsl": {"broadcast"}, "edgesplit": {"model", "loss"},
+}  # fmt: skip
+ALWAYS = {"command", "hello", "report", "activation", "labels", "gradient", "test_activation", "test_labels"}
+
+
+@pytest.mark.parametrize(("framework", "options"), FRAMEWORKS, ids=[name for name, _ in FRAMEWORKS])
+def test_only_what_the_framework_exchanges_crosses_and_never_an_image(runs, framework, options):
+    found, (train, test) = runs[framework], small_data()
+    images = torch.cat([train.tensors[0], test.tensors[0]]).flatten(1)  # (130, 64)
+    model = Job.of(framework, **OPTIONS | options).build_model()
+    smashed = {point.shape for point in cuts(model, (1, 8, 8))[1:]}
+    sent = {rank: [m for m in messages if m[0] == "out"] for rank, messages in found.messages.items()}
+    received = {rank: [m for m in messages if m[0] == "in"] for rank, messages in found.messages.items()}
+    assert {kind for messages in found.messages.values() for _, kind, _, _ in messages} <= ALWAYS | KINDS[framework]
+    # What the server has is what clients sent, so the record of one end leaves nothing out at the other.
+    assert sum(len(m) for r, m in sent.items() if r > 0) == len(received[0])
+    bits = 0
+    for rank in (1, 2, 3):
+        for _, kind, _, tensor in sent[rank]:
+            assert kind not in ("command", "gradient")
+            if kind in ("activation", "test_activation"):
+                assert tuple(tensor.shape[1:]) in smashed, f"client {rank - 1} sent {tensor.shape}"
+            if kind in ("labels", "test_labels"):
+                assert tensor.dtype == torch.int64 and tensor.ndim == 1
+            if kind in ("activation", "labels", "model"):
+                bits += 8 * tensor.element_size() * tensor.numel()
+            if tensor.is_floating_point() and tensor.numel() >= images.shape[1]:
+                assert not holds_an_image(tensor, images), f"{kind} of client {rank - 1}"
+    assert bits == found.history.uplink_bits[-1]
+
+
+def holds_an_image(tensor, images):
+    """Whether any row of the tensor, or any run of 64 of its numbers that starts like an image, is an image."""
+    flat = tensor.flatten()
+    starts = torch.isin(flat[: len(flat) - images.shape[1] + 1], images[:, 0]).nonzero().flatten()
+    return any((flat[start : start + images.shape[1]] == images).all(dim=1).any() for start in starts)
+
+
+def test_the_search_for_images_finds_one():
+    images = small_data()[0].tensors[0].flatten(1)
+    hidden = torch.cat([torch.randn(7), images[31], torch.randn(90)])
+    assert holds_an_image(hidden, images) and not holds_an_image(torch.randn(500), images)
+
+
+def test_nothing_that_is_sent_goes_around_the_channel_and_nothing_received_is_unpickled():
+    folder = Path(psl.distributed.__file__).parent
+    star = ("client", "server", "star", "separate", "peer", "exchange", "worker", "job", "state", "events")
+    for name in star:
+        text = (folder / f"{name}.py").read_text()
+        assert not any(word in text for word in ("pickle", "_object", "socket", "ProcessGroup", "weights_only=False"))
+    assert inspect.getsource(transport).count("ProcessGroupGloo(") == 1 and "import pickle" not in text
+
+
+def test_the_server_never_opens_the_data(nursery):
+    pids = []
+    in_processes("psl", nursery, dataset="distributed_models:noted_data", rounds=1,
+                 watch=lambda launch: pids.append([worker.pid for worker in launch.workers]))  # fmt: skip
+    notes = noted(nursery.pid)
+    opened = {int(pid) for pid in notes.read_text().splitlines()}
+    notes.unlink()
+    assert opened == set(pids[0][1:])
+
+
+def test_events_are_those_of_a_round(runs):
+    table = runs["epsl"].events
+    one = table[table["round"] == 1]
+    count = one.groupby("kind").size()
+    assert count.to_dict() == {
+        "activation": 3, "labels": 3, "forward": 4, "backward": 4, "step": 4, "broadcast": 3, "gradient": 3
+    }  # fmt: skip
+    assert (table["end_s"] >= table["start_s"]).all() and table["start_s"].iloc[0] == 0
+    for client in range(3):  # forward, upload, server, download, backward
+        own = one[one["stage"] == client].set_index(["resource", "kind"])["end_s"]
+        up, down = f"uplink of client {client}", f"downlink of client {client}"
+        chain = [
+            own[f"client {client}", "forward"], own[up, "activation"],
+            one[one["resource"] == "server"].set_index("kind")["end_s"]["backward"], own[down, "gradient"],
+            own[f"client {client}", "backward"],
+        ]  # fmt: skip
+        assert chain == sorted(chain)
+    assert runs["edgesplit"].events.query("kind == 'model'")["micro_batch"].eq(-1).all()
+
+
+def test_segments_follow_a_step():
+    seen, model = [], nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    compute = emulate.Compute(record=lambda kind, number, *_: seen.append((kind, number)))
+    segments = Segments(compute)
+    segments.watch([optimizer, None])
+    loss = segments.around_loss(lambda outputs, labels: (outputs - labels).square().sum())
+    with segments("forward", 4):
+        loss(model(torch.ones(1, 3)), torch.zeros(1, 2)).backward()
+        optimizer.step()
+    optimizer.step()  # outside a step of training nothing is noted
+    assert seen == [("forward", 4), ("backward", 4), ("step", 4)]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"framework": "pipeline"}, ScenarioError, "framework: expected one of 'sl', .*run_pipeline"),
+        ({"model": "nowhere:cnn"}, ScenarioError, "model: expected 'module:function', got 'nowhere:cnn'"),
+        ({"dataset": "cifar"}, DataError, "dataset: expected one of digits, .*'cifar'"),
+        ({"cut": None}, CutError, "cut: expected number or name of a cut, got none"),
+        ({"cuts": 3}, ScenarioError, "argument: expected one of .*'cut', .* got 'cuts'"),
+        ({"timeout": 0}, ScenarioError, "timeout: expected values above 0"),
+        ({"rounds": 0}, ScenarioError, "rounds: expected at least 1"),
+        ({"emulate": "auto"}, ScenarioError, "emulate: expected a plan to emulate, got none"),
+        ({"cut": 99}, CutError, "99"),
+        ({"partition": -1}, PSLError, "client 0 failed: ScenarioError: partition"),
+    ],
+)
+def test_what_cannot_run_is_refused(nursery, options, error, message):
+    options = {"framework": "psl"} | options
+    with pytest.raises(error, match=message):
+        in_processes(options.pop("framework"), nursery, **options)
+
+
+def test_psl_itself_starts_nothing():
+    code = "import psl, threading, torch.distributed as d; print(threading.active_count(), d.is_initialized())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "False"]
+
+
+def test_jobs_survive_json():
+    job = Job.of("edgesplit", **OPTIONS | {"cut": (1, 6, 12), "timeout": 3})
+    assert Job.from_dict(job.to_dict()) == job
+    assert job.digest() == Job.from_dict(job.to_dict()).digest() != Job.of("psl", **OPTIONS).digest()
+    assert np.array_equal(job.partition[1], OPTIONS["partition"][1])
