@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from psl.distributed.emulate import keep_memory
 from psl.distributed.job import find
 from psl.distributed.nursery import Nursery
 from psl.errors import PSLError, check_count, expected
@@ -14,6 +15,8 @@ from psl.models.measuring import measure
 from psl.profiles import Profile
 from psl.training.batches import Samples
 from psl.training.setup import image_layout, open_dataset, prepare_model
+
+_PAUSE = 0.02  # s; emulated devices idle between their computations
 
 
 def measured_profile(
@@ -28,7 +31,8 @@ def measured_profile(
     """Return the profile of a model as `psl.measure` finds it in a worker process of this machine.
 
     Unlike in a notebook's own process the model runs with one thread, on its data's images in the memory layout of
-    training, and the clock is the thread's computing time, which `psl.distributed.emulate.Compute` stretches.
+    training, idles before every pass as emulated devices do, and the clock is the thread's computing time, which
+    `psl.distributed.emulate.Compute` stretches.
 
     Args:
         model: factory "module:function".
@@ -60,11 +64,12 @@ def measured_profile(
 def main(arguments: list[str]) -> None:
     """Measure as a file of JSON says, and save the profile where it says."""
     torch.set_num_threads(1)
+    keep_memory()
     order = json.loads(Path(arguments[0]).read_text())
     model = find("model", order["model"], "psl.models:cnn")(**order["model_options"])
     layout = image_layout(model, torch.device("cpu"))
     model = prepare_model(model, torch.device("cpu"), layout)
     samples = Samples(open_dataset(order["dataset"])[0], "cpu", layout)
     shape = tuple(samples.fetch(np.array([0]))[0].shape[1:])
-    profile = measure(model, shape, batch_size=order["batch_size"], repeats=order["repeats"], clock="cpu")
+    profile = measure(model, shape, batch_size=order["batch_size"], repeats=order["repeats"], clock="cpu", pause=_PAUSE)
     profile.save(order["found"])

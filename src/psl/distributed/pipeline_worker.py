@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from psl.distributed.emulate import Compute, EdgeEmulation
+from psl.distributed.emulate import Compute, EdgeEmulation, keep_memory
 from psl.distributed.stages import SCHEDULES, EdgeStage
 from psl.errors import check_choice, expected
 from psl.models.shapes import cut_shapes
@@ -101,7 +101,7 @@ def work(job: PipelineJob, emulation: EdgeEmulation, relays: list[bool], folder:
     def record(kind, number, start, end, cpu=0.0):
         events.append((index, kind, number, start, end, cpu))
 
-    compute = emulation.compute(rank, record, folder / "turn") if own is not None else Compute()
+    compute = Compute(record=record) if own is None else emulation.compute(rank, record, folder / "turn")
     stage = EdgeStage(
         None if own is None else own.module, rank, count, *((job.sizes[0], *shape) for shape in ends),
         layout=job.layout, compute=compute,
@@ -162,6 +162,7 @@ def main(arguments: list[str]) -> None:
         arguments: path of a file with what `PipelineJob` needs and folder, timeout, emulation, relays and interfaces.
     """
     torch.set_num_threads(1)
+    keep_memory()
     spec = json.loads(Path(arguments[0]).read_text())
     folder, timeout = Path(spec["folder"]), spec["timeout"]
     emulation = EdgeEmulation.from_dict(spec["emulation"])

@@ -19,7 +19,8 @@ class EdgeStage(PipelineStage):
     """One process of a pipeline: some layers of the model, or none in a relay, which stores and forwards.
 
     Shapes are given for both sides, so that torch has nothing to ask a neighbour for: it would send pickled objects,
-    which this stage refuses to receive. Tensors travel in contiguous layout and are in the layers' own inside.
+    which this stage refuses to receive. Images travel in the order in which the layers keep them, so nothing is copied.
+    Only what the layers compute is slowed down, not the bookkeeping around them.
 
     Args:
         module: the layers; None for a relay.
@@ -46,18 +47,14 @@ class EdgeStage(PipelineStage):
         arrived: Callable[[str, int, float], None] | None = None,
         group: dist.ProcessGroup | None = None,
     ):
-        layers = nn.Identity() if module is None else _Inside(module, layout)
-        meta = lambda shape, grad: torch.empty(*shape, device="meta", requires_grad=grad)  # noqa: E731
-        super().__init__(
-            layers,
-            index,
-            count,
-            torch.device("cpu"),
-            meta(input_shape, index > 0),
-            meta(output_shape, True),
-            group=group,
-        )
-        self.compute = compute or Compute()
+        compute = compute or Compute()
+        swap = layout == torch.channels_last
+        swap_in, swap_out = swap and index > 0, swap and index < count - 1
+        inlet = torch.empty(_on_the_wire(input_shape, swap_in), device="meta", requires_grad=index > 0)
+        outlet = torch.empty(_on_the_wire(output_shape, swap_out), device="meta", requires_grad=True)
+        layers = _Layers(module, compute, swap_in, swap_out)
+        super().__init__(layers, index, count, torch.device("cpu"), inlet, outlet, group=group)
+        self.compute, self._layers, self._number = compute, layers, 0
         self.lines, self.arrived = lines, arrived or (lambda kind, number, when: None)
 
     def _recv_meta(self, src_stage):
@@ -67,13 +64,18 @@ class EdgeStage(PipelineStage):
 
     def forward_one_chunk(self, fwd_chunk_id, args, kwargs=None, save_forward_output=True):
         """Compute one micro-batch forward, as slowly as the device emulated."""
-        with self.compute("forward", fwd_chunk_id):
-            return super().forward_one_chunk(fwd_chunk_id, args, kwargs, save_forward_output)
+        self._layers.number = fwd_chunk_id
+        return super().forward_one_chunk(fwd_chunk_id, args, kwargs, save_forward_output)
 
     def backward_one_chunk(self, bwd_chunk_id, loss=None, full_backward=True, last_backward=False):
         """Compute one micro-batch backward, as slowly as the device emulated."""
-        with self.compute("backward", bwd_chunk_id):
-            return super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
+        self._number = bwd_chunk_id
+        return super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
+
+    def backward_maybe_with_nosync(self, *args, **kwargs):
+        """Run autograd; the part of `backward_one_chunk` that computes."""
+        with self.compute("backward", self._number):
+            return super().backward_maybe_with_nosync(*args, **kwargs)
 
     def get_fwd_send_ops(self, fwd_chunk_id):
         """Return what to send forward; nothing if a delay line takes it."""
@@ -102,17 +104,29 @@ class EdgeStage(PipelineStage):
             line.close()
 
 
-class _Inside(nn.Module):
-    """The layers of a stage between two links."""
+class _Layers(nn.Module):
+    """The layers of a stage; images come and go in the order of the wire, (b, H, W, C), where the flags say so."""
 
-    def __init__(self, module: nn.Module, layout: torch.memory_format):
+    def __init__(self, module: nn.Module | None, compute: Compute, swap_in: bool, swap_out: bool):
         super().__init__()
-        self.module, self.layout = module, layout
+        self.module, self.compute, self.number = module or nn.Identity(), compute, 0
+        self.swap_in, self.swap_out = swap_in and module is not None, swap_out and module is not None
 
     def forward(self, x):
-        if x.ndim == 4:
-            x = x.contiguous(memory_format=self.layout)
-        return self.module(x).contiguous()
+        if self.swap_in and x.ndim == 4:
+            x = x.permute(0, 3, 1, 2)
+        with self.compute("forward", self.number):
+            y = self.module(x)
+        if self.swap_out and y.ndim == 4:
+            y = y.permute(0, 2, 3, 1)
+        return y.contiguous()
+
+
+def _on_the_wire(shape: Sequence[int], swap: bool) -> tuple[int, ...]:
+    if swap and len(shape) == 4:
+        b, c, h, w = shape
+        return b, h, w, c
+    return tuple(shape)
 
 
 def begin(operation: dist.P2POp) -> dist.Work:
