@@ -9,7 +9,7 @@ from pipeline_oracles import brute_force
 from pipeline_scenarios import random_network, random_profile
 from psl.errors import InfeasibleError, ScenarioError
 from psl.networks import EdgeNetwork
-from psl.schedulers.pipeline import PipelineProblem, best_placement, latency, pareto_front, relax
+from psl.schedulers.pipeline import LINKS, PipelineProblem, best_placement, latency, pareto_front, relax
 from psl.schedulers.pipeline.labels import PlacementSearch
 
 
@@ -33,23 +33,23 @@ def test_equals_brute_force(block):
     repaired = impossible = 0
     for seed in range(250 * block, 250 * (block + 1)):
         problem, b = instance(seed, relays=None if seed % 2 else 0)
-        for links in ("once", "shared", "separate"):
-            for objective in ("time", "interval"):
-                case = f"seed {seed}, {links}, {objective}"
-                value, _, _ = brute_force(problem.profile, problem.network, problem.mini_batch, b, links, objective)
-                best = found_by(lambda: best_placement(problem, b, links=links, objective=objective))  # noqa: B023
-                if best is None:
-                    impossible += 1
-                    assert value == np.inf, case
-                    continue
-                repaired += best.labels > 0
-                assert best.value == pytest.approx(value, rel=1e-9), case
-                assert best.exact and best.value * (1 - 1e-12) <= best.lower_bound <= best.value, case
-    assert repaired > 200 and impossible < 400  # the repair was put to the test, and most draws have a plan
+        modes = [("once", "time"), ("shared", "time"), ("separate", "time"), (LINKS[seed % 3], "interval")]
+        for links, objective in modes:
+            case = f"seed {seed}, {links}, {objective}"
+            value, _, _ = brute_force(problem.profile, problem.network, problem.mini_batch, b, links, objective)
+            best = found_by(lambda: best_placement(problem, b, links=links, objective=objective))  # noqa: B023
+            if best is None:
+                impossible += 1
+                assert value == np.inf, case
+                continue
+            repaired += best.labels > 0
+            assert best.value == pytest.approx(value, rel=1e-9), case
+            assert best.exact and best.value * (1 - 1e-12) <= best.lower_bound <= best.value, case
+    assert repaired > 130 and impossible < 270  # the repair was put to the test, and most draws have a plan
 
 
 def test_what_is_found_is_a_plan_of_that_time():
-    for seed in range(150):
+    for seed in range(70):
         problem, b = instance(seed, (4, 9), (4, 8))
         for links in ("once", "shared", "separate"):
             best = found_by(lambda: best_placement(problem, b, links=links))  # noqa: B023
@@ -64,7 +64,7 @@ def test_what_is_found_is_a_plan_of_that_time():
 
 def test_more_freedom_never_costs():
     differ = 0
-    for seed in range(150):
+    for seed in range(70):
         problem, b = instance(seed, (5, 9), (5, 9), tight=False)
         plain = relax(problem, b)
         once, shared, separate = (best_placement(problem, b, links=links) for links in ("once", "shared", "separate"))
@@ -74,7 +74,7 @@ def test_more_freedom_never_costs():
         differ += plain.value < once.value * (1 - 1e-9)
         if not plain.repeats:
             assert (once.stages, once.hops, once.labels) == (plain.stages, plain.hops, 0)
-    assert differ > 10
+    assert differ > 5
 
 
 def test_plain_path_equals_one_dijkstra_per_threshold():
@@ -100,7 +100,7 @@ def test_plain_path_equals_one_dijkstra_per_threshold():
 
 @pytest.mark.parametrize("objective", ["time", "interval"])
 def test_cutoff(objective):
-    for seed in range(120):
+    for seed in range(60):
         problem, b = instance(seed)
         for links in ("once", "shared"):
             options = {"links": links, "objective": objective}
@@ -113,7 +113,7 @@ def test_cutoff(objective):
 
 def test_giving_up_says_so():
     given_up = 0
-    for seed in range(150):
+    for seed in range(70):
         problem, b = instance(seed, (5, 9), (5, 9), tight=False)
         for links in ("once", "shared"):
             best = best_placement(problem, b, links=links)
@@ -123,12 +123,12 @@ def test_giving_up_says_so():
             assert hasty.lower_bound <= best.value * (1 + 1e-12) and best.value <= hasty.value * (1 + 1e-12)
             if hasty.exact:
                 assert hasty.value == pytest.approx(best.value, rel=1e-12), f"seed {seed}, {links}"
-    assert given_up > 10
+    assert given_up > 5
 
 
 def test_finer_classes_of_the_interval_change_nothing(monkeypatch):
     monkeypatch.setattr("psl.schedulers.pipeline.labels._PATIENCE", 3)
-    for seed in range(0, 400, 7):
+    for seed in range(0, 400, 10):
         problem, b = instance(seed)
         for links in ("once", "shared", "separate"):
             value, _, _ = brute_force(problem.profile, problem.network, problem.mini_batch, b, links)
@@ -138,7 +138,7 @@ def test_finer_classes_of_the_interval_change_nothing(monkeypatch):
 
 def test_hosts_beyond_the_bounds_tables_are_remembered_by_labels(monkeypatch):
     monkeypatch.setattr("psl.schedulers.pipeline.labels._TABLE", 1.0)
-    for seed in range(0, 400, 7):
+    for seed in range(0, 400, 10):
         problem, b = instance(seed)
         value, _, _ = brute_force(problem.profile, problem.network, problem.mini_batch, b, "once")
         best = found_by(lambda: best_placement(problem, b))  # noqa: B023
@@ -227,7 +227,7 @@ def test_a_model_that_fits_nowhere(memories, message):
 
 
 def test_a_model_that_fits_only_twice_on_one_node():
-    # b is reached through a; units 2 and 4 only fit a, unit 3 only b: a would have to host twice.
+    # Unit 3 fills b, which is reached through a; units 2 and 4 are left for a, which would have to host twice.
     rng = np.random.default_rng(0)
     profile = random_profile(rng, 4)
     sizes = np.array([1.0, 10.0, 100.0, 10.0])
@@ -235,7 +235,7 @@ def test_a_model_that_fits_only_twice_on_one_node():
         profile.to_dict() | {"param_bits": [0.0, *np.cumsum(8 * sizes / 3)], "act_memory": [0.0] * 5}
     )
     graph = nx.DiGraph()
-    for node, memory in (("source", 1.0), ("a", 15.0), ("b", 100.0)):
+    for node, memory in (("source", 1.0), ("a", 25.0), ("b", 100.0)):
         graph.add_node(node, flops=1e9, memory=memory)
     for u, v in (("source", "a"), ("a", "b")):
         graph.add_edge(u, v, rate=1e6)
@@ -267,7 +267,7 @@ def test_bad_arguments_are_refused(call, message):
 
 def test_bounds_never_exceed_what_remains():
     # The search must find the same with every host and link critical from the start.
-    for seed in range(0, 300, 5):
+    for seed in range(0, 300, 10):
         problem, b = instance(seed, (4, 7), (4, 7), tight=False)
         best = best_placement(problem, b)
         search = PlacementSearch(problem, problem.tables(b), "once", 10**6)
