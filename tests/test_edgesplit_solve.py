@@ -320,7 +320,7 @@ def test_other_frameworks_and_profiles_are_refused():
         plan.framework_round_time("epsl")
     seconds = measured(profile, profile.fwd_flops / 1e10, profile.bwd_flops / 1e10)
     other = dataclasses.replace(cluster, profiles=(None, dataclasses.replace(seconds, names=range(len(profile.names)))))
-    with pytest.raises(ScenarioError, match=r"profiles\[1\]: expected the \d+ cuts of the profile, got .*'0', '1'"):
+    with pytest.raises(ScenarioError, match=r"profiles\[1\]: expected the \d+ cuts of the profile, .*got .*'0', '1'"):
         solve(profile, other)
-    with pytest.raises(ScenarioError, match=r"relative to the reference device.*expected a value of at most 1e\+06"):
+    with pytest.raises(ScenarioError, match="cluster: expected speeds relative to the reference device"):
         solve(seconds, cluster)

@@ -110,7 +110,7 @@ BAD = {
     "got 'memroy'. Fix: did you mean 'memory'": changed(lambda g: g.nodes[1].update(memroy=1)),
     "got 'colour'. Fix: remove it": changed(lambda g: g.nodes[1].update(colour="red")),
     r"node 1: pos: expected shape \(2\)": changed(lambda g: g.nodes[1].update(pos=(1, 2, 3))),
-    "node 1: profile: expected a profile measured in seconds, got a profile in FLOP": changed(
+    "node 1: profile: expected a profile measured in seconds, or None, got a profile in FLOP": changed(
         lambda g: g.nodes[1].update(profile=random_profile(np.random.default_rng(0)))
     ),
     r"expected nodes named by whole numbers or strings, got \(0, 1\)": changed(lambda g: g.add_node((0, 1))),

@@ -7,6 +7,7 @@ import pandas as pd
 
 from psl.errors import check_array, check_count, check_number, expected
 from psl.networks.boards import BOARDS, EFFICIENCY, find_board
+from psl.networks.measured import check_profiles
 from psl.profiles import Profile
 from psl.records import Record
 
@@ -71,7 +72,7 @@ class EdgeCluster(Record):
         if self.device_names is not None:
             put("device_names", _check_names(self.device_names, n))
         if self.profiles is not None:
-            put("profiles", _check_profiles(self.profiles, n))
+            put("profiles", check_profiles("EdgeCluster.profiles", self.profiles, n, "device"))
 
     @property
     def n_devices(self) -> int:
@@ -166,15 +167,3 @@ def _check_names(names, n_devices: int) -> tuple[str, ...]:
         got = repr(names) if isinstance(names, str) else f"{len(names)} names"
         raise expected("EdgeCluster.device_names", f"{n_devices} names", got, fix)
     return tuple(map(str, names))
-
-
-def _check_profiles(profiles, n_devices: int) -> tuple[Profile | None, ...]:
-    fix = "give one Profile.measured(...) per device, or None for a device known by its speed"
-    if not isinstance(profiles, list | tuple) or len(profiles) != n_devices:
-        got = f"{len(profiles)} entries" if isinstance(profiles, list | tuple) else type(profiles).__name__
-        raise expected("EdgeCluster.profiles", f"a tuple of {n_devices} entries", got, fix)
-    for i, own in enumerate(profiles):
-        if own is not None and not (isinstance(own, Profile) and own.unit == "s"):
-            got = f"a profile in {own.unit}" if isinstance(own, Profile) else type(own).__name__
-            raise expected(f"EdgeCluster.profiles[{i}]", "a profile measured in seconds, or None", got, fix)
-    return tuple(profiles)

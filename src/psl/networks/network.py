@@ -10,6 +10,7 @@ import pandas as pd
 
 from psl.errors import check_array, check_choice, check_number, expected
 from psl.networks import topologies
+from psl.networks.measured import check_measured
 from psl.profiles import Profile
 from psl.records import Record, carry
 
@@ -255,11 +256,8 @@ def _check_node(node, values: dict) -> dict:
             )
         ),
     }  # fmt: skip
-    own = values.get("profile")
+    own = check_measured(f"{what}: profile", values.get("profile"), "use Profile.measured(...)")
     if own is not None:
-        if not (isinstance(own, Profile) and own.unit == "s"):
-            got = f"a profile in {own.unit}" if isinstance(own, Profile) else type(own).__name__
-            raise expected(f"{what}: profile", "a profile measured in seconds", got, "use Profile.measured(...)")
         checked["profile"] = own
     if values.get("pos") is not None:
         checked["pos"] = tuple(check_array(f"{what}: pos", values["pos"], shape=(2,), fix="give (x, y)").tolist())

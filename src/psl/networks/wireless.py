@@ -7,6 +7,7 @@ import pandas as pd
 
 from psl.errors import check_array, check_choice, check_count, check_number, expected
 from psl.networks import channels
+from psl.networks.measured import check_profiles
 from psl.profiles import Profile
 from psl.records import Record
 from psl.units import dbm_to_watt
@@ -90,7 +91,7 @@ class WirelessCell(Record):
         if self.line_of_sight is not None:
             put("line_of_sight", check_array("WirelessCell.line_of_sight", self.line_of_sight, shape=(n_clients,)))
         if self.profiles is not None:
-            put("profiles", _check_profiles(self.profiles, n_clients))
+            put("profiles", check_profiles("WirelessCell.profiles", self.profiles, n_clients, "client"))
 
     @property
     def n_clients(self) -> int:
@@ -208,15 +209,3 @@ class WirelessCell(Record):
             f"WirelessCell({self.n_clients} clients, {self.n_subchannels} subchannels, "
             f"{self.bandwidth.sum() / 1e6:.4g} MHz, server {self.server_flops / 1e9:.4g} GFLOP/s)"
         )
-
-
-def _check_profiles(profiles, n_clients: int) -> tuple[Profile | None, ...]:
-    fix = "give one Profile.measured(...) per client, or None for a client known by its speed"
-    if not isinstance(profiles, list | tuple) or len(profiles) != n_clients:
-        got = f"{len(profiles)} entries" if isinstance(profiles, list | tuple) else type(profiles).__name__
-        raise expected("WirelessCell.profiles", f"a tuple of {n_clients} entries", got, fix)
-    for i, own in enumerate(profiles):
-        if own is not None and not (isinstance(own, Profile) and own.unit == "s"):
-            got = f"a profile in {own.unit}" if isinstance(own, Profile) else type(own).__name__
-            raise expected(f"WirelessCell.profiles[{i}]", "a profile measured in seconds, or None", got, fix)
-    return tuple(profiles)

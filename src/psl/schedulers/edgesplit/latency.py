@@ -5,7 +5,8 @@ import pandas as pd
 
 from psl.networks.cluster import EdgeCluster
 from psl.profiles import Profile
-from psl.schedulers.edgesplit.problem import EdgeSplitProblem, seconds
+from psl.schedulers.edgesplit.problem import EdgeSplitProblem
+from psl.schedulers.scenario import seconds
 
 
 def latency(

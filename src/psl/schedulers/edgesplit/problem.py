@@ -5,20 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from psl.errors import InfeasibleError, check_array, check_count, check_number, expected
+from psl.errors import InfeasibleError, check_array, check_count, expected
 from psl.networks.cluster import EdgeCluster
 from psl.profiles import Profile
 from psl.schedulers.edgesplit.envelope import lowest_lines, undominated
+from psl.schedulers.scenario import check_own_profiles, check_speeds, seconds
 
-_FASTEST = 1e6  # times the reference device: nobody is; a larger speed must be meant in FLOP/s
 _ROUNDING = 1e-9  # relative; bandwidths that exceed the band by no more are taken to fill it
-
-
-def seconds(bits, rate):
-    """Return bits / rate; nothing to send takes no time, even without a rate."""
-    bits, rate = np.broadcast_arrays(np.asarray(bits, dtype=float), rate)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return np.where(bits > 0, bits / rate, 0.0)
 
 
 class Group(NamedTuple):
@@ -259,21 +252,7 @@ class EdgeSplitProblem:
 
 def check_profile(profile: Profile, cluster: EdgeCluster) -> None:
     """Raise `ScenarioError` unless the cluster's speeds and its devices' own profiles go with the profile."""
-    fits = set()  # very many devices may share few profiles
-    for i, own in enumerate(cluster.profiles or ()):
-        if own is None or id(own) in fits:
-            continue
-        fits.add(id(own))
-        if own.names != profile.names:
-            raise expected(
-                f"EdgeCluster.profiles[{i}]", f"the {len(profile.names)} cuts of the profile",
-                f"{len(own.names)} cuts, {', '.join(map(repr, own.names[:3]))} ...",
-                "measure the same model on every device",
-            )  # fmt: skip
-    if profile.unit == "s":
-        by_speed = np.array([own is None for own in cluster.profiles or (None,) * cluster.n_devices])
-        fastest = max(cluster.server_flops, float(cluster.device_flops[by_speed].max(initial=0)))
-        check_number(
-            "cluster: the fastest speed, relative to the reference device as the profile is in seconds", fastest,
-            maximum=_FASTEST, fix="EdgeCluster(device_flops=[... relative, e.g. 1.0 ...], server_flops=...)",
-        )  # fmt: skip
+    check_own_profiles(profile, cluster.profiles or (), lambda i: f"EdgeCluster.profiles[{i}]")
+    by_speed = np.array([own is None for own in cluster.profiles or (None,) * cluster.n_devices])
+    fix = "EdgeCluster(device_flops=[... relative ...], server_flops=...)"
+    check_speeds(profile, "cluster", np.append(cluster.device_flops[by_speed], cluster.server_flops), fix)

@@ -16,10 +16,10 @@ from psl.schedulers.epsl.problem import (
     check_cut,
     check_profile,
     client_seconds,
-    seconds,
     whole_band_rates,
 )
 from psl.schedulers.epsl.water_filling import most_rate
+from psl.schedulers.scenario import seconds
 
 FRAMEWORKS = ("epsl", "psl", "sfl", "sl", "fedavg", "centralised")
 

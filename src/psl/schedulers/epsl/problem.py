@@ -9,16 +9,8 @@ from psl.errors import InfeasibleError, ScenarioError, check_count, check_number
 from psl.networks.wireless import WirelessCell
 from psl.profiles import Profile
 from psl.schedulers.epsl.water_filling import LN2, most_rate
+from psl.schedulers.scenario import check_own_profiles, check_speeds, seconds
 from psl.slots import aggregated_slots
-
-_FASTEST = 1e6  # times the reference device: nobody is; a larger speed must be meant in FLOP/s
-
-
-def seconds(bits, rate):
-    """Return bits / rate; nothing to send takes no time, even without a rate."""
-    bits, rate = np.broadcast_arrays(np.asarray(bits, dtype=float), rate)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return np.where(bits > 0, bits / rate, 0.0)
 
 
 @dataclass(frozen=True)
@@ -77,25 +69,10 @@ def broadcast_rate(cell: WirelessCell) -> float:
 def check_profile(profile: Profile, cell: WirelessCell) -> None:
     """Raise `ScenarioError` unless the cell's speeds and its clients' own profiles go with the profile."""
     measured = cell.profiles or (None,) * cell.n_clients
-    for i, own in enumerate(measured):
-        if own is not None and own.names != profile.names:
-            raise expected(
-                f"WirelessCell.profiles[{i}]", f"the {len(profile.names)} cuts of the profile, {_ends(profile.names)}",
-                f"{len(own.names)} cuts, {_ends(own.names)}", "measure the same model on every client",
-            )  # fmt: skip
-    if profile.unit == "s":
-        by_speed = [speed for speed, own in zip(cell.client_flops, measured, strict=True) if own is None]
-        fastest = max([cell.server_flops, *by_speed])
-        if fastest > _FASTEST:
-            raise expected(
-                "cell", "speeds relative to the reference device, e.g. 1.0, as the profile is in seconds",
-                f"{fastest:g}", "WirelessCell(client_flops=[... relative ...], server_flops=...)",
-            )  # fmt: skip
-
-
-def _ends(names) -> str:
-    first = ", ".join(map(repr, names[:3]))
-    return f"{first}, ... {names[-1]!r}" if len(names) > 3 else first
+    check_own_profiles(profile, measured, lambda i: f"WirelessCell.profiles[{i}]")
+    by_speed = [speed for speed, own in zip(cell.client_flops, measured, strict=True) if own is None]
+    fix = "WirelessCell(client_flops=[... relative ...], server_flops=...)"
+    check_speeds(profile, "cell", [cell.server_flops, *by_speed], fix)
 
 
 def check_batch(batch_size, phi) -> tuple[int, float]:
