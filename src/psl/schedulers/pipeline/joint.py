@@ -36,8 +36,9 @@ class SizeBounds:
         self.fill = np.zeros(len(self.sizes))  # (K,) at least S_min
         self.interval = np.zeros(len(self.sizes))  # (K,) at least θ_min
         self.known = np.zeros(len(self.sizes), dtype=bool)
-        for k in {0, len(self.sizes) - 1}:
-            self.learn(k)
+        self.learn(0)  # first: a chord with one end must not reach down to smaller sizes
+        if len(self.sizes) > 1:
+            self.learn(len(self.sizes) - 1)
 
     @property
     def total(self) -> np.ndarray:
