@@ -132,6 +132,8 @@ class Client:
         shared = None
         if self.n_agg:
             shared = self.broadcasts.recv(Kind.BROADCAST, number, (self.n_agg, *rest), smashed.dtype).to(job.device)
+            if self.broadcasts is not channel:  # the server's word to this client alone comes after, in the same band
+                self.broadcasts.send(Kind.REPORT, number, torch.zeros(1))
         own = channel.recv(Kind.GRADIENT, number, (rows - self.n_agg, *rest), smashed.dtype).to(job.device)
         with self.segments("backward", k):
             device_backward(self.device, shared, own)

@@ -93,6 +93,8 @@ class Peer:
         """Send the gradients of step `number`: those that all clients share, if any, then its own."""
         if shared is not None:
             self.broadcasts.send(Kind.BROADCAST, number, shared)
+            if self.broadcasts is not self.channel:  # two links stand for one band: first the one, then the other
+                self.broadcasts.recv(Kind.REPORT, number, (1,))
         self.channel.send(Kind.GRADIENT, number, own)
 
     def losses(self, index: int) -> torch.Tensor:

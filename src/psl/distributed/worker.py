@@ -11,7 +11,7 @@ import torch
 from torch.distributed import Store
 
 from psl.distributed.client import Client
-from psl.distributed.emulate import Compute
+from psl.distributed.emulate import Compute, keep_memory
 from psl.distributed.events import EventLog
 from psl.distributed.job import Job
 from psl.distributed.messages import Kind
@@ -86,6 +86,8 @@ def work(job: Job, world: World, rank: int, store: Store, tell: Callable[[str], 
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # waits in C++ would hold Ctrl-C back
     torch.set_num_threads(1)
+    if job.emulation is not None:
+        keep_memory()
     folder, log, recorded = Path(world.folder), EventLog(), []
     folder.mkdir(parents=True, exist_ok=True)
     if world.checkpoint is not None:
@@ -120,7 +122,7 @@ def _serve(job: Job, world: World, store: Store, log: EventLog, record: Callable
 
     def compute(client: int) -> Callable:
         resource = f"server for client {client}" if job.framework == "edgesplit" else "server"
-        return _compute(job, 0, log, resource, client)
+        return _compute(job, world, 0, log, resource, client)
 
     folder = Path(world.folder)
     server = Server(job, meet, compute, log, folder, None if world.checkpoint is None else Path(world.checkpoint))
@@ -129,7 +131,7 @@ def _serve(job: Job, world: World, store: Store, log: EventLog, record: Callable
 
 def _attend(job: Job, world: World, rank: int, store: Store, log: EventLog, record: Callable | None) -> None:
     number = rank - 1
-    compute = _compute(job, rank, log, f"client {number}", number)
+    compute = _compute(job, world, rank, log, f"client {number}", number)
     checkpoint = None if world.checkpoint is None else Path(world.checkpoint)
     client = Client(job, number, compute, log, checkpoint)
     generation = store.add(f"client {number}", 1)
@@ -167,8 +169,10 @@ def _channels(job, world, number, member, generation, store, log, record) -> lis
     return channels
 
 
-def _compute(job: Job, rank: int, log: EventLog, resource: str, client: int) -> Callable:
+def _compute(job: Job, world: World, rank: int, log: EventLog, resource: str, client: int) -> Callable:
     def record(kind, number, start, end, cpu):
         log.add(resource, kind, number, client, job.batch_size, start, end, cpu)
 
-    return Compute(record=record) if job.emulation is None else job.emulation.compute(rank, record)
+    if job.emulation is None:
+        return Compute(record=record)
+    return job.emulation.compute(rank, record, Path(world.folder) / "turn")
