@@ -14,8 +14,8 @@ BUILD := build/$(DATASET)
 ifeq ($(DATASET),digits)
   FIGURES := figures
 else
-  # Only these two look at images.
-  NAMES   := $(filter 03_% 04_%,$(NAMES))
+  # Only these compare on images.
+  NAMES   := $(filter 03_% 04_% 05_%,$(NAMES))
   FIGURES := figures/$(DATASET)
 endif
 ifneq ($(QUICK),0)
