@@ -10,8 +10,13 @@ from psl.errors import check_choice, check_count
 from psl.networks import EdgeCluster, EdgeNetwork, WirelessCell
 
 #: Devices are this many times slower than this machine, so that a few of them compute at once on two cores.
-DEVICE_SLOWDOWN = (16.0, 32.0)
-SERVER_SLOWDOWN = (8.0, 16.0)
+DEVICE_SLOWDOWN = (8.0, 20.0)
+SERVER_SLOWDOWN = (2.0, 5.0)  # EPSL's, which computes while its clients wait; EdgeSplit's slices are like devices
+
+#: Factory of the experiments' model, and samples per pass by scheduler: what its profile is measured with. For the
+#: pipeline that is the micro-batch, an eighth of the mini-batch.
+MODEL = "psl.distributed.scenarios:edge_net"
+BATCHES = {"epsl": 48, "edgesplit": 48, "pipeline": 24}
 
 
 def edge_net() -> nn.Sequential:
@@ -52,16 +57,25 @@ def sample_network(scheduler: str, seed: int):
     check_choice("scheduler", scheduler, ("epsl", "edgesplit", "pipeline"))
     rng = np.random.default_rng([check_count("seed", seed, minimum=0), 7])
     slow, fast = 1 / max(DEVICE_SLOWDOWN), 1 / min(DEVICE_SLOWDOWN)
-    server = 1 / rng.uniform(*SERVER_SLOWDOWN)
     if scheduler == "epsl":
         return WirelessCell.sample(
-            3, 9, seed, "log-distance", subchannel_bandwidth=0.5e6, client_flops_range=(slow, fast), server_flops=server
+            3,
+            9,
+            seed,
+            "log-distance",
+            subchannel_bandwidth=rng.uniform(0.15e6, 0.6e6),
+            client_flops_range=(slow, fast),
+            server_flops=1 / rng.uniform(*SERVER_SLOWDOWN),
         )
     if scheduler == "edgesplit":
         cluster = EdgeCluster.sample(3, seed, bandwidth=30e6)
-        speeds = 1 / rng.uniform(*DEVICE_SLOWDOWN, 3)
+        *speeds, slice_of_server = 1 / rng.uniform(*DEVICE_SLOWDOWN, 4)
         return replace(
-            cluster, device_flops=speeds, device_memory=np.full(3, np.inf), server_flops=3 * server, device_names=None
+            cluster,
+            device_flops=speeds,
+            device_memory=np.full(3, np.inf),
+            server_flops=3 * slice_of_server,
+            device_names=None,
         )
     return EdgeNetwork.sample(
         3, seed, ("line", "mesh", "tree")[seed % 3], source_flops=slow, server_flops_range=(slow, 2 * fast),
