@@ -15,9 +15,11 @@ from tqdm.auto import tqdm
 from psl.distributed.emulate import EdgeEmulation, emulation_for
 from psl.distributed.nursery import Nursery, Worker, wait_all
 from psl.distributed.pipeline_worker import PipelineJob
+from psl.distributed.stages import SCHEDULES
 from psl.errors import PSLError, check_choice, check_count, check_number, expected
 from psl.training.curves import Curves
 from psl.training.evaluate import evaluate
+from psl.training.fingerprint import settings_of
 from psl.training.history import History
 from psl.training.setup import check_plan, check_plan_fits, choose_cuts, default
 
@@ -58,9 +60,11 @@ def run_pipeline(
     emulate: EdgeEmulation | str | None = None,
     schedule: str = "eager",
     model_seed: int = 0,
+    model_options: dict | None = None,
     partition="iid",
     optimizer: str = "sgd",
     lr: float | None = None,
+    loss: str | None = None,
     seed: int = 0,
     eval_every: int = 1,
     timeout: float = 60.0,
@@ -73,10 +77,12 @@ def run_pipeline(
     Processes are ended and namespaces removed whatever happens.
 
     Args:
-        model: factory "module:function" that every process can import, such as ``"psl.models:cnn"``.
-        dataset: name for `psl.data.load`; only the first process uses it.
-        rounds, n_clients, batch_size, cut, micro_batch, plan, partition, optimizer, lr, seed, eval_every: as for
-            `psl.train`; an optimizer by name.
+        model: factory "module:function" that every process can import, such as ``"psl.models:cnn"``; called with
+            `model_options`.
+        dataset: name for `psl.data.load`, or "module:function" that returns (train, test). Only the first process
+            opens it, and this one, to evaluate.
+        rounds, n_clients, batch_size, cut, micro_batch, plan, partition, optimizer, lr, loss, seed, eval_every: as for
+            `psl.train`; functions by name, "module:function".
         emulate: an `EdgeEmulation`, or "kernel", "pacing", "none" or "auto" for the plan's own scenario
             (`emulation_for`); None: no emulation.
         schedule: "eager": what has arrived, backward first, as in `psl.simulate`; "gpipe" and "1f1b": torch's own.
@@ -94,12 +100,14 @@ def run_pipeline(
     """
     spec = {
         "model": model, "model_seed": check_count("model_seed", model_seed, minimum=0), "dataset": dataset,
+        "model_options": model_options or {}, "loss": loss,
         "rounds": check_count("rounds", rounds),
         "n_clients": check_count("n_clients", default(n_clients, plan, "n_clients", 5)),
         "batch_size": check_count("batch_size", default(batch_size, plan, "batch_size", 64)),
         "micro_batch": default(micro_batch, plan, "micro_batch", None), "cut": choose_cuts(cut, plan),
-        "partition": partition, "optimizer": optimizer, "lr": lr, "seed": check_count("seed", seed, minimum=0),
-        "schedule": schedule, "eval_every": check_count("eval_every", eval_every),
+        "partition": partition if np.isscalar(partition) else [np.asarray(share).tolist() for share in partition],
+        "optimizer": optimizer, "lr": lr, "seed": check_count("seed", seed, minimum=0),
+        "schedule": check_choice("schedule", schedule, SCHEDULES), "eval_every": check_count("eval_every", eval_every),
         "timeout": check_number("timeout", timeout, minimum=0, strict=True, fix="give seconds"),
     }  # fmt: skip
     job = PipelineJob(spec)
@@ -107,6 +115,9 @@ def run_pipeline(
     if plan is not None:
         check_plan_fits(plan, job.run.modules["model"])
     relays = _relays(plan, len(job.run.stages))
+    if schedule == "1f1b" and len(job.sizes) < len(relays):
+        want, fix = f"one that makes {len(relays)} micro-batches or more", "take a smaller one, or schedule='eager'"
+        raise expected("micro_batch", want, len(job.sizes), fix)
     emulation = _emulation(emulate, plan, relays)
     curves, rows = Curves(), _Rows(job)
     with contextlib.ExitStack() as stack:
@@ -116,6 +127,7 @@ def run_pipeline(
         network = stack.enter_context(emulation.namespaces())
         interfaces = ["lo" if network is None else network.interface(rank) for rank in range(len(relays))]
         spec |= {"folder": str(folder), "emulation": emulation.to_dict(), "relays": relays, "interfaces": interfaces}
+        spec["ends"] = job.ends
         (folder / "spec.json").write_text(json.dumps(spec))
         workers: list[Worker] = []
         stack.callback(_end, workers)  # before the network goes
@@ -136,8 +148,7 @@ def run_pipeline(
                 break
             time.sleep(0.02)
         reports = [json.loads((folder / f"events-{rank}.json").read_text()) for rank in range(len(relays))]
-    settings = {key: value for key, value in spec.items() if key not in ("folder", "emulation", "interfaces")}
-    history = curves.history("pipeline", settings, round_time)
+    history = curves.history("pipeline", settings_of(job.run, spec["seed"], partition, None), round_time)
     history.models.append(job.run.modules["model"].eval())
     events, round_times, step_times = collect(reports, relays)
     overrun = sum(report["overrun"] for report in reports)

@@ -1,6 +1,5 @@
 """One process of pipelined split learning: a stage, or a relay between two."""
 
-import importlib
 import json
 import os
 import time
@@ -12,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from psl.distributed.emulate import Compute, EdgeEmulation, keep_memory
+from psl.distributed.job import find
 from psl.distributed.stages import SCHEDULES, EdgeStage
-from psl.errors import check_choice, expected
 from psl.models.shapes import cut_shapes
 from psl.models.tracing import trace
 from psl.training.batches import Sampler, Samples
@@ -26,60 +25,55 @@ from psl.training.setup import image_layout, open_dataset, optimizer_factory, pr
 
 
 class PipelineJob:
-    """What all processes of a pipelined run know: model, data, cuts, micro-batches; each builds the same from it.
+    """What all processes of a pipelined run know: model, cuts, micro-batches; each builds the same from it.
 
     Args:
-        spec: plain values, see `psl.distributed.run_pipeline`: model, model_seed, dataset, cut, n_clients, batch_size,
-            micro_batch, rounds, partition, optimizer, lr, seed, schedule, eval_every.
+        spec: plain values, see `psl.distributed.run_pipeline`: model, model_options, model_seed, dataset, cut,
+            n_clients, batch_size, micro_batch, rounds, partition, optimizer, lr, loss, seed, schedule, eval_every; and
+            ends, the shapes of a sample around the stages, where they are known already.
+        data: open the data; only the first stage, and who evaluates, need it.
     """
 
-    def __init__(self, spec: dict):
+    def __init__(self, spec: dict, data: bool = True):
         self.spec = spec
-        model = build_model(spec["model"], spec["model_seed"])
-        layout = image_layout(model, torch.device("cpu"))
-        self.train, self.test = (Samples(part, "cpu", layout) for part in open_dataset(spec["dataset"]))
-        b = spec["batch_size"]
-        size, n_clients, seed = len(self.train), spec["n_clients"], spec["seed"]
-        shares = divide(spec["partition"], size, n_clients, labels=self.train.labels, minimum=b, seed=seed)
-        sizes = np.array([len(share) for share in shares])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(spec["model_seed"])
+            model = find("model", spec["model"], "psl.models:cnn")(**spec["model_options"])
+        optimizer, loss = spec["optimizer"], spec["loss"]
+        optimizer = find("optimizer", optimizer, "'sgd'") if ":" in optimizer else optimizer
+        loss = cross_entropy if loss is None else find("loss", loss, "'module:function'")
+        b, n_clients, cpu = spec["batch_size"], spec["n_clients"], torch.device("cpu")
+        self.layout = image_layout(model, cpu)
         setup = Setup(
-            prepare_model(model, torch.device("cpu"), layout), sizes / sizes.sum(), b,
-            optimizer_factory(spec["optimizer"], spec["lr"]), cross_entropy, cut=spec["cut"],
-            micro_batch=spec["micro_batch"],
+            prepare_model(model, cpu, self.layout), np.full(n_clients, 1 / n_clients), b,
+            optimizer_factory(optimizer, spec["lr"]), loss, cut=spec["cut"], micro_batch=spec["micro_batch"],
         )  # fmt: skip
-        self.layout, self.run = layout, Pipeline(setup, Link())
-        self.mini_batch = n_clients * b
-        self.sampler = Sampler(np.concatenate(shares), self.mini_batch, seed, 0)
-        m, n = self.run.micro_batch, self.mini_batch
+        self.run = Pipeline(setup, Link())
+        m, n = self.run.micro_batch, n_clients * b
         self.sizes = [min(m, n - start) for start in range(0, n, m)]
-        check_choice("schedule", spec["schedule"], SCHEDULES)
-        n_stages = len(self.run.stages)
-        if spec["schedule"] == "1f1b" and len(self.sizes) < n_stages:
-            fix = "take a smaller micro_batch, or schedule='eager'"
-            raise expected("micro_batch", f"one that makes {n_stages} micro-batches or more", len(self.sizes), fix)
+        self.mini_batch = n
+        if data:
+            self._open_data(spec["dataset"])
+        shape = spec.get("ends") or self._shapes(model)
+        self.ends = [tuple(end) for end in shape]  # of one sample, around the stages
+
+    def _open_data(self, dataset):
+        spec, seed = self.spec, self.spec["seed"]
+        parts = open_dataset(find("dataset", dataset, "'digits'")() if ":" in dataset else dataset)
+        self.train, self.test = (Samples(part, "cpu", self.layout) for part in parts)
+        shares = divide(
+            spec["partition"], len(self.train), spec["n_clients"], labels=self.train.labels,
+            minimum=spec["batch_size"], seed=seed,
+        )  # fmt: skip
+        self.sampler = Sampler(np.concatenate(shares), self.mini_batch, seed, 0)
+
+    def _shapes(self, model):
         shapes = cut_shapes(trace(model), tuple(self.train.fetch(np.array([0]))[0].shape[1:]))
-        self.ends = [shapes[0], *(shapes[cut] for cut in self.run.cut), shapes[-1]]  # of one sample, around the stages
+        return [shapes[0], *(shapes[cut] for cut in self.run.cut), shapes[-1]]
 
     def due(self, index: int) -> bool:
         """Whether to evaluate after round `index`."""
         return (index + 1) % self.spec["eval_every"] == 0 or index + 1 == self.spec["rounds"]
-
-
-def build_model(model: str, seed: int) -> torch.nn.Module:
-    """Return what a factory named "module:function" makes when torch's generator was seeded.
-
-    Raises:
-        ScenarioError: there is no such function.
-    """
-    place, _, name = model.partition(":") if isinstance(model, str) else ("", "", "")
-    try:
-        factory = getattr(importlib.import_module(place), name)
-    except (ImportError, AttributeError, ValueError) as cause:
-        fix = "name a function without arguments that every process can import, such as 'psl.models:cnn'"
-        raise expected("model", "'module:function'", repr(model)[:80], fix) from cause
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return factory()
 
 
 def work(job: PipelineJob, emulation: EdgeEmulation, relays: list[bool], folder: Path, timeout: float) -> None:
@@ -172,8 +166,8 @@ def main(arguments: list[str]) -> None:
         os.environ["GLOO_SOCKET_IFNAME"] = spec["interfaces"][rank]
         store = dist.FileStore(str(folder / "store"), emulation.n_processes)
         options |= {"store": store, "rank": rank, "world_size": emulation.n_processes}
-    job = PipelineJob(spec)
     dist.init_process_group(**options)
+    job = PipelineJob(spec, data=dist.get_rank() == 0)
     try:
         work(job, emulation, spec["relays"], folder, timeout)
         dist.barrier()  # nobody leaves while another still talks to it

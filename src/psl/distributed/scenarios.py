@@ -63,7 +63,7 @@ def sample_network(scheduler: str, seed: int):
             9,
             seed,
             "log-distance",
-            subchannel_bandwidth=rng.uniform(0.15e6, 0.6e6),
+            subchannel_bandwidth=rng.uniform(0.3e6, 0.8e6),
             client_flops_range=(slow, fast),
             server_flops=1 / rng.uniform(*SERVER_SLOWDOWN),
         )
