@@ -8,11 +8,10 @@ import numpy as np
 from psl.errors import InfeasibleError, check_count, expected
 from psl.networks.network import EdgeNetwork
 from psl.profiles import Profile
+from psl.schedulers.scenario import check_own_profiles, check_speeds
 
 LINKS = ("once", "shared", "separate")
 OBJECTIVES = ("time", "interval")
-
-_FASTEST = 1e6  # times the reference device: nobody is; a larger speed must be meant in FLOP/s
 
 
 @dataclass(frozen=True)
@@ -160,21 +159,6 @@ def check_micro_batch(micro_batch, mini_batch: int) -> int:
 
 def check_profile(profile: Profile, network: EdgeNetwork) -> None:
     """Raise `ScenarioError` unless the network's speeds and its nodes' own profiles go with the profile."""
-    for node, own in zip(network.nodes, network.profiles, strict=True):
-        if own is not None and own.names != profile.names:
-            raise expected(
-                f"node {node!r}: profile", f"the {len(profile.names)} cuts of the profile, {_ends(profile.names)}",
-                f"{len(own.names)} cuts, {_ends(own.names)}", "measure the same model on every node",
-            )  # fmt: skip
-    if profile.unit == "s":
-        by_speed = [speed for speed, own in zip(network.flops, network.profiles, strict=True) if own is None]
-        if (fastest := max(by_speed, default=0.0)) > _FASTEST:
-            raise expected(
-                "network", "speeds relative to the reference device, e.g. 1.0, as the profile is in seconds",
-                f"{fastest:g}", "give nodes flops relative to that device",
-            )  # fmt: skip
-
-
-def _ends(names) -> str:
-    first = ", ".join(map(repr, names[:3]))
-    return f"{first}, ... {names[-1]!r}" if len(names) > 3 else first
+    check_own_profiles(profile, network.profiles, lambda n: f"node {network.nodes[n]!r}: profile")
+    by_speed = [speed for speed, own in zip(network.flops, network.profiles, strict=True) if own is None]
+    check_speeds(profile, "network", by_speed, "give nodes flops relative to that device")
