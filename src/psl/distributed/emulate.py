@@ -132,7 +132,7 @@ class Compute:
     def __init__(self, factor: float = 1.0, overhead: float = 0.0, record: Callable | None = None, turn=None):
         self.factor, self.overhead, self.record = factor, overhead, record
         self.overrun = 0.0
-        self._turn = None if turn is None or fcntl is None else open(turn, "ab")  # noqa: SIM115, as long as this lives
+        self._turn = turn if fcntl else None
 
     @contextlib.contextmanager
     def __call__(self, kind: str, number: int = 0):
@@ -153,11 +153,9 @@ class Compute:
         if self._turn is None:
             yield
             return
-        fcntl.flock(self._turn, fcntl.LOCK_EX)
-        try:
+        with open(self._turn, "ab") as file:  # closing it lets go of it
+            fcntl.flock(file, fcntl.LOCK_EX)
             yield
-        finally:
-            fcntl.flock(self._turn, fcntl.LOCK_UN)
 
 
 def keep_memory() -> None:
