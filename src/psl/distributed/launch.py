@@ -176,18 +176,22 @@ class Launch:
         with contextlib.suppress(FileNotFoundError):
             self.news = json.loads((self.folder / "progress.json").read_text())
         server, *clients = self.workers
+        started = self.news["rounds"] > 0 or self.news["faults"]
+        if not started and any(client.code not in (None, 0) for client in clients):
+            server.wait(1.0)  # if it failed first, its message says why
         if not server.running:
             wait_all(clients, self.job.timeout)
             if server.code != 0:
                 raise PSLError(f"the server failed: {server.last_words() or f'exit code {server.code}'}")
-            return not any(client.running for client in clients)
+            self.end()  # a client that is frozen, or was left out and has not noticed
+            return True
         for rank, client in enumerate(clients, 1):
             if client.running or client.code == 0:
                 continue
             if self._restarts[rank] > 0:
                 self._restarts[rank] -= 1
                 self.restart(rank)
-            elif client.code == 1 and self.news["rounds"] == 0 and not self.news["faults"]:
+            elif client.code == 1 and not started:
                 raise PSLError(f"client {rank - 1} failed: {client.last_words()}")
         return False
 

@@ -12,7 +12,7 @@ from torch.distributed import PrefixStore, ProcessGroupGloo, Store, TCPStore
 from psl.distributed.messages import HEADER, ChannelError, Header, Kind, Layout, check_header
 from psl.errors import expected
 
-_CHUNK = 1 << 20  # bytes; a slow link makes progress chunk by chunk, so the timeout need not grow with the message
+_SLOWEST = 1e6  # bit/s; see `chunk_size`
 _TAG_HEADER, _TAG_PAYLOAD = 0, 1
 LOOPBACK = "127.0.0.1"
 
@@ -29,6 +29,7 @@ class Channel:
         name: of the other end, for messages.
         timeout: s without progress after which the other end counts as gone.
         line: delays what is sent (`psl.distributed.pacing.DelayLine`), None for no pacing.
+        chunk: bytes that are waited for at a time; both ends must agree.
         broadcast_rate: bit/s on that line of broadcasts, None for the line's own.
         on_message: called with "out" or "in", the kind, the step and the tensor of everything that crosses.
         on_transfer: called with "out" or "in", the kind, the step, start and end (s on this machine's monotonic
@@ -42,13 +43,14 @@ class Channel:
         *,
         name: str,
         timeout: float,
+        chunk: int = 1 << 20,
         line=None,
         broadcast_rate: float | None = None,
         on_message: Callable | None = None,
         on_transfer: Callable | None = None,
     ):
         self._group, self._peer = group, 1 - member
-        self.name, self.timeout = name, timeout
+        self.name, self.timeout, self._chunk = name, timeout, chunk
         self._line, self._broadcast_rate = line, broadcast_rate
         self._on_message, self._on_transfer = on_message, on_transfer
         self._lock = threading.Lock()
@@ -95,11 +97,11 @@ class Channel:
         payload, layout = _flat(tensor.cpu())
         header = Header(kind, step, time.monotonic_ns(), payload.dtype, layout, tuple(tensor.shape))
         if self._line is None:
-            self._transmit([(header.pack(), _TAG_HEADER), *((c, _TAG_PAYLOAD) for c in _chunks(payload))])
+            self._transmit([(header.pack(), _TAG_HEADER), *((c, _TAG_PAYLOAD) for c in self._chunks(payload))])
             return
         rate = self._broadcast_rate if kind == Kind.BROADCAST else None
         for bits, part in [(0, (header.pack(), _TAG_HEADER))] + [
-            (8 * c.numel(), (c, _TAG_PAYLOAD)) for c in _chunks(payload)
+            (8 * c.numel(), (c, _TAG_PAYLOAD)) for c in self._chunks(payload)
         ]:
             self._line.put(bits, lambda part=part: self._transmit([part]), rate)
 
@@ -129,7 +131,7 @@ class Channel:
             self.close()
             raise
         tensor, payload = _empty(header)
-        self._wait([self._begin("recv", chunk, _TAG_PAYLOAD) for chunk in _chunks(payload)], self.timeout)
+        self._wait([self._begin("recv", chunk, _TAG_PAYLOAD) for chunk in self._chunks(payload)], self.timeout)
         if self._on_transfer is not None:
             self._on_transfer("in", kind, step, header.sent / 1e9, time.monotonic())
         if self._on_message is not None:
@@ -150,6 +152,10 @@ class Channel:
 
     def _transmit(self, parts) -> None:
         self._wait([self._begin("send", part, tag) for part, tag in parts], self.timeout)
+
+    def _chunks(self, payload: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the bytes of a contiguous tensor in pieces."""
+        return payload.view(-1).view(torch.uint8).split(self._chunk) if payload.numel() else ()
 
     def _begin(self, way: str, tensor: torch.Tensor, tag: int):
         with self._lock:
@@ -172,6 +178,14 @@ class Channel:
         self.close()
         want = f"an answer within {patience:g} s"
         return expected(self.name, want, _reason(cause), "see its own output; it may connect again", ChannelError)
+
+
+def chunk_size(timeout: float) -> int:
+    """Return the bytes of a message to wait for at a time, so that a slow link is told from a dead one.
+
+    A link of 1 Mbit/s needs half the timeout for them, however long the message; slower ones need a longer timeout.
+    """
+    return int(min(max(timeout / 2 * _SLOWEST / 8, 1 << 12), 1 << 22))
 
 
 def serve_store(address: str = LOOPBACK, port: int = 0, timeout: float = 300.0) -> tuple[TCPStore, int]:
@@ -228,8 +242,3 @@ def _empty(header: Header) -> tuple[torch.Tensor, torch.Tensor]:
     n, c, h, w = header.shape
     payload = torch.empty((n, h, w, c), dtype=header.dtype)
     return payload.permute(0, 3, 1, 2), payload
-
-
-def _chunks(payload: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return the bytes of a contiguous tensor in pieces."""
-    return payload.view(-1).view(torch.uint8).split(_CHUNK) if payload.numel() else ()

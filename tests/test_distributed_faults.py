@@ -1,0 +1,199 @@
+"""Clients and servers that are killed, freeze, come back, or have slow links; and that nothing is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distributed_models import OPTIONS, assert_same_run, in_one_process, in_processes
+from psl.distributed import EdgeEmulation, Job, Launch
+from psl.errors import CheckpointError, PSLError
+
+MANY = {"rounds": 20, "eval_every": 20, "partition": "iid", "timeout": 2.0}
+
+
+def star(overhead=0.0, up=(np.inf,) * 3):
+    """An emulation in which every computation of the server takes longer, or uplinks have rates in bit/s."""
+    fast, none = np.full(3, np.inf), np.zeros(3)
+    return EdgeEmulation("star", np.ones(4), np.array(up), fast, none, none, [overhead, 0, 0, 0], links="pacing")
+
+
+class At:
+    """Does something once, when so many rounds are done; for `run`'s argument `watch`."""
+
+    def __init__(self, rounds, action):
+        self.rounds, self.action, self.when = rounds, action, None
+
+    def __call__(self, launch):
+        if self.when is None and launch.news["rounds"] >= self.rounds:
+            self.when = time.monotonic()
+            self.action(launch)
+
+
+def kill(rank, number=signal.SIGKILL):
+    return lambda launch: launch.workers[rank].signal(number)
+
+
+@pytest.mark.parametrize(
+    ("framework", "options"),
+    [("sl", {}), ("sfl", {"local_steps": 2}), ("psl", {}), ("epsl", {}), ("edgesplit", {"cut": (1, 6, 3)})],
+)
+def test_a_killed_client_is_left_out_and_the_others_work_is_kept(nursery, framework, options):
+    found = in_processes(framework, nursery, watch=At(5, kill(2)), **MANY | options)
+    taken = found.history.participants
+    assert len(taken) == 20 and set(taken[:5]) == {3} and taken[-1] == 2
+    assert (np.diff(taken) <= 0).all() and taken.min() == 2  # it stays away, nobody else does
+    assert len(found.faults) == 1 and "left out client 1: expected an answer within" in found.faults[0]
+    assert np.isfinite(found.history.train_loss).all()
+    assert found.history.train_loss[-5:].mean() < found.history.train_loss[:5].mean()  # the others go on learning
+    assert len(found.history.models) == (2 if framework in ("psl", "epsl") else 1)
+
+
+@pytest.mark.parametrize(
+    ("framework", "options"),
+    [("sl", {"rounds": 15}), ("sfl", {}), ("psl", {}), ("edgesplit", {"cut": (1, 6, 12)})],
+)
+def test_a_killed_client_comes_back_in_a_later_round(nursery, framework, options):
+    options = MANY | {"rounds": 40, "emulate": star(overhead=0.03)} | options  # rounds of 0.1 s or more
+    found = in_processes(framework, nursery, watch=At(3, kill(3)), restarts=1, **options)
+    taken = found.history.participants
+    assert taken is not None and taken.min() == 2 and taken[-1] == 3
+    back = int(np.flatnonzero(taken == 2)[-1]) + 2
+    assert [fault.split(":")[0] for fault in found.faults] == [
+        "left out client 2", f"client 2 came back in round {back}"
+    ]  # fmt: skip
+    assert len(found.history.models) == (3 if framework == "psl" else 1)
+
+
+def test_a_frozen_client_is_noticed_within_the_timeout(nursery):
+    found = in_processes("psl", nursery, watch=At(5, kill(1, signal.SIGSTOP)), **MANY)
+    assert 2.0 <= found.round_times.max() < 4 and sorted(found.round_times)[-2] < 2
+    assert "expected an answer within 2 s, got nothing" in found.faults[0] and found.history.participants[-1] == 2
+
+
+def test_with_a_killed_server_every_client_ends_with_its_reason(nursery):
+    job = Job.of("psl", **OPTIONS | MANY | {"rounds": 100_000})
+    with Launch(job, nursery=nursery) as launch:
+        begun = time.monotonic()
+        while launch.news["rounds"] < 3:
+            launch.look()
+            assert time.monotonic() - begun < 60
+            time.sleep(0.02)
+        server, *clients = launch.workers
+        server.signal()
+        for client in clients:
+            assert client.wait(job.timeout) == 1
+            assert "ChannelError: server: expected an answer within" in client.last_words()
+            assert "got a closed connection" in client.last_words()
+        with pytest.raises(PSLError, match="the server failed: exit code -9"):
+            launch.look()
+
+
+@pytest.mark.parametrize(
+    ("framework", "options"),
+    [("sl", {}), ("sfl", {"local_steps": 2}), ("psl", {}), ("edgesplit", {"cut": (1, 6, 12), "local_steps": 2})],
+)
+def test_a_killed_run_continues_from_its_checkpoint_with_the_same_result(nursery, tmp_path, framework, options):
+    options = {"rounds": 25, "eval_every": 25, "save_every": 0, "checkpoint": tmp_path / "run"} | options
+    with pytest.raises(PSLError, match="the server failed"):
+        in_processes(framework, nursery, watch=At(4, kill(0)), **options | {"timeout": 2})
+    saved = len(list((tmp_path / "run").iterdir()))
+    assert 4 <= saved <= 9  # up to two rounds of each process, or one that was being written
+    found = in_processes(framework, nursery, **options)
+    assert_same_run(found.history, in_one_process(framework, **options | {"checkpoint": None}), tolerance=1e-4)
+    again = in_processes(framework, nursery, **options)  # nothing left to do
+    assert again.history == found.history
+    with pytest.raises(PSLError, match="seed: expected '5', got '6' in the checkpoint") as failure:
+        in_processes(framework, nursery, **options | {"seed": 6})
+    assert CheckpointError.__name__ in str(failure.value)
+
+
+def test_a_slow_link_delays_but_does_not_break(nursery):
+    options = {"rounds": 2, "timeout": 1.5, "cut": 1, "batch_size": 20, "partition": "iid"}
+    slow = star(up=(np.inf, 3e6, np.inf))
+    found = in_processes("psl", nursery, emulate=slow, model="distributed_models:wide_model", **options)
+    seconds = (32 * 20 * 192 * 64 + 64 * 20) / 3e6  # of activations and labels: longer than the timeout
+    assert seconds > 2.5 and (found.round_times > seconds).all() and (found.round_times < seconds + 2).all()
+    assert found.faults == () and found.emulation == "pacing"
+
+
+def test_a_client_with_other_arguments_is_refused(nursery):
+    job = Job.of("psl", **OPTIONS)
+    refused = pytest.raises(PSLError, match="expected a client of this run, got one with other arguments")
+    with refused, Launch(job, nursery=nursery) as launch:
+        Job.of("psl", **OPTIONS | {"seed": 77}).save(launch.folder / "job.json")
+        launch.workers[2].signal()
+        launch.restart(2)  # reads the changed job
+        while not launch.look():
+            time.sleep(0.02)
+
+
+def interrupt(launch):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_is_saved_and_leaves_no_process(nursery, tmp_path):
+    workers, options = [], {"rounds": 200, "eval_every": 200, "checkpoint": tmp_path / "run"}
+
+    def watch(launch):
+        workers[:] = launch.workers
+        At(3, interrupt)(launch)
+
+    with pytest.raises(KeyboardInterrupt):
+        in_processes("psl", nursery, watch=watch, **options)
+    assert len(workers) == 4 and not any(worker.running or alive(worker.pid) for worker in workers)
+    assert len(list((tmp_path / "run").glob("*.pt"))) == 4
+    with pytest.raises(KeyboardInterrupt):
+        in_processes("psl", nursery, watch=At(1, interrupt), **options | {"checkpoint": None})
+
+
+SCRIPT = """
+import sys; sys.path[:0] = {path!r}
+from distributed_models import in_processes
+in_processes("psl", None, rounds=100_000, eval_every=100_000, partition="iid")
+"""
+
+
+def test_no_process_is_left_when_the_launcher_is_killed(tmp_path):
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT.format(path=sys.path)], env=environment)
+    try:
+        end = time.monotonic() + 90
+        while not list(tmp_path.glob("psl-run-*/progress.json")):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.1)
+        family = descendants(process.pid)
+        assert len(family) == 5  # the nursery and four workers
+        process.kill()
+        end = time.monotonic() + 10
+        while any(alive(pid) for pid in family) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not [pid for pid in family if alive(pid)]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_worker_tells_why_it_ended(nursery, tmp_path):
+    broken = nursery.start("psl.distributed.worker", [tmp_path / "nothing", "0"], tmp_path / "log")
+    assert broken.wait(20) == 1 and "No such file" in broken.last_words()
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def descendants(pid):
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, path.read_text().split()):
+            found += [child, *descendants(child)]
+    return found
