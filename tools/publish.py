@@ -60,6 +60,9 @@ def results(root: Path) -> str:
             f"{excess[name]:.3g} %" for name in ("random", "power-only", "cut-only", "channels-only", "bcd", "search")
         ) + " |",
     ]  # fmt: skip
+    lines += ["", *_edgesplit(figures), "", *_pipeline(figures)]
+    if (figures / "07_measured_against_predicted.csv").exists():
+        lines += ["", *_measured(figures)]
     for folder in (figures, *sorted(p for p in figures.iterdir() if p.is_dir())):
         if (folder / "03_linearise.csv").exists():
             lines += ["", *_accuracy(folder, "digits" if folder == figures else folder.name)]
@@ -77,11 +80,93 @@ def results(root: Path) -> str:
         "EPSL's server backward at φ = 1, C = 5, share of PSL's time": f"{100 * backward.measured[1.0]:.0f} %",
         "the same by operator counts": f"{100 * backward.promised[1.0]:.0f} %",
     }
+    facts |= _more_facts(bench)
     for row in throughput.itertuples():
         facts[f"PSL's step against a centralised one, C = {row.clients}, b = {row.batch_size}"] = f"{row.ratio:.2f} ×"
     lines += ["", "**Benchmarks** (measured on 2 CPU cores):", "", "| | |", "| --- | --- |"]
     lines += [f"| {what} | {value} |" for what, value in facts.items()]
     return "\n".join(lines)
+
+
+def _edgesplit(figures: Path) -> list[str]:
+    table = pd.read_csv(figures / "05_round_time_by_method.csv")
+    names = {"fedavg": "FedAvg", "sfl": "SFL", "adaptive-equal": "own cuts, equal band", "common-optimal": "one cut"}
+    by = table.groupby(["model", "side"], sort=False)
+    medians = by[["alternating", *names]].median()
+    ratio = medians.div(medians["alternating"], axis=0)
+    lines = [
+        f"**EdgeSplit**: its speed-up over the baselines, medians of {table.seed.nunique()} sampled clusters of 20",
+        "devices (100 MHz, b = 32, H = 50; simulated).",
+        "",
+        "| | round | over " + " | over ".join(names.values()) + " |",
+        "| --- |" + " --- |" * (len(names) + 1),
+    ]
+    for (model, side), row in ratio.iterrows():
+        shown = " | ".join(f"{row[name]:.2f} ×" for name in names)
+        seconds = medians.loc[(model, side), "alternating"]
+        lines.append(f"| {model}, {side} × {side} | {seconds:,.{0 if seconds > 100 else 1}f} s | {shown} |")
+    return lines
+
+
+def _pipeline(figures: Path) -> list[str]:
+    table = pd.read_csv(figures / "06_baselines.csv")
+    names = ["two-tier", "no-pipeline", "random-cuts", "random-placement", "alternating"]
+    medians = table.set_index(["links", "model"])[names].div(table["exact"].to_numpy(), axis=0)
+    medians = medians.groupby(level=[0, 1], sort=False).median()
+    lines = [
+        f"**Pipeline**: time of a mini-batch of 512 over that of the joint optimum, medians of {table.seed.nunique()}",
+        "sampled meshes of eight servers (simulated).",
+        "",
+        "| | two tiers | no pipelining | random cuts | random placement | alternation |",
+        "| --- |" + " --- |" * len(names),
+    ]
+    for (links, model), row in medians.iterrows():
+        lines.append(f"| {model}, {links} | " + " | ".join(f"{row[name]:.3g} ×" for name in names) + " |")
+    return lines
+
+
+def _measured(figures: Path) -> list[str]:
+    table = pd.read_csv(figures / "07_measured_against_predicted.csv")
+    baselines = {"random", "fedavg", "random-placement"}
+    rounds = table[(table.term == "round") & ~table.method.isin(baselines)]
+    lines = [
+        "**Measured in real processes** (emulated devices and links, notebook 07): error of the predicted round time.",
+        "",
+        "| | scenarios | median | largest |",
+        "| --- | --- | --- | --- |",
+    ]
+    for scheduler, mine in rounds.groupby("scheduler", sort=False):
+        error = 100 * mine.error.abs()
+        lines.append(f"| {scheduler} | {len(mine)} | {error.median():.1f} % | {error.max():.0f} % |")
+    return lines
+
+
+def _more_facts(bench: Path) -> dict[str, str]:
+    """Facts of the benchmarks that came with EdgeSplit, the pipeline and real processes."""
+    edgesplit, search, joint, closed = (
+        pd.read_csv(bench / f"{name}.csv").set_index(["part", "figure"]).value
+        for name in ("edgesplit_solver", "pipeline_search", "pipeline_joint", "simulation_closed_form")
+    )
+    growth, plain = edgesplit["growth"], search["N=L=20, networkx"]
+    return {
+        "EdgeSplit's alternation against the optimum, 2,000 clusters, largest difference":
+            f"{edgesplit['continuous', 'alternating against exact, largest relative difference']:.1g}",
+        "its loss when stopped after one step, mean and largest":
+            f"{edgesplit['continuous', 'loss of stopping after one step, mean']:.2g} %, "
+            f"{edgesplit['continuous', 'loss of stopping after one step, max']:.3g} %",
+        "exact optimum for 100,000 devices and 50 cuts": f"{growth['N=100000: exact']:.0f} ms",
+        "bisection with enumeration over it":
+            f"{growth['N=100000: bisection to 1e-9, trying every cut / exact, median']:.0f} ×",
+        "it over one pass that evaluates every device and cut": f"{growth['N=100000: exact / one pass']:.1f} ×",
+        "placement search, N = L = 20, with tables": f"{plain['our search with tables, median']:.1f} ms",
+        "one networkx Dijkstra per threshold over it (thresholds sampled)":
+            f"{plain['speed-up, median over median']:,.0f} ×",
+        "the alternation of placement and micro-batch size above the joint optimum, fast links, largest":
+            f"{joint['alternation', 'fast links, from b = 32, b by scan: above the optimum, max']:.1f} %",
+        "event simulation over the closed form, 3,000 random chains, least and largest":
+            f"{closed['random chains', 'simulated / predicted, min']:.2f}, "
+            f"{closed['random chains', 'simulated / predicted, max']:.2f}",
+    }  # fmt: skip
 
 
 def _accuracy(folder: Path, dataset: str) -> list[str]:
