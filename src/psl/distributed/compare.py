@@ -99,7 +99,7 @@ def compare(
 
 
 def experiment(
-    scheduler: str,
+    scheduler,
     seeds: Iterable[int],
     *,
     links: str = "auto",
@@ -115,7 +115,7 @@ def experiment(
     runs, as other work on a machine comes and goes.
 
     Args:
-        scheduler: "epsl", "edgesplit" or "pipeline".
+        scheduler: the module: ``psl.schedulers.epsl``, ``edgesplit`` or ``pipeline``.
         seeds: one scenario each.
         methods: of the scheduler's `solve` besides its default; each is run too, to see whether methods rank as
             predicted.
@@ -127,7 +127,7 @@ def experiment(
     Returns:
         The rows of `compare` with seed and method in front.
     """
-    check_choice("scheduler", scheduler, TERMS)
+    name = name_of(scheduler)
     if nursery is None:
         with Nursery() as nursery:
             return experiment(
@@ -141,9 +141,9 @@ def experiment(
                 **options,
             )
     frames = []
-    for seed in tqdm(list(seeds), desc=f"{scheduler}, scenarios", disable=not progress):
-        network = sample_network(scheduler, seed)
-        profile = measured_profile(MODEL, batch_size=BATCHES[scheduler], nursery=nursery)
+    for seed in tqdm(list(seeds), desc=f"{name}, scenarios", disable=not progress):
+        network = sample_network(name, seed)
+        profile = measured_profile(MODEL, batch_size=BATCHES[name], nursery=nursery)
         for method in (None, *methods):
             plan = make_plan(scheduler, profile, network, method, seed)
             frame = compare(plan, links=links, rounds=rounds, nursery=nursery, **options)
@@ -153,7 +153,7 @@ def experiment(
     return pd.concat(frames, ignore_index=True)
 
 
-def make_plan(scheduler: str, profile, network, method: str | None = None, seed: int = 0):
+def make_plan(scheduler, profile, network, method: str | None = None, seed: int = 0):
     """Return the plan of an experiment's scenario by a method of its scheduler, None for its default.
 
     Args:
@@ -162,15 +162,20 @@ def make_plan(scheduler: str, profile, network, method: str | None = None, seed:
         network: from `sample_network`.
         method: see the scheduler's `solve`.
     """
-    from psl.schedulers import edgesplit, epsl, pipeline  # what runs plans knows no schedulers; what makes them does
+    name, method = name_of(scheduler), {} if method is None else {"method": method}
+    b = BATCHES[name]
+    how = {
+        "epsl": {"batch_size": b, "phi": 0.5, "seed": seed},
+        "edgesplit": {"batch_size": b, "local_steps": 2},
+        "pipeline": {"mini_batch": 8 * b, "micro_batch": b, "seed": seed},
+    }
+    return scheduler.solve(profile, network, **how[name], **method)
 
-    named = {} if method is None else {"method": method}
-    b = BATCHES[scheduler]
-    if scheduler == "epsl":
-        return epsl.solve(profile, network, batch_size=b, phi=0.5, seed=seed, **named)
-    if scheduler == "edgesplit":
-        return edgesplit.solve(profile, network, batch_size=b, local_steps=2, **named)
-    return pipeline.solve(profile, network, mini_batch=8 * b, micro_batch=b, seed=seed, **named)
+
+def name_of(scheduler) -> str:
+    """Return the name of a scheduler's module; raises `ScenarioError` if it is none."""
+    name = getattr(scheduler, "__name__", repr(scheduler)).rpartition(".")[2]
+    return check_choice("scheduler", name, TERMS, "pass the module, such as psl.schedulers.epsl")
 
 
 def _epsl_predicted(plan) -> dict[str, float]:
