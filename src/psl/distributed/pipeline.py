@@ -12,16 +12,15 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from psl.distributed.emulate import EdgeEmulation, emulation_for
+from psl.distributed.emulate import EdgeEmulation
 from psl.distributed.nursery import Nursery, Worker, wait_all
-from psl.distributed.pipeline_worker import PipelineJob
-from psl.distributed.stages import SCHEDULES
-from psl.errors import PSLError, check_choice, check_count, check_number, expected
+from psl.distributed.pipeline_job import PipelineJob, emulation_of, relays_of, specify
+from psl.errors import PSLError, expected
 from psl.training.curves import Curves
 from psl.training.evaluate import evaluate
 from psl.training.fingerprint import settings_of
 from psl.training.history import History
-from psl.training.setup import check_plan, check_plan_fits, choose_cuts, default
+from psl.training.setup import check_plan, check_plan_fits
 
 
 @dataclass(frozen=True)
@@ -52,24 +51,11 @@ def run_pipeline(
     dataset: str = "digits",
     *,
     rounds: int,
-    n_clients: int | None = None,
-    batch_size: int | None = None,
-    cut=None,
-    micro_batch: int | None = None,
     plan=None,
     emulate: EdgeEmulation | str | None = None,
-    schedule: str = "eager",
-    model_seed: int = 0,
-    model_options: dict | None = None,
-    partition="iid",
-    optimizer: str = "sgd",
-    lr: float | None = None,
-    loss: str | None = None,
-    seed: int = 0,
-    eval_every: int = 1,
-    timeout: float = 60.0,
     progress: bool = True,
     nursery: Nursery | None = None,
+    **options,
 ) -> PipelineRun:
     """Train with one process per stage on torch.distributed.pipelining, as ``psl.train("pipeline", …)`` does in one.
 
@@ -81,15 +67,16 @@ def run_pipeline(
             `model_options`.
         dataset: name for `psl.data.load`, or "module:function" that returns (train, test). Only the first process
             opens it, and this one, to evaluate.
-        rounds, n_clients, batch_size, cut, micro_batch, plan, partition, optimizer, lr, loss, seed, eval_every: as for
-            `psl.train`; functions by name, "module:function".
+        rounds: rounds to train; one mini-batch each.
+        plan: of `pipeline.solve`; gives defaults as for `psl.train`, and what to emulate.
         emulate: an `EdgeEmulation`, or "kernel", "pacing", "none" or "auto" for the plan's own scenario
             (`emulation_for`); None: no emulation.
-        schedule: "eager": what has arrived, backward first, as in `psl.simulate`; "gpipe" and "1f1b": torch's own.
-        model_seed: of torch's generator when the factory is called.
-        timeout: s that a process waits for its neighbour.
         progress: show a progress bar.
         nursery: what starts the processes, to start it once for several runs; default one of its own.
+        options: n_clients, batch_size, cut, micro_batch, partition, optimizer, lr, loss, seed and eval_every as for
+            `psl.train`, functions by name, "module:function"; model_options and model_seed, of torch's generator when
+            the factory is called; timeout, s that a process waits for its neighbour; and schedule: "eager": what has
+            arrived, backward first, as in `psl.simulate`; "gpipe" or "1f1b": torch's own.
 
     Raises:
         ScenarioError: an argument is out of range.
@@ -98,27 +85,16 @@ def run_pipeline(
 
     Source: pipelined split learning (arXiv 2505.04368): the pipeline [P]; in real processes [B].
     """
-    spec = {
-        "model": model, "model_seed": check_count("model_seed", model_seed, minimum=0), "dataset": dataset,
-        "model_options": model_options or {}, "loss": loss,
-        "rounds": check_count("rounds", rounds),
-        "n_clients": check_count("n_clients", default(n_clients, plan, "n_clients", 5)),
-        "batch_size": check_count("batch_size", default(batch_size, plan, "batch_size", 64)),
-        "micro_batch": default(micro_batch, plan, "micro_batch", None), "cut": choose_cuts(cut, plan),
-        "partition": partition if np.isscalar(partition) else [np.asarray(share).tolist() for share in partition],
-        "optimizer": optimizer, "lr": lr, "seed": check_count("seed", seed, minimum=0),
-        "schedule": check_choice("schedule", schedule, SCHEDULES), "eval_every": check_count("eval_every", eval_every),
-        "timeout": check_number("timeout", timeout, minimum=0, strict=True, fix="give seconds"),
-    }  # fmt: skip
+    spec = specify(model, dataset, rounds=rounds, plan=plan, **options)
     job = PipelineJob(spec)
     round_time = check_plan(plan, "pipeline", 1)
     if plan is not None:
         check_plan_fits(plan, job.run.modules["model"])
-    relays = _relays(plan, len(job.run.stages))
-    if schedule == "1f1b" and len(job.sizes) < len(relays):
+    relays = relays_of(plan, len(job.run.stages))
+    if spec["schedule"] == "1f1b" and len(job.sizes) < len(relays):
         want, fix = f"one that makes {len(relays)} micro-batches or more", "take a smaller one, or schedule='eager'"
         raise expected("micro_batch", want, len(job.sizes), fix)
-    emulation = _emulation(emulate, plan, relays)
+    emulation = emulation_of(emulate, plan, relays)
     curves, rows = Curves(), _Rows(job)
     with contextlib.ExitStack() as stack:
         if nursery is None:
@@ -148,7 +124,9 @@ def run_pipeline(
                 break
             time.sleep(0.02)
         reports = [json.loads((folder / f"events-{rank}.json").read_text()) for rank in range(len(relays))]
-    history = curves.history("pipeline", settings_of(job.run, spec["seed"], partition, None), round_time)
+    history = curves.history(
+        "pipeline", settings_of(job.run, spec["seed"], options.get("partition", "iid"), None), round_time
+    )
     history.models.append(job.run.modules["model"].eval())
     events, round_times, step_times = collect(reports, relays)
     overrun = sum(report["overrun"] for report in reports)
@@ -201,36 +179,6 @@ def _losses(folder: Path) -> list[float]:
         return json.loads((folder / "progress").read_text())
     except (OSError, json.JSONDecodeError):  # not there yet, or half written
         return []
-
-
-def _relays(plan, n_stages: int) -> list[bool]:
-    """Return, for every process along the path, whether it only passes on."""
-    if plan is None or getattr(plan, "hops", None) is None:
-        return [False] * n_stages
-    relays = []
-    for _, _, j in plan.stages:
-        hops = sum(cut == j for cut, _, _ in plan.hops)
-        relays += [False, *[True] * (hops - 1)]
-    return relays
-
-
-def _emulation(emulate, plan, relays: list[bool]) -> EdgeEmulation:
-    if isinstance(emulate, str):
-        if plan is None:
-            raise expected(
-                "emulate", "a plan whose scenario to emulate", repr(emulate), "pass plan=, or an EdgeEmulation"
-            )
-        return emulation_for(plan, emulate)
-    n, none = len(relays), np.zeros(len(relays) - 1)
-    if emulate is None:
-        fast = np.full(n - 1, np.inf)
-        return EdgeEmulation("chain", np.ones(n), fast, fast, none, none, np.zeros(n), links="none")
-    check_choice("emulate.layout", getattr(emulate, "layout", None), ("chain",))
-    if emulate.n_processes != n:
-        raise expected(
-            "emulate", f"{n} processes, one per stage and relay", emulate.n_processes, "use emulation_for(plan)"
-        )
-    return emulate
 
 
 def collect(reports: list[dict], relays: list[bool]) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,80 +12,26 @@ import torch
 import torch.distributed as dist
 
 from psl.distributed.emulate import Compute, EdgeEmulation, keep_memory
-from psl.distributed.job import find
+from psl.distributed.pipeline_job import PipelineJob
 from psl.distributed.stages import SCHEDULES, EdgeStage
-from psl.models.shapes import cut_shapes
-from psl.models.tracing import trace
-from psl.training.batches import Sampler, Samples
-from psl.training.frameworks.base import Setup
-from psl.training.frameworks.pipeline import Pipeline
-from psl.training.linearise import cross_entropy
-from psl.training.link import Link
-from psl.training.partition import partition as divide
-from psl.training.setup import image_layout, open_dataset, optimizer_factory, prepare_model
 
 
-class PipelineJob:
-    """What all processes of a pipelined run know: model, cuts, micro-batches; each builds the same from it.
-
-    Args:
-        spec: plain values, see `psl.distributed.run_pipeline`: model, model_options, model_seed, dataset, cut,
-            n_clients, batch_size, micro_batch, rounds, partition, optimizer, lr, loss, seed, schedule, eval_every; and
-            ends, the shapes of a sample around the stages, where they are known already.
-        data: open the data; only the first stage, and who evaluates, need it.
-    """
-
-    def __init__(self, spec: dict, data: bool = True):
-        self.spec = spec
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(spec["model_seed"])
-            model = find("model", spec["model"], "psl.models:cnn")(**spec["model_options"])
-        optimizer, loss = spec["optimizer"], spec["loss"]
-        optimizer = find("optimizer", optimizer, "'sgd'") if ":" in optimizer else optimizer
-        loss = cross_entropy if loss is None else find("loss", loss, "'module:function'")
-        b, n_clients, cpu = spec["batch_size"], spec["n_clients"], torch.device("cpu")
-        self.layout = image_layout(model, cpu)
-        setup = Setup(
-            prepare_model(model, cpu, self.layout), np.full(n_clients, 1 / n_clients), b,
-            optimizer_factory(optimizer, spec["lr"]), loss, cut=spec["cut"], micro_batch=spec["micro_batch"],
-        )  # fmt: skip
-        self.run = Pipeline(setup, Link())
-        m, n = self.run.micro_batch, n_clients * b
-        self.sizes = [min(m, n - start) for start in range(0, n, m)]
-        self.mini_batch = n
-        if data:
-            self._open_data(spec["dataset"])
-        shape = spec.get("ends") or self._shapes(model)
-        self.ends = [tuple(end) for end in shape]  # of one sample, around the stages
-
-    def _open_data(self, dataset):
-        spec, seed = self.spec, self.spec["seed"]
-        parts = open_dataset(find("dataset", dataset, "'digits'")() if ":" in dataset else dataset)
-        self.train, self.test = (Samples(part, "cpu", self.layout) for part in parts)
-        shares = divide(
-            spec["partition"], len(self.train), spec["n_clients"], labels=self.train.labels,
-            minimum=spec["batch_size"], seed=seed,
-        )  # fmt: skip
-        self.sampler = Sampler(np.concatenate(shares), self.mini_batch, seed, 0)
-
-    def _shapes(self, model):
-        shapes = cut_shapes(trace(model), tuple(self.train.fetch(np.array([0]))[0].shape[1:]))
-        return [shapes[0], *(shapes[cut] for cut in self.run.cut), shapes[-1]]
-
-    def due(self, index: int) -> bool:
-        """Whether to evaluate after round `index`."""
-        return (index + 1) % self.spec["eval_every"] == 0 or index + 1 == self.spec["rounds"]
-
-
-def work(job: PipelineJob, emulation: EdgeEmulation, relays: list[bool], folder: Path, timeout: float) -> None:
-    """Be one process of the run: join the group that the caller has made, train, and write events and weights.
+def work(
+    job: PipelineJob, emulation: EdgeEmulation, relays: list[bool], after: Callable, timeout: float, turn=None
+) -> dict:
+    """Be one process of the run: train with the group that the caller has joined.
 
     Args:
         job: what to train.
         emulation: of a chain with as many processes as the group.
         relays: (P,) which processes only pass on.
-        folder: where ``events-RANK.json`` and ``weights-ROUND-RANK.pt`` go.
+        after: called after every round with its index, the losses so far (of the last process; others have zeros),
+            and the number of the stage and its layers, both None in a relay.
         timeout: s to wait for a neighbour.
+        turn: file of `Compute`.
+
+    Returns:
+        events (round, kind, number, start, end, CPU seconds), rounds (start, end) and overrun.
     """
     rank, count = dist.get_rank(), dist.get_world_size()
     place = sum(not relay for relay in relays[: rank + 1]) - 1  # of this stage, or of the one before this relay
@@ -95,7 +42,7 @@ def work(job: PipelineJob, emulation: EdgeEmulation, relays: list[bool], folder:
     def record(kind, number, start, end, cpu=0.0):
         events.append((index, kind, number, start, end, cpu))
 
-    compute = Compute(record=record) if own is None else emulation.compute(rank, record, folder / "turn")
+    compute = Compute(record=record) if own is None else emulation.compute(rank, record, turn)
     stage = EdgeStage(
         None if own is None else own.module, rank, count, *((job.sizes[0], *shape) for shape in ends),
         layout=job.layout, compute=compute,
@@ -122,15 +69,10 @@ def work(job: PipelineJob, emulation: EdgeEmulation, relays: list[bool], folder:
                     own.step()
             rounds.append((start, time.monotonic()))
             losses.append(float(value))
-            if own is not None and job.due(index):
-                torch.save(own.module.state_dict(), folder / f"new-{rank}")
-                (folder / f"new-{rank}").rename(folder / f"weights-{index}-{place}.pt")  # whole or not there
-            if rank == count - 1:
-                (folder / "progress").write_text(json.dumps(losses))
+            after(index, losses, *(None, None) if own is None else (place, own.module))
     finally:
         stage.close()
-    report = {"events": events, "rounds": rounds, "losses": losses, "overrun": compute.overrun}
-    (folder / f"events-{rank}.json").write_text(json.dumps(report))
+    return {"events": events, "rounds": rounds, "overrun": compute.overrun}
 
 
 def mini_batch(job: PipelineJob, index: int, rank: int, count: int):
@@ -150,26 +92,28 @@ def mini_batch(job: PipelineJob, index: int, rank: int, count: int):
 
 
 def main(arguments: list[str]) -> None:
-    """Run as one process: ``SPEC RANK``, or ``SPEC`` alone under torchrun, which tells the rank.
-
-    Args:
-        arguments: path of a file with what `PipelineJob` needs and folder, timeout, emulation, relays and interfaces.
-    """
+    """Run as one process that `run_pipeline` started: path of the file that says what to do, and rank."""
     torch.set_num_threads(1)
     keep_memory()
-    spec = json.loads(Path(arguments[0]).read_text())
+    spec, rank = json.loads(Path(arguments[0]).read_text()), int(arguments[1])
     folder, timeout = Path(spec["folder"]), spec["timeout"]
     emulation = EdgeEmulation.from_dict(spec["emulation"])
-    options = {"backend": "gloo", "timeout": timedelta(seconds=timeout)}
-    if len(arguments) > 1:
-        rank = int(arguments[1])
-        os.environ["GLOO_SOCKET_IFNAME"] = spec["interfaces"][rank]
-        store = dist.FileStore(str(folder / "store"), emulation.n_processes)
-        options |= {"store": store, "rank": rank, "world_size": emulation.n_processes}
-    dist.init_process_group(**options)
-    job = PipelineJob(spec, data=dist.get_rank() == 0)
+    os.environ["GLOO_SOCKET_IFNAME"] = spec["interfaces"][rank]
+    count = emulation.n_processes
+    job = PipelineJob(spec, data=rank == 0)
+
+    def after(index, losses, place, module):
+        if module is not None and job.due(index):
+            torch.save(module.state_dict(), folder / f"new-{rank}")
+            (folder / f"new-{rank}").rename(folder / f"weights-{index}-{place}.pt")  # whole or not there
+        if rank == count - 1:
+            (folder / "progress").write_text(json.dumps(losses))
+
+    store = dist.FileStore(str(folder / "store"), count)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=timeout))
     try:
-        work(job, emulation, spec["relays"], folder, timeout)
+        report = work(job, emulation, spec["relays"], after, timeout, folder / "turn")
+        (folder / f"events-{rank}.json").write_text(json.dumps(report))
         dist.barrier()  # nobody leaves while another still talks to it
     finally:
         dist.destroy_process_group()
