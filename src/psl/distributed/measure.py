@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from psl.distributed.emulate import keep_memory
+from psl.distributed.emulate import settle
 from psl.distributed.job import find
 from psl.distributed.nursery import Nursery
 from psl.errors import PSLError, check_count, expected
@@ -64,7 +64,7 @@ def measured_profile(
 def main(arguments: list[str]) -> None:
     """Measure as a file of JSON says, and save the profile where it says."""
     torch.set_num_threads(1)
-    keep_memory()
+    settle()
     order = json.loads(Path(arguments[0]).read_text())
     model = find("model", order["model"], "psl.models:cnn")(**order["model_options"])
     layout = image_layout(model, torch.device("cpu"))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from psl.distributed.emulate import Compute, EdgeEmulation, keep_memory
+from psl.distributed.emulate import Compute, EdgeEmulation, settle
 from psl.distributed.pipeline_job import PipelineJob
 from psl.distributed.stages import SCHEDULES, EdgeStage
 
@@ -94,7 +94,7 @@ def mini_batch(job: PipelineJob, index: int, rank: int, count: int):
 def main(arguments: list[str]) -> None:
     """Run as one process that `run_pipeline` started: path of the file that says what to do, and rank."""
     torch.set_num_threads(1)
-    keep_memory()
+    settle()
     spec, rank = json.loads(Path(arguments[0]).read_text()), int(arguments[1])
     folder, timeout = Path(spec["folder"]), spec["timeout"]
     emulation = EdgeEmulation.from_dict(spec["emulation"])

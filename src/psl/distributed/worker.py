@@ -11,7 +11,7 @@ import torch
 from torch.distributed import Store
 
 from psl.distributed.client import Client
-from psl.distributed.emulate import Compute, keep_memory
+from psl.distributed.emulate import Compute, settle
 from psl.distributed.events import EventLog
 from psl.distributed.job import Job
 from psl.distributed.messages import Kind
@@ -87,7 +87,7 @@ def work(job: Job, world: World, rank: int, store: Store, tell: Callable[[str], 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # waits in C++ would hold Ctrl-C back
     torch.set_num_threads(1)
     if job.emulation is not None:
-        keep_memory()
+        settle()
     folder, log, recorded = Path(world.folder), EventLog(), []
     folder.mkdir(parents=True, exist_ok=True)
     if world.checkpoint is not None:
