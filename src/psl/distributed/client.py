@@ -82,12 +82,13 @@ class Client:
         numbers = [len(self.sampler.indices), len(self.tests), *_described(inputs), *_described(labels)]
         return torch.tensor([*numbers, *self.job.digest()], dtype=torch.int64)
 
-    def serve(self, channel: Channel, broadcasts: Channel | None = None) -> None:
+    def serve(self, channel: Channel, broadcasts: Channel | None, result: Path) -> None:
         """Say hello, then obey until the server says stop.
 
         Args:
             channel: to the server.
-            broadcasts: where broadcasts arrive, default the same channel.
+            broadcasts: where broadcasts arrive, None for the same channel.
+            result: file for this client's part of the trained model.
 
         Raises:
             ChannelError, ProtocolError: the server is gone, or says something unexpected.
@@ -102,6 +103,8 @@ class Client:
         while True:
             what, index, argument = channel.recv(Kind.COMMAND, 0, (COMMAND,), torch.int64).tolist()
             if what == Command.STOP:
+                torch.save(self.device.module.state_dict(), result)
+                self.report(index, argument)
                 channel.flush()
                 return
             if what not in obey:

@@ -32,9 +32,10 @@ class Run:
 
     Args:
         history: as `psl.train` returns it, trained models included; `participants` if a client was missing in a round.
-        events: one row per computation and transfer, see `psl.distributed.events.frame`.
+        events: one row per computation and transfer, see `psl.distributed.events.collect`.
         round_times: (R,) s of each round on the server's clock, until the last client reported; evaluation is not part.
         emulation: who kept the rates of links: "kernel", "pacing" or "none".
+        overrun: s that computations took longer than emulated, all processes together: 0 if there were cores enough.
         faults: what happened to clients, in order.
         messages: by rank, every tensor that a process sent or received as (way, kind, step, tensor); only with
             ``record=True``.
@@ -44,6 +45,7 @@ class Run:
     events: pd.DataFrame
     round_times: np.ndarray
     emulation: str
+    overrun: float
     faults: tuple[str, ...]
     messages: dict[int, list]
 
@@ -213,10 +215,10 @@ class Launch:
         for rank in range(job.n_clients + 1) if job.record else ():
             file = folder / f"messages-{rank}.pt"
             messages[rank] = torch.load(file, weights_only=True) if file.exists() else []
-        table = events.frame(folder / f"events-{rank}.json" for rank in range(job.n_clients + 1))
+        table, overrun = events.collect(folder / f"events-{rank}.json" for rank in range(job.n_clients + 1))
         links = "none" if job.emulation is None else job.emulation.links
         times = np.array(self.news["round_times"])
-        return Run(history, table, times, links, tuple(self.news["faults"]), messages)
+        return Run(history, table, times, links, overrun, tuple(self.news["faults"]), messages)
 
     def _start(self, rank: int) -> Worker:
         log = self.folder / f"log-{rank}.txt"

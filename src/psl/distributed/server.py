@@ -191,7 +191,7 @@ class Server:
         self.each(self.present, command)
 
     def _finish(self):
-        self.each(self.present, lambda peer: peer.command(Command.STOP, 0))
+        self._command_all(Command.STOP, 0)  # and wait until their parts of the model are written
         job = self.job
         settings = settings_of(self.star.run, job.seed, job.partition, None)
         settings |= {"n_clients": job.n_clients}

@@ -137,8 +137,8 @@ def _attend(job: Job, world: World, rank: int, store: Store, log: EventLog, reco
     generation = store.add(f"client {number}", 1)
     if generation > 1:
         client.recover()
-    client.serve(*_channels(job, world, number, 1, generation, store, log, record))
-    torch.save(client.device.module.state_dict(), Path(world.folder) / f"client-{number}.pt")
+    channel, *broadcasts = _channels(job, world, number, 1, generation, store, log, record)
+    client.serve(channel, broadcasts[0] if broadcasts else None, Path(world.folder) / f"client-{number}.pt")
 
 
 def _channels(job, world, number, member, generation, store, log, record) -> list[Channel]:
@@ -176,4 +176,6 @@ def _compute(job: Job, world: World, rank: int, log: EventLog, resource: str, cl
 
     if job.emulation is None:
         return Compute(record=record)
-    return job.emulation.compute(rank, record, Path(world.folder) / "turn")
+    compute = job.emulation.compute(rank, record, Path(world.folder) / "turn")
+    log.computes.append(compute)
+    return compute
