@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +21,7 @@ from psl.distributed import pipeline as launcher
 from psl.distributed.compare import TERMS, compare, experiment, make_plan
 from psl.distributed.measure import measured_profile
 from psl.distributed.namespaces import unavailable
+from psl.distributed.pipeline_torchrun import interface_of
 from psl.distributed.scenarios import sample_network
 from psl.distributed.stages import EdgeStage
 from psl.errors import PSLError, ScenarioError
@@ -116,6 +119,33 @@ def test_relays_and_links_are_emulated_and_the_result_stays(nursery, links):
     assert left_behind(nursery) == ([], [])
 
 
+def test_torchrun_starts_stages_too(tmp_path):
+    plan = relayed_plan(rate=50e6)
+    plan.save(tmp_path / "plan.json")
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "3", "-m", "psl.distributed", "pipeline",
+            "--rounds", "2", "--lr", "0.05", "--timeout", "20", "--plan", str(tmp_path / "plan.json"),
+            "--emulate", "auto", "--out", str(tmp_path),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 stages, 1 relays, links emulated by: pacing" in done.stdout
+    torch.manual_seed(0)
+    want = psl.train("pipeline", psl.models.cnn(), "digits", plan=plan, rounds=2, lr=0.05, progress=False)
+    found = psl.History.load(tmp_path / "history.json")
+    np.testing.assert_allclose(found.train_loss, want.train_loss, rtol=1e-5)
+    np.testing.assert_allclose(found.test_accuracy, want.test_accuracy, atol=0.003)
+    np.testing.assert_array_equal(found.uplink_bits, want.uplink_bits)
+
+
+def test_an_interface_is_found_by_its_address():
+    assert interface_of("127.0.0.1") == interface_of("lo") == "lo"
+    with pytest.raises(ScenarioError, match="--bind.*lo.*'192.0.2.7'"):
+        interface_of("192.0.2.7")
+
+
 @pytest.mark.parametrize("links", ["pacing", pytest.param("kernel", marks=kernel)])
 def test_a_process_that_dies_ends_the_others(nursery, monkeypatch, links):
     def kill_one(folder):
@@ -144,6 +174,7 @@ def test_an_interrupt_ends_all(nursery, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"phi": 0.5}, "arguments of a pipeline.*got phi"),
         ({"schedule": "zigzag"}, "schedule.*'eager', 'gpipe', '1f1b'"),
         ({"schedule": "1f1b", "micro_batch": 20}, "micro_batch.*3 micro-batches or more.*eager"),
         ({"model": "psl.models:no_such"}, "model.*module:function.*no_such"),

@@ -13,6 +13,7 @@ from psl.distributed.emulate import emulation_for
 from psl.distributed.job import STAR, Job
 from psl.distributed.launch import run
 from psl.distributed.pipeline import run_pipeline
+from psl.distributed.pipeline_torchrun import attend
 from psl.distributed.transport import LOOPBACK, open_store, serve_store
 from psl.distributed.worker import START, World, work
 from psl.errors import PSLError, expected
@@ -62,6 +63,9 @@ def _under_torchrun(asked: dict) -> None:
     asked.pop("restarts")
     plan = _plan(asked.pop("plan"))
     options = _given(asked)
+    if framework == "pipeline":
+        _as_stage(options, plan, emulate, out, bind)
+        return
     if count < 2:
         fix = "start the server and at least one client: torchrun --nproc-per-node 2 or more"
         raise expected("torchrun", "2 processes or more", count, fix)
@@ -69,8 +73,7 @@ def _under_torchrun(asked: dict) -> None:
         fix = f"start {options['n_clients'] + 1} processes in all: the server and the clients"
         raise expected("torchrun", f"{options['n_clients'] + 1} processes", count, fix)
     if emulate == "kernel":
-        fix = "leave torchrun out: python -m psl.distributed starts processes in namespaces of their own"
-        raise expected("--emulate", "'pacing' or 'none' under torchrun", "'kernel'", fix)
+        raise _no_namespaces()
     emulation = None
     if emulate is not None:
         emulation = emulation_for(_needed(plan), "pacing" if emulate == "auto" else emulate)
@@ -85,6 +88,23 @@ def _under_torchrun(asked: dict) -> None:
         work(job, world, rank, _store(rank), tell=print if rank == 0 else None)
         if rank == 0:
             print(History.load(folder / "history.json"), flush=True)
+
+
+def _as_stage(options: dict, plan, emulate: str | None, out: str | None, bind: str | None) -> None:
+    if emulate == "kernel":
+        raise _no_namespaces()
+    emulate = "pacing" if emulate == "auto" else emulate
+    history = attend(_store(int(os.environ["RANK"])), _address(bind), plan=plan, emulate=emulate, **options)
+    if history is not None:
+        print(history, flush=True)
+        if out is not None:
+            Path(out).mkdir(parents=True, exist_ok=True)
+            history.save(Path(out) / "history.json")
+
+
+def _no_namespaces() -> PSLError:
+    fix = "leave torchrun out: python -m psl.distributed starts processes in namespaces of their own"
+    return expected("--emulate", "'pacing' or 'none' under torchrun", "'kernel'", fix)
 
 
 def _store(rank: int) -> Store:

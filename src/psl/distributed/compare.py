@@ -38,6 +38,9 @@ TERMS = {
 }
 
 
+_WARM_UP = 2  # rounds, in which processes fetch memory from the system that they keep afterwards
+
+
 def compare(
     plan,
     *,
@@ -52,7 +55,7 @@ def compare(
     """Run a plan's scenario in real processes and put the measured times beside the predicted and simulated ones.
 
     The plan's profile must have been measured on this machine (`measured_profile`), with speeds relative to it. The
-    first round warms up; of the others the median counts. Nothing is fitted: the prediction knows the profile and
+    first two rounds warm up; of the others the median counts. Nothing is fitted: the prediction knows the profile and
     the scenario, the emulation the scenario alone.
 
     Args:
@@ -75,7 +78,8 @@ def compare(
     """
     check_count("rounds", rounds)
     scheduler = check_choice("plan.scheduler", getattr(plan, "scheduler", None), TERMS)
-    options = {"plan": plan, "emulate": links, "rounds": rounds + 1, "lr": 0.01, "eval_every": rounds + 1}
+    options = {"plan": plan, "emulate": links, "rounds": rounds + _WARM_UP, "lr": 0.01}
+    options["eval_every"] = rounds + _WARM_UP
     options |= {"timeout": timeout, "progress": False, "nursery": nursery}
     model, simulation = model or MODEL, {}
     if scheduler == "pipeline":
@@ -85,7 +89,7 @@ def compare(
     else:
         done = run(scheduler, model, dataset, **options)
     timeline = simulate(plan, **simulation)
-    events = done.events[done.events["round"] > 0]
+    events = done.events[done.events["round"] >= _WARM_UP]
     measure, predict = _MEASURE[scheduler], _PREDICT[scheduler]
     measured = pd.DataFrame([measure(plan, part) for _, part in events.groupby("round")]).median()
     predicted, simulated = predict(plan), measure(plan, timeline.to_frame().assign(round=0))
@@ -93,9 +97,9 @@ def compare(
     for term in TERMS[scheduler]:
         values = predicted[term], simulated[term], measured[term]
         errors = [values[2] / known - 1 if known > 0 else np.nan for known in values[:2]]
-        rows.append((scheduler, term, *values, *errors, done.emulation))
-    columns = ["scheduler", "term", "predicted_s", "simulated_s", "measured_s", "error", "simulated_error", "emulation"]
-    return pd.DataFrame(rows, columns=columns)
+        rows.append((scheduler, term, *values, *errors, done.overrun, done.emulation))
+    columns = ["scheduler", "term", "predicted_s", "simulated_s", "measured_s", "error", "simulated_error"]
+    return pd.DataFrame(rows, columns=[*columns, "overrun_s", "emulation"])
 
 
 def experiment(

@@ -150,14 +150,18 @@ def _end(workers: list[Worker]) -> None:
     wait_all(workers, 5.0)
 
 
+def bits_per_round(job: PipelineJob) -> tuple[int, int]:
+    """Return the bits that `psl.train` counts up and down: activations with the labels, once, and gradients."""
+    down = 32 * job.mini_batch * sum(int(np.prod(end)) for end in job.ends[1:-1])
+    return down + (64 * job.mini_batch if job.run.cut else 0), down
+
+
 class _Rows:
     """Turns the rounds that the processes report into rows of a history."""
 
     def __init__(self, job: PipelineJob):
         self.job = job
-        samples, numbers = job.mini_batch, sum(int(np.prod(shape)) for shape in job.ends[1:-1])
-        self.down = 32 * samples * numbers
-        self.up = self.down + (64 * samples if job.run.cut else 0)  # labels cross once
+        self.up, self.down = bits_per_round(job)
 
     def add(self, curves: Curves, loss: float, folder: Path) -> bool:
         index, accuracy = curves.rounds, None

@@ -38,8 +38,12 @@ def specify(
     seed: int = 0,
     eval_every: int = 1,
     timeout: float = 60.0,
+    **others,
 ) -> dict:
     """Return the arguments of `psl.distributed.run_pipeline` as plain values, checked."""
+    if others:
+        want = "n_clients, batch_size, cut, micro_batch and others of psl.distributed.run_pipeline"
+        raise expected("arguments of a pipeline", want, ", ".join(others), "leave these out")
     return {
         "model": model, "model_seed": check_count("model_seed", model_seed, minimum=0), "dataset": dataset,
         "model_options": model_options or {}, "loss": loss,
