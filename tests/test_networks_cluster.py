@@ -108,6 +108,20 @@ def test_a_profile_in_flop_is_not_measured():
 
 
 @pytest.mark.parametrize(
+    ("efficiency", "message"),
+    [
+        ("x", r"efficiency: expected numbers, got 'x'"),
+        (5, r"efficiency: expected a value of at most 1, got 5"),
+        (0, r"efficiency: expected values above 0"),
+    ],
+)
+def test_bad_shares_of_the_peak(efficiency, message):
+    for call in (boards_frame, lambda efficiency: EdgeCluster.sample(2, efficiency=efficiency)):
+        with pytest.raises(ScenarioError, match=message):
+            call(efficiency)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"n_devices": 0}, r"n_devices: expected at least 1"),

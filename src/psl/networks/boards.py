@@ -22,7 +22,8 @@ class Board(Record):
         name: short name.
         processor: what computes.
         cores: CPU cores, or CUDA cores of the GPU.
-        clock: Hz, the vendor's highest for all cores at once.
+        clock: Hz, the vendor's highest for all cores at once; of processors whose clock depends on the load, such as
+            laptops', the base clock.
         flop_per_cycle: FP32 FLOP per cycle and core; a fused multiply-add is 2.
         memory: bytes of main memory; on the boards with a GPU it is shared with the CPU.
         source: document of cores, clock and memory.
@@ -94,12 +95,22 @@ def find_board(name: str) -> Board:
     return next(board for board in BOARDS if board.name == name)
 
 
+def check_efficiency(efficiency: float) -> float:
+    """Return the share of the peak that training reaches, above 0 and at most 1; raises `ScenarioError`."""
+    fix = "give a share of the peak, 0..1"
+    return check_number("efficiency", efficiency, minimum=0, maximum=1, strict=True, fix=fix)
+
+
 def boards_frame(efficiency: float = EFFICIENCY) -> pd.DataFrame:
     """Return one row per board of `BOARDS`: peak speed, speed assumed in training, memory, and the sources.
 
     Args:
-        efficiency: share of the peak assumed [R].
+        efficiency: share of the peak assumed, above 0 and at most 1 [R].
+
+    Raises:
+        ScenarioError: the share is out of range.
     """
+    efficiency = check_efficiency(efficiency)
     rows = [
         {
             "processor": board.processor, "peak_gflops": board.peak_flops / 1e9,

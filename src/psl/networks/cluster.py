@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from psl.errors import check_array, check_count, check_number, expected
-from psl.networks.boards import BOARDS, EFFICIENCY, find_board
+from psl.networks.boards import BOARDS, EFFICIENCY, check_efficiency, find_board
 from psl.networks.measured import check_profiles
 from psl.profiles import Profile
 from psl.records import Record
@@ -122,7 +122,7 @@ class EdgeCluster(Record):
         if isinstance(boards, str) or (boards is not None and len(boards) == 0):
             raise expected("boards", "a list of names", repr(boards), "see psl.networks.boards_frame()")
         choice = BOARDS if boards is None else [find_board(name) for name in boards]
-        check_number("efficiency", efficiency, minimum=0, maximum=1, strict=True, fix="give a share of the peak, 0..1")
+        efficiency = check_efficiency(efficiency)
         check_number("heterogeneity", heterogeneity, minimum=0)
         fix = "give (lowest, highest) in bit/s/Hz"
         span = check_array("spectral_efficiency_range", spectral_efficiency_range, shape=(2,), minimum=0, strict=True)
