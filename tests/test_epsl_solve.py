@@ -289,3 +289,17 @@ def test_a_plan_refuses_power_beyond_the_limits():
     plan = epsl.solve(profile, cell, bound=False)
     with pytest.raises(ScenarioError, match=r"power: expected at most"):
         dataclasses.replace(plan, power=plan.power * 10 + 1e-6)
+
+
+def test_a_bound_of_another_scenario_is_no_certificate():
+    profile, cell = scenario(11)
+    plan = epsl.solve(profile, cell, batch_size=16)
+    message = (
+        r"EPSLPlan\.lower_bound: expected at most the plan's own round time, .*Fix: solve again, or replace lower_b"
+    )
+    with pytest.raises(ScenarioError, match=message):
+        dataclasses.replace(plan, batch_size=2)
+    with pytest.raises(ScenarioError, match=r"EPSLPlan\.lower_bound: expected seconds, or NaN for none, got 'low'"):
+        dataclasses.replace(plan, lower_bound="low")
+    moved = dataclasses.replace(plan, batch_size=2, lower_bound=float("nan"))
+    assert moved.round_time < plan.lower_bound and "no lower bound" in repr(moved)

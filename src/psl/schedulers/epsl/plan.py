@@ -9,6 +9,7 @@ import pandas as pd
 from psl.networks.wireless import WirelessCell
 from psl.profiles import Profile
 from psl.records import Record
+from psl.schedulers.certificate import check_lower_bound
 from psl.schedulers.epsl.latency import RoundLatency, check_assignment, check_power, latency
 from psl.schedulers.epsl.problem import check_batch, check_cut
 
@@ -26,6 +27,10 @@ class EPSLPlan(Record):
         lower_bound: s, no plan for this scenario has a shorter round (with a cut given by the caller: none with
             that cut); NaN if it was not computed.
         history: one dict per improvement or block: "block", "cut", "round_time".
+
+    Raises:
+        ScenarioError: a field is out of range or of the wrong shape, or the bound is above the round time, as happens
+            to a plan moved to another scenario.
 
     Attributes:
         round_time: s, the round latency of EPSL under this plan.
@@ -54,12 +59,13 @@ class EPSLPlan(Record):
             "cut": check_cut(self.profile, self.cut),
             "assignment": owner,
             "power": check_power(self.cell, owner, self.power),
-            "lower_bound": float(self.lower_bound),
             "history": tuple(self.history),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "round_time", self.latency().total)
+        round_time = self.latency().total
+        object.__setattr__(self, "round_time", round_time)
+        object.__setattr__(self, "lower_bound", check_lower_bound("EPSLPlan", self.lower_bound, round_time))
 
     @property
     def n_clients(self) -> int:
