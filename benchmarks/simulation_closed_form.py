@@ -1,7 +1,8 @@
 """What a pipeline really does against the closed form T = T_f + (M − 1) T_i: ratios, orders, and what memory buys.
 
-    python benchmarks/simulation_closed_form.py            # about five minutes
-    python benchmarks/simulation_closed_form.py --quick    # under one minute, fewer draws
+    python benchmarks/simulation_closed_form.py                  # about five minutes
+    python benchmarks/simulation_closed_form.py --quick          # under one minute, fewer draws
+    python benchmarks/simulation_closed_form.py --only growing   # one part; the other rows of the CSV stay
 
 Prints tables and writes benchmarks/results/simulation_closed_form.csv. Random chains have log-normal costs, links as
 slow as nodes on average; solved plans are VGG-16 and ResNet-18 at 32×32 on sampled networks of eight servers, B = 512.
@@ -53,7 +54,8 @@ def predicted(plan) -> tuple[float, np.ndarray]:
     seconds = np.array([step[2] for step in way])
     forward, backward = seconds[:turn], seconds[turn:][::-1]
     node = np.array([step[0] == "compute" for step in way[:turn]])
-    occupancy = np.where(node, forward + backward, np.maximum(forward, backward))
+    both = forward + backward
+    occupancy = both if plan.network.duplex == "half" else np.where(node, both, np.maximum(forward, backward))
     count = -(-plan.mini_batch // plan.micro_batch)
     fill = seconds.sum() + sum(step[3] for step in way)
     return fill + (count - 1) * occupancy.max(), occupancy
@@ -98,19 +100,20 @@ def random_chains(draws: int) -> None:
 
 
 def growing(draws: int) -> None:
-    """The same chains with ever more micro-batches: the ratio tends to 1."""
-    print(f"Ratio against the number of micro-batches: {draws} chains of 3 to 8 stages")
-    for count in (2, 5, 10, 20, 50, 100, 200):
-        ratio = []
-        for seed in range(draws):
-            rng = np.random.default_rng(seed)
-            plan = random_chain(rng)
-            while len(plan.stages) < 3:
-                plan = random_chain(rng)
-            plan.mini_batch = count
-            ratio.append(simulate(plan).makespan / predicted(plan)[0])
-        for name, value in (("min", min(ratio)), ("median", np.median(ratio)), ("max", max(ratio))):
-            record("micro-batches", f"M={count}: simulated / predicted, {name}", float(value), "times")
+    """The same chains with ever more micro-batches: the ratio tends to 1 in full duplex, not in half duplex."""
+    for duplex, part in (("full", "micro-batches"), ("half", "micro-batches, half duplex")):
+        print(f"Ratio against the number of micro-batches: {draws} chains of 3 to 8 stages, {duplex} duplex")
+        for count in (2, 5, 10, 20, 50, 100, 200):
+            ratio = []
+            for seed in range(draws):
+                rng = np.random.default_rng(seed)
+                plan = random_chain(rng, duplex=duplex)
+                while len(plan.stages) < 3:
+                    plan = random_chain(rng, duplex=duplex)
+                plan.mini_batch = count
+                ratio.append(simulate(plan).makespan / predicted(plan)[0])
+            for name, value in (("min", min(ratio)), ("median", np.median(ratio)), ("max", max(ratio))):
+                record(part, f"M={count}: simulated / predicted, {name}", float(value), "times")
 
 
 def solved_plans(networks: int) -> None:
@@ -181,14 +184,25 @@ def speed() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer draws")
+    parser.add_argument("--only", choices=["chains", "growing", "solved", "speed"], help="run one part, keep the rest")
     parser.add_argument("--output", type=Path, default=RESULTS / "simulation_closed_form.csv")
     args = parser.parse_args()
-    random_chains(200 if args.quick else 3000)
-    growing(30 if args.quick else 100)
-    solved_plans(3 if args.quick else 40)
-    speed()
+    if args.only in (None, "chains"):
+        random_chains(200 if args.quick else 3000)
+    if args.only in (None, "growing"):
+        growing(30 if args.quick else 100)
+    if args.only in (None, "solved"):
+        solved_plans(3 if args.quick else 40)
+    if args.only in (None, "speed"):
+        speed()
+    frame = pd.DataFrame(rows)
+    if args.only and args.output.exists():
+        known = pd.read_csv(args.output, keep_default_na=False)
+        order = list(dict.fromkeys([*known["part"], *frame["part"]]))
+        frame = pd.concat([known[~known["part"].isin(frame["part"])], frame])
+        frame = frame.sort_values("part", key=lambda part: part.map(order.index), kind="stable")
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(args.output, index=False, float_format="%.6g")
+    frame.to_csv(args.output, index=False, float_format="%.6g")
     print(f"wrote {args.output}")
 
 
