@@ -16,7 +16,8 @@ MAY_IMPORT = {
     "units": set(),
     "slots": set(),
     "records": {"errors"},
-    "profiles": {"errors", "records"},
+    "tables": {"errors"},
+    "profiles": {"errors", "records", "tables"},
     "networks": {"errors", "records", "profiles", "units"},
     "schedulers": {"errors", "slots", "records", "profiles", "networks"},
     "models": {"errors", "profiles"},
@@ -26,7 +27,7 @@ MAY_IMPORT = {
     "plotting": {"errors", "units", "networks"},
     "simulation": {"errors", "slots", "records", "profiles", "networks", "plotting"},  # never the formulas it checks
 }
-NO_TORCH = {"errors", "slots", "units", "records", "profiles", "networks", "schedulers", "plotting", "simulation"}
+NO_TORCH = set(MAY_IMPORT) - {"models", "data", "training", "distributed"}
 
 
 def room_of(path):

@@ -71,6 +71,23 @@ def test_a_row_for_the_input_gives_cut_0_and_no_time():
     assert Profile.from_dict({**profile.to_dict(), "names": other.names}) == other
 
 
+def test_a_row_for_the_input_and_input_bits_contradict_each_other():
+    with_input = pd.DataFrame([{"name": "input", "fwd_ms": 0, "bwd_ms": 0, "act_bytes": 768, "param_bytes": 0}])
+    with pytest.raises(ScenarioError, match="input_bits: expected none, as the table has a row 'input', got 6144. Fix"):
+        Profile.from_table(pd.concat([with_input, LAYERS]), input_bits=6144)
+
+
+def test_semicolons_separate_too(tmp_path):
+    path = tmp_path / "layers.csv"
+    LAYERS.assign(name=["conv, 3×3", "relu", "fc"]).to_csv(path, index=False, sep=";")
+    profile = Profile.from_table(path)
+    assert profile.names == ("input", "conv, 3×3", "relu", "fc")
+    np.testing.assert_array_equal(profile.fwd_flops, Profile.from_table(LAYERS).fwd_flops)
+    LAYERS.to_csv(path, index=False, sep=";", decimal=",")
+    with pytest.raises(ScenarioError, match="column 'fwd_ms': expected numbers(.|\n)* with a decimal point"):
+        Profile.from_table(path)
+
+
 def test_a_pipedream_graph_keeps_its_residual_block_whole(tmp_path):
     path = tmp_path / "graph.txt"
     path.write_text(GRAPH)

@@ -1,31 +1,13 @@
 """The profile of a model: what each cut costs, as plain arrays. Knows nothing of torch."""
 
-import re
 from dataclasses import dataclass
-from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from psl.errors import ScenarioError, check_array, check_count, check_number, expected
+from psl.errors import ScenarioError, check_array, check_number, expected
 from psl.records import Record
-
-#: Columns that `Profile.from_table` reads: the names a quantity may have, each with its factor to s, bits or bytes.
-TABLE_COLUMNS = {
-    "forward time": {"fwd_s": 1.0, "fwd_ms": 1e-3, "fwd_us": 1e-6},
-    "backward time": {"bwd_s": 1.0, "bwd_ms": 1e-3, "bwd_us": 1e-6},
-    "activation": {"act_bits": 1.0, "act_bytes": 8.0},
-    "gradient": {"grad_bits": 1.0, "grad_bytes": 8.0},
-    "parameters": {"param_bits": 1.0, "param_bytes": 8.0},
-    "memory": {"memory_bytes": 1.0},
-}
-_NEEDED = ("forward time", "backward time", "activation")
-_PIPEDREAM_NODE = re.compile(
-    r"(?P<id>\S+) -- (?P<what>.+) -- forward_compute_time=(?P<fwd_ms>\S+), backward_compute_time=(?P<bwd_ms>\S+), "
-    r"activation_size=(?P<act_bytes>[^\s,]+), parameter_size=(?P<param_bytes>[^\s,]+)"
-)
-_PIPEDREAM_EDGE = re.compile(r"\s*(?P<tail>\S+) -- (?P<head>\S+)")
+from psl.tables import read_layers
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -139,9 +121,10 @@ class Profile(Record):
         between two points that every path passes become one unit, so residual blocks stay whole.
 
         Args:
-            table: path of a CSV or tab-separated file or of a PipeDream graph, or a `pandas.DataFrame`.
+            table: path of a CSV file (separated by commas, semicolons or tabs, with decimal points) or of a PipeDream
+                graph, or a `pandas.DataFrame`.
             batch_size: samples per batch in the measurement; times, activations and memory are divided by it.
-            input_bits: bits of one raw sample, where the table has no row for the input.
+            input_bits: bits of one raw sample, where the table has no row for the input; refused where it has one.
 
         Raises:
             ScenarioError: the file cannot be read, a column is missing or given in two units, an entry is no number,
@@ -149,30 +132,7 @@ class Profile(Record):
 
         Source: ours [B]; the graph's format and units: PipeDream (arXiv 1806.03377) and its published code.
         """
-        batch_size = check_count("batch_size", batch_size, fix="give the samples per batch of the measurement")
-        frame = table if isinstance(table, pd.DataFrame) else _read_table(table)
-        if "name" not in frame.columns or not len(frame):
-            got = f"columns {', '.join(map(str, frame.columns)) or 'none'} and {len(frame)} rows"
-            raise expected("table", "a column 'name' and a row per layer", got, "name every layer in column 'name'")
-        names = [str(name).strip() for name in frame["name"]]
-        has_input = re.fullmatch(r"(?i)input\d*", names[0]) is not None and len(names) > 1
-        take = lambda what, default: _table_column(frame, what, default)  # noqa: E731
-        forward, backward = take("forward time", None) / batch_size, take("backward time", None) / batch_size
-        activation = take("activation", None) / batch_size
-        gradient = take("gradient", activation * batch_size) / batch_size
-        memory = take("memory", activation * batch_size / 8) / batch_size
-        parameters = take("parameters", np.zeros(len(frame)))
-        if has_input:
-            forward, backward, parameters, memory = (x[1:] for x in (forward, backward, parameters, memory))
-        else:
-            start = check_number("input_bits", input_bits, minimum=0)
-            names = ["input", *names]
-            activation, gradient = np.append(start, activation), np.append(start, gradient)
-        from_zero = lambda values: np.append(0.0, np.cumsum(values))  # noqa: E731
-        return cls.measured(
-            names, from_zero(forward), from_zero(backward), activation, gradient, from_zero(parameters),
-            from_zero(memory), float(backward[-1]),
-        )  # fmt: skip
+        return cls.measured(**read_layers(table, batch_size, input_bits))
 
     @property
     def n_units(self) -> int:
@@ -222,82 +182,3 @@ def _check_cumulative(name: str, array: np.ndarray) -> None:
     falls = np.flatnonzero(np.diff(array) < 0)
     if falls.size:
         raise expected(name, "a cumulative array that never falls", f"a fall at entry {falls[0] + 1}", fix)
-
-
-def _table_column(frame: pd.DataFrame, what: str, default: np.ndarray | None) -> np.ndarray:
-    """Return one quantity of a table in s, bits or bytes, from whichever of its columns is there."""
-    choices = TABLE_COLUMNS[what]
-    found = [name for name in choices if name in frame.columns]
-    if not found and default is not None:
-        return default
-    if len(found) != 1:
-        got = ", ".join(found) if found else f"only {', '.join(map(str, frame.columns))}"
-        fix = "keep one of them" if found else "rename the column that holds it"
-        raise expected(f"{what} of the table", f"one column out of {', '.join(choices)}", got, fix)
-    fix = "give one measured number per layer, not cumulative"
-    return check_array(f"column {found[0]!r}", frame[found[0]], minimum=0, fix=fix) * choices[found[0]]
-
-
-def _read_table(path) -> pd.DataFrame:
-    fix = "pass the path of a CSV or tab-separated file with a heading, or of a PipeDream graph.txt"
-    try:
-        text = Path(path).read_text()
-    except (OSError, TypeError, UnicodeDecodeError) as cause:
-        raise expected("table", "a readable text file or a DataFrame", f"{path!r} ({cause})", fix) from cause
-    if " -- forward_compute_time=" in text:
-        return _read_pipedream(text)
-    try:
-        return pd.read_csv(Path(path), sep="\t" if "\t" in text.partition("\n")[0] else ",", skipinitialspace=True)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as cause:
-        raise expected(f"table {str(path)!r}", "columns with a heading", str(cause), fix) from cause
-
-
-def _read_pipedream(text: str) -> pd.DataFrame:
-    """Return one row per unit of a PipeDream graph: cuts are the nodes that every path passes."""
-    nodes, before = {}, {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if match := _PIPEDREAM_NODE.match(line.strip()):
-            row = match.groupdict()
-            key = row.pop("id")
-            nodes[key] = row
-            before.setdefault(key, set())
-        elif match := _PIPEDREAM_EDGE.fullmatch(line.rstrip()):
-            before.setdefault(match["head"], set()).add(match["tail"])
-        elif line.strip():
-            fix = "pass the graph.txt as the profiler wrote it"
-            raise expected(f"line {number} of the graph", "a node or an edge", repr(line[:60]), fix)
-    if unknown := set().union(before, *before.values()) - set(nodes):
-        raise expected("graph", "a line for every node", f"none for {min(unknown)}", "add the node's line")
-    try:
-        order = list(TopologicalSorter(before).static_order())
-    except CycleError as cause:
-        raise expected("graph", "no cycle", " -> ".join(cause.args[1]), "remove an edge") from cause
-    place = {node: k for k, node in enumerate(order)}
-    last_use = dict(place)  # place of the last reader
-    for head, tails in before.items():
-        for tail in tails:
-            last_use[tail] = max(last_use[tail], place[head])
-    starts = [node for node in order if not before[node]]
-    ends = [node for node in order if last_use[node] == place[node]]
-    if len(starts) != 1 or len(ends) != 1:
-        got = f"inputs {', '.join(starts)} and outputs {', '.join(ends)}"
-        raise expected("graph", "one input and one output", got, "remove nodes whose output is never used")
-    rows, unit, open_until = [], [], 0  # open_until: place of the last reader of any node before the current one
-    for k, node in enumerate(order):
-        values = {key: _number(value, node, key) for key, value in nodes[node].items() if key != "what"}
-        unit.append(values)
-        if open_until <= k:  # nobody behind this node reads anything before it
-            kind = nodes[node]["what"].split("(")[0].strip()
-            total = {key: sum(part[key] for part in unit) for key in values}
-            label = kind if re.fullmatch(r"(?i)input\d*", kind) and not rows else f"{node} {kind}"
-            rows.append({"name": label, **total, "act_bytes": values["act_bytes"], "memory_bytes": total["act_bytes"]})
-            unit = []
-        open_until = max(open_until, last_use[node])
-    return pd.DataFrame(rows)
-
-
-def _number(text: str, node: str, key: str) -> float:
-    try:
-        return float(text)
-    except ValueError as cause:
-        raise expected(f"{key} of {node}", "a number", repr(text), "pass the graph.txt as written") from cause
