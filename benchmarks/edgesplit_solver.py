@@ -3,8 +3,9 @@
     python benchmarks/edgesplit_solver.py            # about two minutes
     python benchmarks/edgesplit_solver.py --quick    # half a minute, fewer draws
 
-Prints tables and writes benchmarks/results/edgesplit_solver.csv. Times are seconds of this process's CPU on one core,
-interleaved, medians; all methods are vectorised over devices. Speed-ups are ResNet-50 at 224×224 on drawn boards.
+Prints tables and writes benchmarks/results/edgesplit_solver.csv. Times are milliseconds of this process's CPU on
+one core, interleaved, medians; all methods are vectorised over devices. "exact" alone is by envelopes at every N; from
+solve() to plan, small clusters are solved by trying every cut. Speed-ups are ResNet-50 at 224×224 on drawn boards.
 """
 
 import argparse
@@ -27,7 +28,8 @@ from edgesplit_scenarios import BATCH, STEPS, measured, random_case, random_clus
 from epsl_scenarios import random_profile
 from psl.networks import EdgeCluster
 from psl.schedulers import edgesplit
-from psl.schedulers.edgesplit.bisection import EnumeratedProblem, bisect_deadline
+from psl.schedulers.edgesplit.bisection import bisect_deadline
+from psl.schedulers.edgesplit.enumeration import EnumeratedProblem
 from psl.schedulers.edgesplit.exact import best_split
 from psl.schedulers.edgesplit.problem import EdgeSplitProblem
 

@@ -1,6 +1,7 @@
 """The optimum of EdgeSplit against exhaustive search, CVXPY and bisection; degenerate and extreme clusters."""
 
 import dataclasses
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ import pytest
 from edgesplit_oracles import bits, compute_seconds, cuts_that_fit, cvxpy_bandwidth, exhaustive, exhaustive_blocks
 from edgesplit_scenarios import BATCH, STEPS, measured, random_case
 from psl.networks.cluster import EdgeCluster
+from psl.profiles import Profile
 from psl.schedulers import edgesplit
-from psl.schedulers.edgesplit.bisection import EnumeratedProblem, bisect_deadline
+from psl.schedulers.edgesplit.bisection import bisect_deadline
+from psl.schedulers.edgesplit.enumeration import SMALL, EnumeratedProblem, make_problem
 from psl.schedulers.edgesplit.envelope import lowest_lines, undominated
 from psl.schedulers.edgesplit.exact import best_split
 from psl.schedulers.edgesplit.problem import EdgeSplitProblem
@@ -33,6 +36,8 @@ def test_exact_is_the_optimum_of_exhaustive_search():
         optimum = exhaustive(profile, cluster, BATCH, STEPS)
         assert plan.round_time == pytest.approx(optimum, rel=1e-9), f"seed {seed}"
         assert plan.lower_bound == pytest.approx(optimum, rel=1e-9), f"seed {seed}"
+        by_envelopes = best_split(EdgeSplitProblem(profile, cluster, BATCH, STEPS))[2]
+        assert by_envelopes == pytest.approx(optimum, rel=1e-9), f"seed {seed}"
 
 
 def test_exact_is_the_optimum_with_a_privacy_floor_and_measured_devices():
@@ -43,7 +48,10 @@ def test_exact_is_the_optimum_with_a_privacy_floor_and_measured_devices():
         own = [measured(profile, table, 2 * table) for table in tables]
         cluster = dataclasses.replace(cluster, profiles=(own[0], *(None, own[1])[: cluster.n_devices - 1]))
         plan = solve(profile, cluster, min_cut=2)
-        assert plan.round_time == pytest.approx(exhaustive(profile, cluster, BATCH, STEPS, 2), rel=1e-9), f"seed {seed}"
+        optimum = exhaustive(profile, cluster, BATCH, STEPS, 2)
+        assert plan.round_time == pytest.approx(optimum, rel=1e-9), f"seed {seed}"
+        by_envelopes = best_split(EdgeSplitProblem(profile, cluster, BATCH, STEPS, 2))[2]
+        assert by_envelopes == pytest.approx(optimum, rel=1e-9), f"seed {seed}"
         assert (plan.cuts >= 2).all() and plan.min_cut == 2
 
 
@@ -54,6 +62,8 @@ def test_exact_is_the_optimum_of_whole_resource_blocks():
         plan = solve(profile, cluster)
         optimum = exhaustive_blocks(profile, cluster, BATCH, STEPS, n_blocks)
         assert plan.round_time == pytest.approx(optimum, rel=1e-9), f"seed {seed}"
+        by_envelopes = best_split(EdgeSplitProblem(profile, cluster, BATCH, STEPS))[2]
+        assert by_envelopes == pytest.approx(optimum, rel=1e-9), f"seed {seed}"
         counts = plan.bandwidth / cluster.resource_block
         np.testing.assert_allclose(counts, np.rint(counts), rtol=1e-12)
         assert counts.min() >= 1 and np.rint(counts).sum() == n_blocks, f"seed {seed}"
@@ -69,6 +79,8 @@ def test_exact_is_the_optimum_where_cuts_send_nothing():
             plan = solve(profile, cluster, method)
             assert plan.round_time == pytest.approx(optimum, rel=1e-9), f"seed {seed}, {method}"
             assert plan.lower_bound == pytest.approx(optimum, rel=1e-9), f"seed {seed}, {method}"
+        by_envelopes = best_split(EdgeSplitProblem(profile, cluster, BATCH, STEPS))[2]
+        assert by_envelopes == pytest.approx(optimum, rel=1e-9), f"seed {seed}"
         assert solve(profile, cluster, "alternating").round_time >= optimum * (1 - 1e-9), f"seed {seed}"
         silent += (plan.bandwidth == 0).any()
     assert silent > 20  # devices without bandwidth did occur
@@ -87,16 +99,84 @@ def test_exact_equals_bisection_on_larger_clusters_of_every_kind():
             profile = drop_bits(profile, rng)
         plan, slow = solve(profile, cluster), solve(profile, cluster, "bisection", bound=False)
         assert plan.round_time == pytest.approx(slow.round_time, rel=1e-9), f"seed {seed}"
-        problem = EnumeratedProblem(profile, cluster, BATCH, STEPS)
-        assert best_split(problem)[2] == pytest.approx(plan.round_time, rel=1e-9), f"seed {seed}"
+        for kind in (EdgeSplitProblem, EnumeratedProblem):
+            problem = kind(profile, cluster, BATCH, STEPS)
+            assert best_split(problem)[2] == pytest.approx(plan.round_time, rel=1e-9), f"seed {seed}"
         if blocks is None:
             near = bisect_deadline(problem, 1e-9)
             assert plan.round_time * (1 - 1e-12) <= near <= plan.round_time * (1 + 2e-9), f"seed {seed}"
 
 
+def test_small_clusters_are_enumerated_and_large_ones_not():
+    profile, cluster = random_case(1, n_units=(5, 5), n_devices=(SMALL + 1, SMALL + 1), memory=True)
+    few = dataclasses.replace(
+        cluster, device_flops=cluster.device_flops[1:], device_memory=cluster.device_memory[1:],
+        spectral_efficiency=cluster.spectral_efficiency[1:],
+    )  # fmt: skip
+    for case, kind in ((cluster, EdgeSplitProblem), (few, EnumeratedProblem)):
+        problem = make_problem(profile, case, BATCH, STEPS)
+        assert type(problem) is kind
+        plan = solve(profile, case)
+        assert plan.gap < 1e-12
+        assert best_split(problem)[2] == pytest.approx(solve(profile, case, "bisection").round_time, rel=1e-9)
+
+
+def _optimum_in_fractions(profile, cluster):
+    """Return the optimal round time of a continuous band in exact arithmetic, by bisection; memory without limit."""
+    fwd, bwd = ([Fraction(v) for v in row.tolist()] for row in (profile.fwd_flops, profile.bwd_flops))
+    samples, total = BATCH * STEPS, Fraction(cluster.bandwidth)
+    share = Fraction(cluster.n_devices) / Fraction(cluster.server_flops)
+    cuts = range(1, profile.n_units + 1)
+    load = [Fraction(bits(profile, j, BATCH, STEPS)) for j in cuts]
+    own = [samples * (fwd[j] + bwd[j]) for j in cuts]
+    rest = [samples * ((fwd[-1] - fwd[j]) + (bwd[-1] - bwd[j])) * share for j in cuts]
+    options = [
+        [(c / Fraction(s) + r, q / Fraction(e)) for c, r, q in zip(own, rest, load, strict=True)]
+        for s, e in zip(cluster.device_flops.tolist(), cluster.spectral_efficiency.tolist(), strict=True)
+    ]
+    low = max(min(c for c, _ in device) for device in options)
+    high = max(min(c + q * cluster.n_devices / total for c, q in device) for device in options)
+    for _ in range(60):
+        middle = (low + high) / 2
+        need = Fraction(0)
+        for device in options:
+            in_time = [q / (middle - c) for c, q in device if c < middle]
+            need += min(in_time) if in_time else 2 * total
+        low, high = (low, middle) if need <= total else (middle, high)
+    return float(high)
+
+
+def test_digits_of_a_small_backward_pass_beside_a_large_forward_pass():
+    # Sums of both passes swallow the smaller one; what is left to the server is their difference.
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        profile, _ = random_case(seed, n_units=(3, 5))
+        n = int(rng.integers(1, 4))
+        forward = np.minimum(np.arange(profile.n_units + 1), 1) * 1e12  # all of it in the first unit
+        backward = np.concatenate([[0], np.cumsum(rng.lognormal(-4, 1, profile.n_units))])
+        profile = dataclasses.replace(profile, fwd_flops=forward, bwd_flops=backward, last_bwd_flops=0.0)
+        # A server so slow that the rest of the backward pass takes as long as the devices' forward pass.
+        cluster = EdgeCluster(rng.lognormal(27, 1, n), np.inf, rng.uniform(1, 5, n), 1e12, n * 10 ** rng.uniform(-3, 0))
+        optimum = _optimum_in_fractions(profile, cluster)
+        for kind in (EdgeSplitProblem, EnumeratedProblem):
+            found = best_split(kind(profile, cluster, BATCH, STEPS))[2]
+            assert found == pytest.approx(optimum, rel=1e-13), f"seed {seed}, {kind.__name__}"
+
+
+@pytest.mark.parametrize("block", [None, 1e5])
+@pytest.mark.parametrize("method", edgesplit.METHODS)
+def test_a_round_without_work_or_bits_ends(method, block):
+    profile = Profile(("in", "flat", "out"), *([[0, 0, 0]] * 2), [64, 64, 64], *([[0, 0, 0]] * 3))
+    cluster = EdgeCluster([1e9, 2e9], np.inf, 1.0, 1e6, 1e10, resource_block=block)
+    plan = solve(profile, cluster, method)  # it trains everything on the device and sends no parameters
+    assert plan.round_time == plan.lower_bound == plan.gap == 0
+
+
 def test_both_rules_for_cuts_equal_enumeration():
     for seed in range(40):
-        profile, cluster = random_case(seed, n_units=(1, 30), n_devices=(65, 200))
+        profile, cluster = random_case(
+            seed, n_units=(1, 30), n_devices=(310, 700)
+        )  # some groups by envelope, others not
         fast, slow = (kind(profile, cluster, BATCH, STEPS) for kind in (EdgeSplitProblem, EnumeratedProblem))
         width = cluster.bandwidth / cluster.n_devices * np.random.default_rng(seed).lognormal(0, 2, cluster.n_devices)
         times = [problem.times(problem.best_cuts(width), width) for problem in (fast, slow)]
@@ -113,7 +193,7 @@ def test_lowest_lines():
         k = int(rng.integers(1, 12))
         # Few values: parallel, equal and concurrent lines are common.
         intercept, slope = rng.integers(-3, 4, size=(2, k)).astype(float)
-        x = rng.uniform(-5, 5, 200)
+        x = rng.uniform(-5, 5, 400)
         best = (intercept + slope * x[:, None]).min(axis=1)
         for places in (x, x[:10]):
             found = lowest_lines(intercept, slope, places)

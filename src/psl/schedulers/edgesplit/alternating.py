@@ -2,7 +2,8 @@
 
 With bandwidth in any parts, and cuts that all have something to send, its fixed point is the global optimum [B]: there
 every T_i equals T, and no cut of any device needs less bandwidth at T; any earlier deadline needs more of every device,
-hence more than the band. In whole resource blocks, or stopped early, it is not: compare `plan.lower_bound`.
+hence more than the band. In whole resource blocks, stopped early, or where a cut sends nothing (its devices need
+none of their bandwidth, and get none back once it is given away), it is not: compare `plan.lower_bound`.
 """
 
 import numpy as np

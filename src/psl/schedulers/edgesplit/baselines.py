@@ -33,7 +33,8 @@ def baseline(problem: EdgeSplitProblem, method: str) -> tuple[np.ndarray, np.nda
     if method == "fedavg":
         small = np.flatnonzero(problem.deepest < last)
         if small.size:
-            raise problem.does_not_fit(int(small[0]), last, "as FedAvg trains the whole model on every device")
+            why = "as FedAvg trains the whole model on every device"
+            raise problem.does_not_fit(int(small[0]), last, why, "another method")
         return everyone(last), even
     best, chosen = np.inf, None
     for j in range(problem.min_cut, int(problem.deepest.min()) + 1):

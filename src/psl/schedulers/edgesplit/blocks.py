@@ -27,7 +27,7 @@ def share_blocks(
     """
     counts = start
     above = float(times(counts * width).max())
-    while True:
+    while above > np.finfo(float).tiny:  # nothing beats a round of no time, and no smaller number has all its digits
         near = above - below <= 4 * _TIE * above
         deadline = above * (1 - _TIE) if near else (above + below) / 2
         trial = np.maximum(np.ceil(bandwidth_for(deadline) / width * (1 - _TIE)), 1.0)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-_FEW = 64  # up to as many places, trying every line is faster than finding the envelope
+_FEW = 300  # up to as many places, trying every line is faster than finding the envelope
 
 
 def lowest_lines(intercept: np.ndarray, slope: np.ndarray, x: np.ndarray) -> np.ndarray:

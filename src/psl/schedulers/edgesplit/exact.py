@@ -2,6 +2,8 @@
 
 Device i meets a deadline T with w_i(T) = min_j D(j) / (e_i (T − c_i(j))) Hz at least, over the cuts it holds with
 c_i(j) < T; so T can be met if and only if Σ w_i(T) ≤ W. Nothing is lost by choosing the cuts device by device.
+In a small cluster the cuts are found by trying all of them, where this saves the constant cost of envelopes; from some
+thousands of devices on by envelopes, which is where the method wins most over trying every cut.
 Source: ours [B], for the problem of EdgeSplit (arXiv 2403.15815) [P].
 """
 

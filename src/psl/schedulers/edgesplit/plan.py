@@ -10,10 +10,12 @@ from psl.errors import check_choice
 from psl.networks.cluster import EdgeCluster
 from psl.profiles import Profile
 from psl.records import Record
+from psl.schedulers.certificate import check_lower_bound
 from psl.schedulers.edgesplit.baselines import baseline
 from psl.schedulers.edgesplit.latency import terms
 from psl.schedulers.edgesplit.problem import EdgeSplitProblem
 
+_STUCK = 1e-6  # relative gap from which on the alternation has not reached the optimum
 FRAMEWORKS = ("edgesplit", "fedavg", "sfl", "centralised")
 
 
@@ -31,7 +33,8 @@ class EdgeSplitPlan(Record):
         min_cut: the shallowest cut that was allowed.
 
     Raises:
-        ScenarioError: cuts or bandwidths are out of range or of the wrong shape.
+        ScenarioError: cuts or bandwidths are out of range or of the wrong shape, or the bound is above the round time,
+            as happens to a plan moved to another scenario.
         InfeasibleError: a device has too little memory for its cut.
 
     Attributes:
@@ -59,7 +62,8 @@ class EdgeSplitPlan(Record):
         cuts, bandwidth = problem.check_cuts(self.cuts), problem.check_bandwidth(self.bandwidth)
         small = np.flatnonzero(cuts > problem.deepest)
         if small.size:
-            raise problem.does_not_fit(int(small[0]), int(cuts[small[0]]), "the plan's cut of this device")
+            why = "the plan's cut of this device"
+            raise problem.does_not_fit(int(small[0]), int(cuts[small[0]]), why, "a shallower cut")
         times = problem.times(cuts, bandwidth)
         times.setflags(write=False)
         values = {
@@ -67,7 +71,7 @@ class EdgeSplitPlan(Record):
             "local_steps": problem.local_steps,
             "cuts": cuts,
             "bandwidth": bandwidth,
-            "lower_bound": float(self.lower_bound),
+            "lower_bound": check_lower_bound("EdgeSplitPlan", self.lower_bound, float(times.max())),
             "history": tuple(self.history),
             "min_cut": problem.min_cut,
             "device_times": times,
@@ -103,7 +107,9 @@ class EdgeSplitPlan(Record):
     @property
     def gap(self) -> float:
         """Relative distance from the optimum: round_time / lower_bound − 1; NaN without a bound."""
-        return max(self.round_time / self.lower_bound - 1.0, 0.0) if self.lower_bound > 0 else float("nan")
+        if self.lower_bound > 0:
+            return max(self.round_time / self.lower_bound - 1.0, 0.0)
+        return 0.0 if self.lower_bound == self.round_time else float("nan")  # a round of no time is optimal
 
     def framework_round_time(self, framework: str, local_steps: int | None = None) -> float:
         """Return the seconds of one round of a framework on this plan's cluster.
@@ -134,10 +140,11 @@ class EdgeSplitPlan(Record):
         return terms(self._problem(), self.cuts, self.bandwidth)
 
     def __repr__(self):
-        if self.lower_bound > 0:
+        proof = "no lower bound"
+        if not np.isnan(self.gap):
             proof = f"optimum {self.lower_bound:.6g} s, gap {100 * self.gap:.3g} %"
-        else:
-            proof = "no lower bound"
+        if self.method == "alternating" and self.gap > _STUCK:
+            proof += ", closed by method='exact'"
         low, high = int(self.cuts.min()), int(self.cuts.max())
         cuts = f"cut {low} {self.cut_name!r}" if low == high else f"cuts {low}..{high}"
         return (

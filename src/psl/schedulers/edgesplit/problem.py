@@ -12,6 +12,7 @@ from psl.schedulers.edgesplit.envelope import lowest_lines, undominated
 from psl.schedulers.scenario import check_own_profiles, check_speeds, seconds
 
 _ROUNDING = 1e-9  # relative; bandwidths that exceed the band by no more are taken to fill it
+_FOREVER = 1e100  # s, and bit/s; beyond it sums and quotients leave floating point
 
 
 class Group(NamedTuple):
@@ -22,8 +23,8 @@ class Group(NamedTuple):
     base: np.ndarray  # (K,) s
     work: np.ndarray  # (K,) FLOP; 0 for devices with a measured profile
     x: np.ndarray  # (n,) s/FLOP
-    pull: np.ndarray  # (K,) and tilt (n,): computing time is pull_j tilt_i and a constant
-    tilt: np.ndarray
+    #: the same time as pull_j tilt_i and a constant: which (m,) of the devices, (K,) pull, (m,) tilt, neither negative
+    sides: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 class EdgeSplitProblem:
@@ -61,7 +62,11 @@ class EdgeSplitProblem:
         self.total = cluster.bandwidth
         self.efficiency = cluster.spectral_efficiency
         self.work = samples * (profile.fwd_flops + profile.bwd_flops)  # (L+1,) FLOP of a round, on one side or other
-        self.server_seconds = (self.work[-1] - self.work) * (self.n_devices / cluster.server_flops)  # (L+1,)
+        # What is left to the server: of forward and backward apart, as their sum may swallow the smaller one's digits.
+        left = (profile.fwd_flops[-1] - profile.fwd_flops) + (profile.bwd_flops[-1] - profile.bwd_flops)
+        self.rest = samples * left  # (L+1,) FLOP
+        with np.errstate(over="ignore", invalid="ignore"):  # refused below
+            self.server_seconds = self.rest * (self.n_devices / cluster.server_flops)  # (L+1,)
         self.up_bits = samples * profile.act_bits  # (L+1,)
         self.down_bits = samples * profile.grad_bits
         self.up_bits[-1] = self.down_bits[-1] = 0.0
@@ -90,9 +95,12 @@ class EdgeSplitProblem:
         return family, np.array([table for _, table in tables.values()]).reshape(len(tables), len(self.work))
 
     def _check_feasible(self):
+        self._check_finite()
         small = np.flatnonzero(self.deepest < self.min_cut)
         if small.size:
-            raise self.does_not_fit(int(small[0]), self.min_cut, "the least that any cut allowed needs")
+            device = int(small[0])
+            shallower = ["a smaller min_cut"] if self.deepest[device] >= 1 else []
+            raise self.does_not_fit(device, self.min_cut, "the least that any cut allowed needs", *shallower)
         if self.block is not None and self.n_blocks < self.n_devices:
             raise expected(
                 "EdgeCluster.resource_block", f"at least one block for each of {self.n_devices} devices",
@@ -100,14 +108,36 @@ class EdgeSplitProblem:
                 "use narrower blocks, more bandwidth or fewer devices", InfeasibleError,
             )  # fmt: skip
 
-    def does_not_fit(self, device: int, cut: int, why: str) -> InfeasibleError:
-        """Return (not raise) the error of a device without the memory that a cut needs."""
+    def _check_finite(self):
+        """Refuse clusters whose times are beyond floating point: sums and quotients of them would mean nothing."""
+        cluster = self.cluster
+        with np.errstate(divide="ignore", over="ignore"):
+            limits = (
+                (
+                    "device_flops",
+                    "round",
+                    "s",
+                    self.work[-1] / cluster.device_flops[self.family < 0].min(initial=np.inf),
+                ),
+                ("server_flops", "round", "s", self.server_seconds[0]),
+                ("bandwidth", "round", "s", self.bits.max() / (self.efficiency.min() * (self.total / self.n_devices))),
+                ("bandwidth", "rate", "bit/s", self.efficiency.max() * self.total),
+            )
+        for name, what, unit, value in limits:
+            if not value <= _FOREVER:
+                want, fix = f"a {what} of less than {_FOREVER:g} {unit}", "give SI units: FLOP/s, bit/s/Hz, Hz"
+                raise expected(f"EdgeCluster.{name}", want, f"{value:.3g} {unit}", fix)
+
+    def does_not_fit(self, device: int, cut: int, why: str, *instead: str) -> InfeasibleError:
+        """Return (not raise) the error of a device without the memory that a cut needs; `instead` is advice."""
         need, have = self.memory[cut], self.cluster.device_memory[device]
+        if need + (1 - self.batch_size) * self.profile.act_memory[cut] <= have:  # one sample at a time
+            instead = ("a smaller batch_size", *instead)
+        use = f"use {' or '.join(instead)}, or " if instead else ""
         return expected(
             f"device {self.cluster.describe(device)}",
             f"memory of at least {need:.6g} bytes for cut {cut} ({self.profile.names[cut]!r}), {why}",
-            f"{have:.6g} bytes",
-            "use a smaller batch_size, a smaller min_cut, another method, or leave the device out", InfeasibleError,
+            f"{have:.6g} bytes", f"{use}leave the device out", InfeasibleError,
         )  # fmt: skip
 
     @property
@@ -123,22 +153,24 @@ class EdgeSplitProblem:
         key = (self.family + 1) * len(self.work) + self.deepest
         key = key.astype(np.min_scalar_type(int(key.max())))  # NumPy sorts short integers by radix
         order = np.argsort(key, kind="stable")
-        kinds, first = np.unique(key[order], return_index=True)
+        keys, first = np.unique(key[order], return_index=True)
         groups = []
-        for kind, devices in zip(kinds, np.split(order, first[1:]), strict=True):
-            family, deepest = divmod(int(kind), len(self.work))
-            cuts = np.arange(self.min_cut, deepest + 1)
+        for at, devices in zip(keys, np.split(order, first[1:]), strict=True):
+            family, deepest = divmod(int(at), len(self.work))
+            cuts, x = np.arange(self.min_cut, deepest + 1), pace[devices]
             if family:
-                cuts = cuts[undominated((self.server_seconds + self.own_seconds[family - 1])[cuts], self.bits[cuts])]
-            else:  # to some devices the server's share is faster, to others slower: work helps or hurts
-                work, bits = self.work[cuts], self.bits[cuts]
-                cuts = cuts[undominated(work, bits) | undominated(-work, bits)]
-            base, work, pull = self.server_seconds[cuts], self.work[cuts], self.work[cuts]
-            x, tilt = pace[devices], pace[devices] - share
-            if family:
-                base = pull = base + self.own_seconds[family - 1, cuts]
-                work, tilt = np.zeros(len(cuts)), np.ones(len(devices))
-            groups.append(Group(devices, cuts, base, work, x, pull, tilt))
+                total = self.server_seconds + self.own_seconds[family - 1]
+                cuts = cuts[undominated(total[cuts], self.bits[cuts])]
+                sides = [(devices, total[cuts], np.ones(len(devices)))]
+                groups.append(Group(devices, cuts, total[cuts], np.zeros(len(cuts)), x, sides))
+                continue
+            # To some devices the server's share is slower, to others faster: work on the device helps or hurts.
+            bits = self.bits[cuts]
+            cuts = cuts[undominated(self.work[cuts], bits) | undominated(self.rest[cuts], bits)]
+            loss = x - share  # s/FLOP by which the device is slower
+            parts = ((loss >= 0, self.work[cuts]), (loss < 0, self.rest[cuts]))
+            sides = [(devices[part], pull, np.abs(loss[part])) for part, pull in parts if part.any()]
+            groups.append(Group(devices, cuts, self.server_seconds[cuts], self.work[cuts], x, sides))
         return groups
 
     def device_seconds(self, cuts: np.ndarray) -> np.ndarray:
@@ -161,16 +193,21 @@ class EdgeSplitProblem:
         """Return (N,) T_i, seconds."""
         return self.compute(cuts) + seconds(self.load(cuts), bandwidth)
 
+    def rate(self, bandwidth) -> np.ndarray:
+        """Return (N,) bit/s; without bandwidth hardly any, so that a cut without bits is the best by far."""
+        return np.maximum(self.efficiency * bandwidth, 1 / _FOREVER)
+
     def best_cuts(self, bandwidth) -> np.ndarray:
         """Return (N,) the cut that makes each device fastest with the bandwidth (N,) or scalar it has.
 
-        c_i(j) + D(j) / (e_i w_i) is least where D(j) + pull_j (tilt_i e_i w_i) is: one line per cut.
+        c_i(j) + D(j) / (e_i w_i) is least where D(j) + pull_j (tilt_i e_i w_i) is: one line per cut. No digits
+        cancel, as neither pull nor tilt is negative.
         """
         cuts = np.empty(self.n_devices, dtype=int)
-        rate = self.efficiency * bandwidth
+        rate = self.rate(bandwidth)
         for group in self.groups:
-            place = group.tilt * rate[group.devices]
-            cuts[group.devices] = group.cuts[lowest_lines(self.bits[group.cuts], group.pull, place)]
+            for devices, pull, tilt in group.sides:
+                cuts[devices] = group.cuts[lowest_lines(self.bits[group.cuts], pull, tilt * rate[devices])]
         return cuts
 
     def frugal_cuts(self, deadline: float) -> np.ndarray:
@@ -223,10 +260,12 @@ class EdgeSplitProblem:
         return (each + (np.arange(self.n_devices) < more)) * self.block
 
     def check_cuts(self, cuts) -> np.ndarray:
-        """Return (N,) numbers of cuts 1..L given by number or name, one for all or one per device."""
+        """Return (N,) numbers of cuts 1..L given by number or name, one for all or one per device, in any sequence."""
         fix = f"give a cut 1..{self.profile.n_units}, by number or name, for each of the {self.n_devices} devices"
-        if isinstance(cuts, str) or (isinstance(cuts, list | tuple) and any(isinstance(cut, str) for cut in cuts)):
-            cuts = self.profile.cut_index(cuts) if isinstance(cuts, str) else [self.profile.cut_index(c) for c in cuts]
+        if getattr(getattr(cuts, "dtype", None), "kind", "O") not in "biuf":  # may have names: not an array of numbers
+            entries = np.asarray(cuts, dtype=object)
+            if any(isinstance(cut, str) for cut in entries.flat):
+                cuts = np.reshape([self.profile.cut_index(cut) for cut in entries.flat], entries.shape)
         values = check_array("cuts", cuts, shape=(self.n_devices,), fix=fix)
         wrong = np.flatnonzero((values < 1) | (values > self.profile.n_units) | (values != np.floor(values)))
         if wrong.size:
