@@ -97,7 +97,7 @@ BAD = {
     "no path to 2 of 5: 'a', 'b'. Fix: add links": changed(
         lambda g: g.add_edges_from([("a", "b", {"rate": 1}), ("b", "a", {"rate": 1})])
     ),
-    "expected one of the nodes 1, 2, ..., got 'clients'": changed(lambda g: g.remove_node("clients")),
+    "expected one of the nodes 1, 2, got 'clients'": changed(lambda g: g.remove_node("clients")),
     "EdgeNetwork.source: expected a node that computes, got 'clients' with flops=0": changed(
         lambda g: g.nodes["clients"].pop("flops")
     ),
@@ -113,6 +113,12 @@ BAD = {
     "node 1: profile: expected a profile measured in seconds, or None, got a profile in FLOP": changed(
         lambda g: g.nodes[1].update(profile=random_profile(np.random.default_rng(0)))
     ),
+    "EdgeNetwork.graph: expected a source at least, got an empty graph. Fix: add nodes": nx.DiGraph(),
+    "edge 1 -> 2: rate: expected no text, got '1e6'. Fix: give the number without quotes": changed(
+        lambda g: g.edges[1, 2].update(rate="1e6")
+    ),
+    "node 1: flops: expected no text, got '1e9'": changed(lambda g: g.nodes[1].update(flops="1e9")),
+    "expected nodes named by whole numbers or strings, got False": changed(lambda g: g.add_node(False)),
     r"expected nodes named by whole numbers or strings, got \(0, 1\)": changed(lambda g: g.add_node((0, 1))),
 }
 
@@ -121,6 +127,26 @@ BAD = {
 def test_bad_networks_are_refused(message):
     with pytest.raises(ScenarioError, match=message):
         EdgeNetwork(BAD[message], "clients")
+
+
+def test_names_are_python_s_own_and_true_is_not_1(tmp_path):
+    graph = nx.path_graph(7).to_directed()
+    graph = nx.relabel_nodes(graph, {n: np.int64(n) for n in graph})
+    nx.set_node_attributes(graph, 1e9, "flops")
+    nx.set_edge_attributes(graph, 1e6, "rate")
+    network = EdgeNetwork(graph, np.int64(0))
+    assert network.source == 0 and {type(node) for node in (*network.nodes, network.source)} == {int}
+    assert EdgeNetwork.load(network.save(tmp_path / "network.json")) == network
+    for source in (False, np.False_, 0.0, [0], None, 9):
+        with pytest.raises(ScenarioError, match="expected one of the nodes 0, 1, 2, 3, 4, ..., got"):
+            EdgeNetwork(graph, source)
+
+
+def test_labels_are_quoted_where_numbers_and_strings_look_alike():
+    graph = graph_of(
+        {1: {"flops": 1e9}, "1": {"flops": 1e9}, "2": {}}, [(1, "1", {"rate": 1}), ("1", "2", {"rate": 1})]
+    )
+    assert EdgeNetwork(graph, 1).labels == {1: "1", "1": "'1'", "2": "2"}
 
 
 def test_bad_duplex_is_refused():

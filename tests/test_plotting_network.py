@@ -9,6 +9,8 @@ import pytest
 from matplotlib.collections import PathCollection
 
 from psl import plotting
+from psl.networks import EdgeNetwork
+from psl.profiles import Profile
 from psl.simulation import simulate
 from simulation_scenarios import chain, random_walk_plan
 
@@ -27,7 +29,7 @@ def triangle(**source):
     for u, v, rate in ((0, "relay", 1e8), ("relay", 2, 1e9), (0, 2, 2e7)):
         graph.add_edge(u, v, rate=rate)
         graph.add_edge(v, u, rate=rate * (2 if v == "relay" else 1))
-    return SimpleNamespace(graph=nx.freeze(graph), source=0)
+    return EdgeNetwork(graph, 0)
 
 
 PLAN = SimpleNamespace(stages=((0, 0, 1), (2, 1, 3)), hops=((1, 0, "relay"), (1, "relay", 2)))
@@ -54,11 +56,34 @@ def test_network_without_a_plan_and_with_positions():
     assert {(0, 0), (100, 0), (50, 80)} <= {tuple(xy) for xy in drawn.tolist()}
 
 
+def test_a_dense_network_shows_the_rates_of_the_plan_s_links_only():
+    network = EdgeNetwork.sample(8, 3, rate_range=(1e9, 10e9))
+    assert len(network.edges) > 20
+    plan = SimpleNamespace(stages=((0, 0, 1), (4, 1, 3)), hops=((1, 0, 4),))
+    rates = [text for text in plotting.plot_network(network, plan).texts if text.get_text().endswith("bit/s")]
+    assert len(rates) == 1
+    assert not any("bit/s" in text for text in texts(plotting.plot_network(network)))
+
+
+def test_rates_stand_clear_of_crossings_and_of_each_other():
+    graph = nx.complete_graph(4).to_directed()
+    nx.set_node_attributes(graph, {0: (0, 0), 1: (1, 0), 2: (1, 1), 3: (0, 1)}, "pos")
+    nx.set_node_attributes(graph, 1e9, "flops")
+    nx.set_edge_attributes(graph, 1e9, "rate")
+    ax = plotting.plot_network(EdgeNetwork(graph, 0))
+    rates = [text for text in ax.texts if text.get_text().endswith("bit/s")]
+    assert len(rates) == 6
+    renderer = ax.figure.canvas.get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in rates]
+    crossing = ax.transData.transform((0.5, 0.5))
+    assert not any(box.contains(*crossing) for box in boxes)
+    assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
+
+
 def test_network_of_odd_values():
-    network = triangle(profile=object())
-    graph = nx.DiGraph(network.graph)
+    graph = nx.DiGraph(triangle(profile=Profile.measured(["in", "out"], [0, 1], [0, 1], [1, 1])).graph)
     graph.edges[0, 2]["rate"] = float("inf")
-    ax = plotting.plot_network(SimpleNamespace(graph=graph, source=0), PLAN)
+    ax = plotting.plot_network(EdgeNetwork(graph, 0), PLAN)
     ax.figure.canvas.draw()
     assert "source, measured\nunit 1" in texts(ax)
     assert any("∞" in text for text in texts(ax))
@@ -84,6 +109,21 @@ def test_state_graph_highlights_the_plan():
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("cut j", "node")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "relay", "2"]
     assert plotting.plot_state_graph(triangle(), 2).get_legend() is not None
+
+
+def test_a_stage_of_the_state_graph_meets_no_vertex_on_its_way():
+    network, n_units = triangle(), 4
+    for stages in [((0, 0, n),) for n in range(1, 5)] + [((2, 1, 2),), ((2, 1, 3),), ((2, 1, 4),)]:
+        ax = plotting.plot_state_graph(network, n_units, SimpleNamespace(stages=stages, hops=()))
+        (arrow,) = [patch for patch in ax.patches if patch.get_linewidth() > 2]
+        way = arrow.get_path().interpolated(50).vertices[:-60]
+        way = arrow.get_transform().transform(way) if arrow.get_transform() else way
+        dots = [c for c in ax.collections if isinstance(c, PathCollection)]
+        points = ax.transData.transform(np.concatenate([c.get_offsets() for c in dots]))
+        near = np.hypot(*(points[:, None] - way).transpose(2, 0, 1)).min(axis=1)
+        radius = 110**0.5 / 2 * ax.figure.dpi / 72
+        assert (near < radius).sum() <= 2, stages  # its own two ends at most
+        plt.close(ax.figure)
 
 
 def test_gantt_has_a_bar_per_event_and_labels():
@@ -118,7 +158,7 @@ def test_gantt_of_anything():
 
 
 def test_a_row_of_nodes_is_drawn_wide_with_notes_that_take_turns():
-    network = chain([1] * 5, [1] * 5, [1] * 4, [1] * 4).network
+    network = EdgeNetwork(chain([1] * 5, [1] * 5, [1] * 4, [1] * 4).network.graph, 0)
     nx.set_node_attributes(network.graph, {n: (n, 0.0) for n in range(5)}, "pos")
     ax = plotting.plot_network(network)
     assert ax.figure.get_size_inches()[0] == pytest.approx(1.8 + 5 * 1.25)

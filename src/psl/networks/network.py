@@ -1,6 +1,6 @@
 """A multi-hop edge network: nodes that compute or only relay, and the links between them."""
 
-import difflib
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,20 +8,11 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 
-from psl.errors import check_array, check_choice, check_number, expected
+from psl.errors import check_choice, expected
 from psl.networks import topologies
-from psl.networks.measured import check_measured
+from psl.networks.attributes import check_edge, check_node, own_name
 from psl.profiles import Profile
 from psl.records import Record, carry
-
-NODE_ATTRIBUTES = ("flops", "overhead", "memory", "profile", "pos")
-EDGE_ATTRIBUTES = ("rate", "latency")
-
-#: What people call these things elsewhere.
-_MEANT = {
-    "speed": "flops", "compute": "flops", "capacity": "rate", "bandwidth": "rate", "weight": "rate", "bitrate": "rate",
-    "delay": "latency", "ram": "memory", "mem": "memory", "position": "pos",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -46,10 +37,12 @@ class EdgeNetwork(Record):
         source: the node that holds the data; it computes at least the first unit.
         duplex: "full": a link carries both directions at once; "half": one at a time.
 
+    In a saved network unlimited memory and rates are spelled ``Infinity``, see `save`.
+
     Raises:
-        ScenarioError: no directed graph, an unknown attribute, a rate that is not positive, a negative latency,
-            overhead, memory or speed, a self-loop, an edge without its reverse, a source that is missing or does not
-            compute, or nodes that the source cannot reach.
+        ScenarioError: no directed graph, an empty one, an unknown attribute, a number given as text, a rate that is not
+            positive, a negative latency, overhead, memory or speed, a self-loop, an edge without its reverse, a source
+            that is missing or does not compute, or nodes that the source cannot reach.
 
     Source: Pipelining Split Learning in Multi-hop Edge Networks (arXiv 2505.04368): multi-hop network [P]; relays,
         overheads and duplex modes [R]; measured profiles per node [B].
@@ -66,15 +59,22 @@ class EdgeNetwork(Record):
                 "EdgeNetwork.graph", "a networkx.DiGraph", type(self.graph).__name__,
                 "make a nx.DiGraph with an edge for each direction, e.g. undirected.to_directed()",
             )  # fmt: skip
+        if not len(self.graph):
+            raise expected("EdgeNetwork.graph", "a source at least", "an empty graph", "add nodes and links")
         graph = nx.DiGraph()
-        graph.add_nodes_from((node, _check_node(node, values)) for node, values in self.graph.nodes(data=True))
+        for node, values in self.graph.nodes(data=True):
+            if own_name(node) is None:
+                want = "nodes named by whole numbers or strings"
+                raise expected("EdgeNetwork.graph", want, repr(node), "rename the node")
+            graph.add_node(own_name(node), **check_node(node, values))
         for u, v, values in self.graph.edges(data=True):
-            graph.add_edge(u, v, **_check_edge(self.graph, u, v, values))
+            graph.add_edge(own_name(u), own_name(v), **check_edge(self.graph, u, v, values))
         object.__setattr__(self, "graph", nx.freeze(graph))
-        if self.source not in graph:
-            names = ", ".join(map(repr, list(graph)[:5]))
+        if own_name(self.source) not in graph:
+            names = ", ".join([*map(repr, list(graph)[:5]), *["..."] * (len(graph) > 5)])
             fix = "name the node that holds the data"
-            raise expected("EdgeNetwork.source", f"one of the nodes {names}, ...", repr(self.source), fix)
+            raise expected("EdgeNetwork.source", f"one of the nodes {names}", repr(self.source), fix)
+        object.__setattr__(self, "source", own_name(self.source))
         if not self.computes[self.index[self.source]]:
             raise expected(
                 "EdgeNetwork.source", "a node that computes", f"{self.source!r} with flops=0",
@@ -97,6 +97,12 @@ class EdgeNetwork(Record):
     def index(self) -> dict[int | str, int]:
         """Place of each node in `nodes`."""
         return {node: n for n, node in enumerate(self.nodes)}
+
+    @cached_property
+    def labels(self) -> dict[int | str, str]:
+        """Name of each node as people read it, in quotes where 1 and "1" are two nodes."""
+        count = Counter(map(str, self.nodes))
+        return {node: repr(node) if count[str(node)] > 1 else str(node) for node in self.nodes}
 
     @property
     def n_nodes(self) -> int:
@@ -230,60 +236,6 @@ class EdgeNetwork(Record):
             f"EdgeNetwork({self.n_nodes} nodes{f', {relays} of them relays' if relays else ''}, "
             f"source {self.source!r}, {len(self.edges) // 2} {self.duplex}-duplex links{rates})"
         )
-
-
-def _check_names(what: str, values: dict, known: tuple[str, ...]) -> None:
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1, 0.7)
-            meant = _MEANT.get(str(name).lower()) or (near[0] if near else None)
-            fix = f"did you mean {meant!r}?" if meant in known else "remove it"
-            raise expected(what, f"attributes among {', '.join(known)}", repr(name), fix)
-
-
-def _check_node(node, values: dict) -> dict:
-    if isinstance(node, bool) or not isinstance(node, int | str):
-        raise expected("EdgeNetwork.graph", "nodes named by whole numbers or strings", repr(node), "rename the node")
-    what = f"node {node!r}"
-    _check_names(what, values, NODE_ATTRIBUTES)
-    checked = {
-        "flops": check_number(f"{what}: flops", values.get("flops", 0.0), minimum=0, fix="0 makes it a relay"),
-        "overhead": check_number(f"{what}: overhead", values.get("overhead", 0.0), minimum=0),
-        "memory": float(
-            check_array(
-                f"{what}: memory", values.get("memory", np.inf), shape=(), minimum=0, allow_inf=True,
-                fix="give bytes, or leave it out for no limit",
-            )
-        ),
-    }  # fmt: skip
-    own = check_measured(f"{what}: profile", values.get("profile"), "use Profile.measured(...)")
-    if own is not None:
-        checked["profile"] = own
-    if values.get("pos") is not None:
-        checked["pos"] = tuple(check_array(f"{what}: pos", values["pos"], shape=(2,), fix="give (x, y)").tolist())
-    return checked
-
-
-def _check_edge(graph: nx.DiGraph, u, v, values: dict) -> dict:
-    what = f"edge {u!r} -> {v!r}"
-    if u == v:
-        raise expected(what, "two different nodes", "a self-loop", "remove it: a node reaches itself at once")
-    if not graph.has_edge(v, u):
-        raise expected(
-            what, f"its reverse {v!r} -> {u!r}, as gradients travel back", "none",
-            "add it, or make the graph with undirected.to_directed()",
-        )  # fmt: skip
-    _check_names(what, values, EDGE_ATTRIBUTES)
-    if "rate" not in values:
-        raise expected(what, "a rate", "none", "give rate= in bit/s")
-    rate = check_array(
-        f"{what}: rate", values["rate"], shape=(), minimum=0, strict=True, allow_inf=True,
-        fix="give bit/s above 0, or remove both directions of the link",
-    )  # fmt: skip
-    return {
-        "rate": float(rate),
-        "latency": check_number(f"{what}: latency", values.get("latency", 0.0), minimum=0, fix="give seconds"),
-    }
 
 
 def _pack(graph: nx.DiGraph) -> dict:

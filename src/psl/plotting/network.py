@@ -5,10 +5,18 @@ import networkx as nx
 import numpy as np
 
 _PLAN = "#d95f0e"  # what the plan uses; differs from the rest in lightness, width and arrows too
+_BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5}  # behind text on lines
+_LABELS = 10  # links whose rates can be read next to each other
+_ALONG = (0.5, 0.45, 0.55, 0.4, 0.6, 0.35, 0.65)  # of a link: where its label may stand
+_CLEAR = 0.06  # of the drawing's height, above and below a label
+_LONG = 3  # times as wide as high: a label with its surroundings
 
 
 def plot_network(network, plan=None, ax=None):
     """Draw a network: nodes by speed, relays hollow, links by rate; with a plan, who computes which units.
+
+    The faster a link, the wider its line. Rates are written at all links of a small network, in a larger one only at
+    those that the plan uses.
 
     Args:
         network: an `EdgeNetwork`. Positions come from the nodes' attribute `pos` if all have one, otherwise from
@@ -20,7 +28,7 @@ def plot_network(network, plan=None, ax=None):
         The matplotlib axes.
     """
     graph = network.graph
-    place = _positions(graph)
+    place = network.positions or nx.kamada_kawai_layout(graph.to_undirected(as_view=True), weight=None)
     towards, flat = _outward(place)
     if ax is None:
         _, ax = plt.subplots(figsize=(1.8 + 1.25 * len(graph), 2.4) if flat else (6.8, 4.8))
@@ -30,9 +38,7 @@ def plot_network(network, plan=None, ax=None):
     used = {node for node, _, _ in plan.stages} if plan is not None else set()
 
     links = list(nx.Graph(graph.to_undirected(as_view=True)).edges)
-    rates = np.array(
-        [graph.edges[u, v]["rate"] if graph.has_edge(u, v) else graph.edges[v, u]["rate"] for u, v in links]
-    )
+    rates = np.array([graph.edges[link]["rate"] for link in links])
     wide = [_width(rate, rates) for rate in rates]
     nx.draw_networkx_edges(graph, place, edgelist=links, width=wide, edge_color="#bdbdbd", arrows=False, ax=ax)
     for shown, face in (
@@ -50,16 +56,17 @@ def plot_network(network, plan=None, ax=None):
             graph, place, edgelist=[(u, v) for _, u, v in plan.hops], width=2.2, edge_color=_PLAN, arrowsize=16,
             node_size=[size[n] for n in graph], ax=ax,
         )  # fmt: skip
-    nx.draw_networkx_labels(graph, place, font_size=9, ax=ax)
-    if len(links) <= 30:
-        texts = {(u, v): _rates(graph, u, v) for u, v in links}
-        nx.draw_networkx_edge_labels(graph, place, texts, font_size=7, rotate=False, ax=ax)
+    nx.draw_networkx_labels(graph, place, network.labels, font_size=9, ax=ax)
+    hops = {frozenset((u, v)) for _, u, v in plan.hops} if plan is not None else set()
+    shown = [link for link in links if len(links) <= _LABELS or frozenset(link) in hops]
+    for (u, v), (x, y) in _label_places(place, shown).items():
+        ax.text(x, y, _rates(network, u, v), fontsize=7, ha="center", va="center", bbox=_BOX)
     for node, text in _notes(network, plan).items():
         (x, y), away = towards[node], 5 + size[node] ** 0.5 / 2
         style = {
             "ha": "left" if x > 0.4 else "right" if x < -0.4 else "center",
             "va": "bottom" if y > 0.4 else "top" if y < -0.4 else "center",
-            "bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5},
+            "bbox": _BOX,
         }
         offset = (away * x, away * y)
         ax.annotate(text, place[node], xytext=offset, textcoords="offset points", fontsize=8, **style)
@@ -98,7 +105,8 @@ def plot_state_graph(network, n_units: int, plan=None, ax=None):
     size = 110
     for u, v, hop in states.edges(data="hop"):
         chosen = (u, v) in on_path
-        bend = 0.16 if hop else 0.1 * (v[0] - u[0])  # longer computations pass below the shorter ones
+        # One unit: straight, between the vertices on the way; longer computations pass below these and each other.
+        bend = 0.16 if hop else 0.1 * (v[0] - u[0]) * (v[0] - u[0] > 1)
         nx.draw_networkx_edges(
             states, place, edgelist=[(u, v)], ax=ax, node_size=size, style="dashed" if hop else "solid",
             width=2.6 if chosen else 0.7, edge_color=_PLAN if chosen else "#737373", arrowsize=13 if chosen else 8,
@@ -119,7 +127,7 @@ def plot_state_graph(network, n_units: int, plan=None, ax=None):
         ax.plot([], [], "-", color=_PLAN, linewidth=2.6, label="plan")
     ax.set(xlabel="cut j", ylabel="node", xlim=(-0.6, n_units + 0.6), ylim=(-len(nodes) + 0.35, 0.6))
     ax.set_xticks(range(n_units + 1))
-    ax.set_yticks([-k for k in range(len(nodes))], [str(n) for n in nodes])
+    ax.set_yticks([-k for k in range(len(nodes))], [network.labels[n] for n in nodes])
     ax.tick_params(left=True, bottom=True, labelleft=True, labelbottom=True)
     for cut in range(n_units):
         ax.axvline(cut + 0.5, color="#d9d9d9", linewidth=0.8, zorder=0)
@@ -163,11 +171,30 @@ def _walk(plan) -> list[tuple]:
     return path
 
 
-def _positions(graph) -> dict:
-    given = {n: graph.nodes[n].get("pos") for n in graph}
-    if all(pos is not None for pos in given.values()):
-        return {n: tuple(pos) for n, pos in given.items()}
-    return nx.kamada_kawai_layout(graph.to_undirected(as_view=True), weight=None)
+def _label_places(place: dict, shown: list) -> dict:
+    """Return (x, y) of the label of each of some links: off the other ones, the nodes and earlier labels."""
+    span = np.ptp(np.array(list(place.values()), dtype=float), axis=0)
+    unit = np.where(span > 0, span, 1.0) * (_LONG, 1)
+    at = {n: np.array(xy, dtype=float) / unit for n, xy in place.items()}
+    places: dict = {}
+    for u, v in shown:
+        others = [(at[a], at[b]) for a, b in shown if {a, b} != {u, v}]
+        texts = [*at.values(), *places.values()]
+
+        def clear(here, others=others, texts=texts) -> tuple[bool, float]:
+            lines = [_distance(here, a, b) for a, b in others]
+            spots = [_distance(here, xy, xy) for xy in texts]
+            return min(spots) > _CLEAR, min(_CLEAR, *lines, *spots)  # to cover a line is bad, to cover text is worse
+
+        places[u, v] = max(((1 - t) * at[u] + t * at[v] for t in _ALONG), key=clear)
+    return {link: here * unit for link, here in places.items()}
+
+
+def _distance(point: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    """Return the distance of a point from the line between two others."""
+    along = b - a
+    t = np.clip((point - a) @ along / max(along @ along, 1e-12), 0.0, 1.0)
+    return float(np.hypot(*(point - a - t * along)))
 
 
 def _outward(place: dict) -> tuple[dict, bool]:
@@ -196,10 +223,10 @@ def _width(rate: float, rates: np.ndarray) -> float:
     return 0.8 + 2.7 * float(np.log(rate / finite.min()) / np.log(finite.max() / finite.min()))
 
 
-def _rates(graph, u, v) -> str:
-    pair = [graph.edges[a, b]["rate"] for a, b in ((u, v), (v, u)) if graph.has_edge(a, b)]
-    texts = [_unit(rate, "bit/s") for rate in pair]
-    return texts[0] if len(set(texts)) == 1 else f"{u}→{v} {texts[0]}\n{v}→{u} {texts[1]}"
+def _rates(network, u, v) -> str:
+    there, back = (_unit(network.graph.edges[edge]["rate"], "bit/s") for edge in ((u, v), (v, u)))
+    a, b = network.labels[u], network.labels[v]
+    return there if there == back else f"{a}→{b} {there}\n{b}→{a} {back}"
 
 
 def _unit(value: float, unit: str) -> str:

@@ -1,0 +1,81 @@
+"""Names and attributes of the nodes and edges of an edge network: what they may be, and what is said otherwise."""
+
+import difflib
+
+import networkx as nx
+import numpy as np
+
+from psl.errors import check_array, check_number, expected
+from psl.networks.measured import check_measured
+
+NODE_ATTRIBUTES = ("flops", "overhead", "memory", "profile", "pos")
+EDGE_ATTRIBUTES = ("rate", "latency")
+
+#: What people call these things elsewhere.
+_MEANT = {
+    "speed": "flops", "compute": "flops", "capacity": "rate", "bandwidth": "rate", "weight": "rate", "bitrate": "rate",
+    "delay": "latency", "ram": "memory", "mem": "memory", "position": "pos",
+}  # fmt: skip
+
+
+def own_name(node) -> int | str | None:
+    """Return a node's name as records keep it, a Python int or str, or None where it is neither: True is not 1."""
+    if isinstance(node, int | np.integer) and not isinstance(node, bool):
+        return int(node)
+    return str(node) if isinstance(node, str) else None
+
+
+def _check_attributes(what: str, values: dict, known: tuple[str, ...]) -> None:
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1, 0.7)
+            meant = _MEANT.get(str(name).lower()) or (near[0] if near else None)
+            fix = f"did you mean {meant!r}?" if meant in known else "remove it"
+            raise expected(what, f"attributes among {', '.join(known)}", repr(name), fix)
+        if isinstance(value, str | bytes):
+            raise expected(f"{what}: {name}", "no text", repr(value), "give the number without quotes")
+
+
+def check_node(node, values: dict) -> dict:
+    """Return all attributes of a node but a missing profile or place, checked."""
+    what = f"node {node!r}"
+    _check_attributes(what, values, NODE_ATTRIBUTES)
+    checked = {
+        "flops": check_number(f"{what}: flops", values.get("flops", 0.0), minimum=0, fix="0 makes it a relay"),
+        "overhead": check_number(f"{what}: overhead", values.get("overhead", 0.0), minimum=0),
+        "memory": float(
+            check_array(
+                f"{what}: memory", values.get("memory", np.inf), shape=(), minimum=0, allow_inf=True,
+                fix="give bytes, or leave it out for no limit",
+            )
+        ),
+    }  # fmt: skip
+    own = check_measured(f"{what}: profile", values.get("profile"), "use Profile.measured(...)")
+    if own is not None:
+        checked["profile"] = own
+    if values.get("pos") is not None:
+        checked["pos"] = tuple(check_array(f"{what}: pos", values["pos"], shape=(2,), fix="give (x, y)").tolist())
+    return checked
+
+
+def check_edge(graph: nx.DiGraph, u, v, values: dict) -> dict:
+    """Return both attributes of a directed edge, checked."""
+    what = f"edge {u!r} -> {v!r}"
+    if u == v:
+        raise expected(what, "two different nodes", "a self-loop", "remove it: a node reaches itself at once")
+    if not graph.has_edge(v, u):
+        raise expected(
+            what, f"its reverse {v!r} -> {u!r}, as gradients travel back", "none",
+            "add it, or make the graph with undirected.to_directed()",
+        )  # fmt: skip
+    _check_attributes(what, values, EDGE_ATTRIBUTES)
+    if "rate" not in values:
+        raise expected(what, "a rate", "none", "give rate= in bit/s")
+    rate = check_array(
+        f"{what}: rate", values["rate"], shape=(), minimum=0, strict=True, allow_inf=True,
+        fix="give bit/s above 0, or remove both directions of the link",
+    )  # fmt: skip
+    return {
+        "rate": float(rate),
+        "latency": check_number(f"{what}: latency", values.get("latency", 0.0), minimum=0, fix="give seconds"),
+    }
