@@ -143,6 +143,36 @@ def test_plan_record(tmp_path):
         plan.framework_round_time("epsl")
 
 
+def twins():
+    """Return a profile of 3 units, the nodes 0, 1 and "1" in a row, and a plan's stages and hops over all of them."""
+    graph = nx.path_graph([0, 1, "1"]).to_directed()
+    nx.set_node_attributes(graph, 1.0, "flops")
+    nx.set_edge_attributes(graph, 8.0, "rate")
+    return toy()[0], EdgeNetwork(graph, 0), [(0, 0, 1), (1, 1, 2), ("1", 2, 3)], [(1, 0, 1), (2, 1, "1")]
+
+
+def test_nodes_that_look_alike_are_told_apart():
+    profile, network, stages, hops = twins()
+    plan = pipeline.PipelinePlan(profile, network, 4, 2, stages, hops)
+    assert "0:0-1 → 1:1-2 → '1':2-3, b=2" in repr(plan)
+    assert list(plan.to_frame().index) == ["0: 0-1", "0 -> 1 at cut 1", "1: 1-2", "1 -> '1' at cut 2", "'1': 2-3"]
+
+
+def test_plans_keep_the_network_s_own_names():
+    profile, network, stages, hops = twins()
+    arrays = (
+        [tuple(map(np.int64, stage)) for stage in stages[:2]] + stages[2:],
+        [tuple(map(np.int64, hops[0])), hops[1]],
+    )
+    plan = pipeline.PipelinePlan(profile, network, 4, 2, *arrays)
+    assert plan == pipeline.PipelinePlan(profile, network, 4, 2, stages, hops)
+    assert {type(value) for step in plan.stages + plan.hops for value in step} == {int, str}
+    with pytest.raises(ScenarioError, match="stages: expected nodes that compute, got False"):
+        pipeline.PipelinePlan(profile, network, 4, 2, [(False, 0, 1), *stages[1:]], hops)
+    with pytest.raises(ScenarioError, match="hops: expected nodes of the network, got True"):
+        pipeline.PipelinePlan(profile, network, 4, 2, stages, [(1, 0, True), hops[1]])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -156,6 +186,14 @@ def test_plan_record(tmp_path):
         ({"stages": [("clients", 0, 1), ("clients", 1, 3)]}, "expected at most one stage per node, got several"),
         ({"stages": [("clients", 0, 1), ("server", 1, 5)]}, "stages: expected 0 <= i < j <= 3"),
         ({"stages": [("clients", 0)]}, "stages, hops: expected triples"),
+        (
+            {"stages": [("clients", 0, 1.9), ("server", 1.9, 3)]},
+            "expected triples with whole numbers for cuts, got 'float'",
+        ),
+        ({"stages": [("clients", False, 1), ("server", 1, 3)]}, "with whole numbers for cuts, got False for a cut"),
+        ({"hops": [(1.0, u, v) for _, u, v in HOPS]}, "with whole numbers for cuts, got 'float'"),
+        ({"stages": [("clients", 0, 1), ([0], 1, 3)]}, r"stages: expected nodes that compute, got \[0\]"),
+        ({"hops": [(1, "clients", ["relay"])]}, r"hops: expected nodes of the network, got \['relay'\]"),
         (
             {"hops": HOPS[:1]},
             "hops: expected links from 'clients' to 'server' at cut 1, got a way that ends at 'relay'",

@@ -9,7 +9,7 @@ from psl.errors import InfeasibleError, check_array, check_count, expected
 from psl.networks.cluster import EdgeCluster
 from psl.profiles import Profile
 from psl.schedulers.edgesplit.envelope import lowest_lines, undominated
-from psl.schedulers.scenario import check_own_profiles, check_speeds, seconds
+from psl.schedulers.scenario import check_own_profiles, check_scenario, check_speeds, seconds
 
 _ROUNDING = 1e-9  # relative; bandwidths that exceed the band by no more are taken to fill it
 _FOREVER = 1e100  # s, and bit/s; beyond it sums and quotients leave floating point
@@ -50,13 +50,13 @@ class EdgeSplitProblem:
     def __init__(
         self, profile: Profile, cluster: EdgeCluster, batch_size=32, local_steps=1, min_cut=1, *, memory: bool = True
     ):
+        check_profile(profile, cluster)
         self.profile, self.cluster = profile, cluster
         self.batch_size = check_count("batch_size", batch_size, fix="give the samples per device and mini-batch")
         self.local_steps = check_count("local_steps", local_steps, fix="give the mini-batches between two averages")
         self.min_cut = check_count("min_cut", min_cut, fix="give the shallowest cut allowed; 1 keeps raw data at home")
         if self.min_cut > profile.n_units:
             raise expected("min_cut", f"at most {profile.n_units}, the output", f"{self.min_cut}", "see profile.names")
-        check_profile(profile, cluster)
         samples = self.batch_size * self.local_steps
         self.n_devices = cluster.n_devices
         self.total = cluster.bandwidth
@@ -290,7 +290,8 @@ class EdgeSplitProblem:
 
 
 def check_profile(profile: Profile, cluster: EdgeCluster) -> None:
-    """Raise `ScenarioError` unless the cluster's speeds and its devices' own profiles go with the profile."""
+    """Raise `ScenarioError` unless both are what they are called, and speeds and own profiles go with the profile."""
+    check_scenario(profile, "cluster", cluster, EdgeCluster, "make one: EdgeCluster(...) or EdgeCluster.sample()")
     check_own_profiles(profile, cluster.profiles or (), lambda i: f"EdgeCluster.profiles[{i}]")
     by_speed = np.array([own is None for own in cluster.profiles or (None,) * cluster.n_devices])
     fix = "EdgeCluster(device_flops=[... relative ...], server_flops=...)"

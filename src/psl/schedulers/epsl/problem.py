@@ -9,7 +9,7 @@ from psl.errors import InfeasibleError, ScenarioError, check_count, check_number
 from psl.networks.wireless import WirelessCell
 from psl.profiles import Profile
 from psl.schedulers.epsl.water_filling import LN2, most_rate
-from psl.schedulers.scenario import check_own_profiles, check_speeds, seconds
+from psl.schedulers.scenario import check_own_profiles, check_scenario, check_speeds, seconds
 from psl.slots import aggregated_slots
 
 
@@ -67,7 +67,8 @@ def broadcast_rate(cell: WirelessCell) -> float:
 
 
 def check_profile(profile: Profile, cell: WirelessCell) -> None:
-    """Raise `ScenarioError` unless the cell's speeds and its clients' own profiles go with the profile."""
+    """Raise `ScenarioError` unless both are what they are called, and speeds and own profiles go with the profile."""
+    check_scenario(profile, "cell", cell, WirelessCell, "make one: WirelessCell(...) or WirelessCell.sample()")
     measured = cell.profiles or (None,) * cell.n_clients
     check_own_profiles(profile, measured, lambda i: f"WirelessCell.profiles[{i}]")
     by_speed = [speed for speed, own in zip(cell.client_flops, measured, strict=True) if own is None]
@@ -117,11 +118,11 @@ class RoundProblem:
     """
 
     def __init__(self, profile: Profile, cell: WirelessCell, batch_size: int, phi: float, cut=None):
+        check_profile(profile, cell)
         self.profile, self.cell = profile, cell
         self.batch_size, self.phi = check_batch(batch_size, phi)
         if profile.n_units < 2:
             raise expected("profile", "at least 2 units, one on each side", profile.n_units, "split a deeper model")
-        check_profile(profile, cell)
         self.cuts = range(1, profile.n_units) if cut is None else [check_cut(profile, cut)]
         terms = CutTerms.of(profile, cell, self.batch_size, self.phi)
         self.up_compute, self.up_bits = terms.client_forward, terms.upload_bits

@@ -1,7 +1,8 @@
 """Placement and micro-batch size in turn, each the best for the other: fast, and it can get stuck."""
 
 from psl.errors import check_count
-from psl.schedulers.pipeline.choice import MAX_LABELS, Choice, Report
+from psl.schedulers.pipeline.choice import Choice, Report
+from psl.schedulers.pipeline.labels import MAX_LABELS
 from psl.schedulers.pipeline.micro_batch import MicroBatchCurve
 from psl.schedulers.pipeline.placement import best_placement
 from psl.schedulers.pipeline.problem import PipelineProblem

@@ -9,8 +9,6 @@ from psl.schedulers.pipeline.placement import Placement
 #: Told of every step of a search: "block" ("placement" or "micro-batch"), "micro_batch", "value" in seconds.
 Report = Callable[[dict], None]
 
-MAX_LABELS = 200_000  # of the repair, per placement problem, before it gives up proving
-
 
 @dataclass(frozen=True)
 class Choice:

@@ -6,10 +6,11 @@ import numpy as np
 
 from psl.errors import InfeasibleError
 from psl.schedulers.pipeline.alternating import alternate
-from psl.schedulers.pipeline.choice import MAX_LABELS, Choice, Report
+from psl.schedulers.pipeline.choice import Choice, Report
+from psl.schedulers.pipeline.labels import MAX_LABELS
 from psl.schedulers.pipeline.micro_batch import MicroBatchCurve, useful_micro_batches
 from psl.schedulers.pipeline.placement import best_placement
-from psl.schedulers.pipeline.problem import PipelineProblem
+from psl.schedulers.pipeline.problem import PipelineProblem, ceil_div
 from psl.schedulers.pipeline.shortest_path import least_bottleneck, least_sum
 
 _START_LABELS = 2_000  # the alternation only gives the first incumbent: it need not prove its placements
@@ -32,7 +33,7 @@ class SizeBounds:
     def __init__(self, problem: PipelineProblem):
         self.problem = problem
         self.sizes = useful_micro_batches(problem.mini_batch)  # (K,)
-        self.weight = -(-problem.mini_batch // self.sizes) - 1  # (K,) M − 1
+        self.weight = ceil_div(problem.mini_batch, self.sizes) - 1  # (K,) M − 1
         self.fill = np.zeros(len(self.sizes))  # (K,) at least S_min
         self.interval = np.zeros(len(self.sizes))  # (K,) at least θ_min
         self.known = np.zeros(len(self.sizes), dtype=bool)

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from psl.schedulers.pipeline.problem import PipelineProblem, Tables
+from psl.schedulers.pipeline.problem import PipelineProblem, Tables, link_loads
 from psl.schedulers.pipeline.shortest_path import Path, completions_by_hosts
+
+MAX_LABELS = 200_000  # per placement problem, before the search gives up proving
 
 _LIMITS = (12, 24, 48)  # classes of the interval: more make better bounds and cost more
 _PATIENCE = 4000  # labels after which finer classes are worth their cost
@@ -205,9 +207,7 @@ class PlacementSearch:
     def _loads(self, cut: int, e: int) -> dict[int, float]:
         problem, b = self.problem, self.tables.micro_batch
         up, down = float(b * problem.forward[cut, e]), float(b * problem.backward[cut, e])
-        if problem.full_duplex:
-            return {e: up, int(problem.reverse[e]): down}
-        return {int(problem.link[e]): up + down}
+        return link_loads(problem.full_duplex, int(e), int(problem.reverse[e]), up, down)
 
     def _best_first(
         self, goal: Goal, bounds: Bounds, best: float, critical: Critical, budget: float, width: int | None = None

@@ -1,5 +1,6 @@
 """Closed-form time of a pipelined mini-batch: fill time, pipeline interval, and what every stage and hop takes."""
 
+import operator
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -8,13 +9,16 @@ import numpy as np
 import pandas as pd
 
 from psl.errors import check_choice, expected
+from psl.networks.attributes import own_name
 from psl.networks.network import EdgeNetwork
 from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.pipeline.problem import (
     LINKS,
+    ceil_div,
     check_micro_batch,
     check_profile,
+    link_loads,
     node_seconds,
     stage_bytes,
 )
@@ -28,7 +32,8 @@ class PipelineLatency(Record):
     """Seconds of one mini-batch through the pipeline, resource by resource: T = T_f + (M − 1) T_i.
 
     Args:
-        names: what each of the R resources is, in the order of the path: ``"node: i-j"`` or ``"u -> v at cut j"``.
+        names: what each of the R resources is, in the order of the path: ``"node: i-j"`` or ``"u -> v at cut j"``;
+            nodes are written as `EdgeNetwork.labels` has them.
         kinds: "stage" or "hop" of each.
         forward, backward: (R,) s per micro-batch of each pass, overhead and propagation included.
         occupancy: (R,) s that a micro-batch keeps the resource busy; with shared links a hop shows its link's load.
@@ -140,13 +145,14 @@ def assess(
     """Return the latency of a path without checking it; nodes booked twice count as two."""
     forward, backward = node_seconds(profile, network)
     need, names, kinds, rows = stage_bytes(profile, mini_batch), [], [], []
+    full = network.duplex == "full"
     load: Counter = Counter()
     waiting = list(hops)
     for node, i, j in stages:
         n = network.index[node]
         over = network.overhead[n]
         fwd, bwd = over + b * (forward[j, n] - forward[i, n]), over + b * (backward[j, n] - backward[i, n])
-        names.append(f"{node}: {i}-{j}")
+        names.append(f"{network.labels[node]}: {i}-{j}")
         kinds.append("stage")
         rows.append((fwd, bwd, fwd + bwd, need[i, j]))
         while waiting and waiting[0][0] == j:
@@ -154,39 +160,37 @@ def assess(
             e = network.edge_index[u, v]
             back = network.reverse[e]
             up, down = b * profile.act_bits[j] / network.rate[e], b * profile.grad_bits[j] / network.rate[back]
-            busy = max(up, down) if network.duplex == "full" else up + down
-            names.append(f"{u} -> {v} at cut {j}")
+            busy = max(up, down) if full else up + down
+            names.append(f"{network.labels[u]} -> {network.labels[v]} at cut {j}")
             kinds.append("hop")
             rows.append((network.latency[e] + up, network.latency[back] + down, busy, 0.0))
-            for resource, seconds in link_loads(network, e, back, up, down):
-                load[resource] += seconds
+            load.update(link_loads(full, e, back, up, down))
     forth, back, busy, memory = np.array(rows).T.copy()
     if links == "shared":
         where = [k for k, kind in enumerate(kinds) if kind == "hop"]
         for k, (_, u, v) in zip(where, hops, strict=True):
             e = network.edge_index[u, v]
-            busy[k] = max(load[r] for r, _ in link_loads(network, e, network.reverse[e], 0.0, 0.0))
-    return PipelineLatency(tuple(names), tuple(kinds), forth, back, busy, memory, -(-mini_batch // b))
-
-
-def link_loads(network: EdgeNetwork, e: int, back: int, up: float, down: float) -> tuple:
-    """Return what a hop over edge e adds to whom: to each direction in full duplex, to the link in half duplex."""
-    if network.duplex == "full":
-        return (e, up), (back, down)
-    return ((min(e, back), up + down),)
+            busy[k] = max(load[r] for r in link_loads(full, e, network.reverse[e], 0.0, 0.0))
+    return PipelineLatency(tuple(names), tuple(kinds), forth, back, busy, memory, ceil_div(mini_batch, b))
 
 
 def check_path(profile: Profile, network: EdgeNetwork, stages, hops, links: str) -> tuple[Stages, Hops]:
     """Return stages and hops as tuples after checking that they lead from the source through the whole model."""
     fix = "give stages [(node, i, j), ...] and hops [(cut, u, v), ...] in the order of the path"
     try:
-        stages = tuple((node, int(i), int(j)) for node, i, j in stages)
-        hops = tuple((int(cut), u, v) for cut, u, v in hops)
+        stages = tuple((node, _cut(i), _cut(j)) for node, i, j in stages)
+        hops = tuple((_cut(cut), u, v) for cut, u, v in hops)
     except (TypeError, ValueError) as cause:
-        raise expected("stages, hops", "triples", str(cause), fix) from cause
-    for node, i, j in stages:
-        if node not in network.index or not network.computes[network.index[node]]:
+        raise expected("stages, hops", "triples with whole numbers for cuts", str(cause), fix) from cause
+    for node in [node for _, u, v in hops for node in (u, v)]:
+        if own_name(node) not in network.index:
+            raise expected("hops", "nodes of the network", repr(node), "see network.nodes")
+    for node, _, _ in stages:
+        if (n := network.index.get(own_name(node))) is None or not network.computes[n]:
             raise expected("stages", "nodes that compute", repr(node), "see network.to_frame()")
+    stages = tuple((own_name(node), i, j) for node, i, j in stages)
+    hops = tuple((cut, own_name(u), own_name(v)) for cut, u, v in hops)
+    for node, i, j in stages:
         if not 0 <= i < j <= profile.n_units:
             raise expected("stages", f"0 <= i < j <= {profile.n_units}", f"({node!r}, {i}, {j})", fix)
     bounds = [0, *(j for _, _, j in stages)]
@@ -222,3 +226,10 @@ def check_path(profile: Profile, network: EdgeNetwork, stages, hops, links: str)
             "take another way, or say links='shared' or links='separate'",
         )  # fmt: skip
     return stages, hops
+
+
+def _cut(value) -> int:
+    """Return the number of a cut; no fraction is rounded, and True is not 1."""
+    if isinstance(value, bool | np.bool_):
+        raise TypeError(f"{value!r} for a cut")
+    return operator.index(value)

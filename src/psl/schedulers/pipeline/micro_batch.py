@@ -1,12 +1,13 @@
 """The size of a micro-batch when stages and hops are fixed: two closed forms, and the scan that settles it."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from psl.errors import check_choice, check_count
-from psl.schedulers.pipeline.problem import PipelineProblem
+from psl.schedulers.pipeline.problem import PipelineProblem, ceil_div, link_loads
 
 #: Ways to choose b for a fixed path, see `MicroBatchCurve`.
 RULES = ("scan", "envelope", "bottleneck")
@@ -24,7 +25,7 @@ def useful_micro_batches(mini_batch: int) -> np.ndarray:
     Source: ours [B].
     """
     mini_batch = check_count("mini_batch", mini_batch)
-    return np.unique(-(-mini_batch // np.arange(1, mini_batch + 1)))
+    return np.unique(ceil_div(mini_batch, np.arange(1, mini_batch + 1)))
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,13 @@ class MicroBatchCurve:
             fixed, slope = 2 * network.overhead[n], max(problem.work[j, n] - problem.work[i, n], 0.0)
             lines.append((fixed, slope))
             alpha0, alpha = alpha0 + fixed, alpha + slope
-        load: dict = {}
+        load: Counter = Counter()
         for k, (cut, u, v) in enumerate(hops):
             e = network.edge_index[u, v]
             forth, back = problem.forward[cut, e], problem.backward[cut, e]
             alpha0, alpha = alpha0 + problem.propagation[e], alpha + forth + back
-            here, reverse = (e, problem.reverse[e]) if links == "shared" else ((k, 0), (k, 1))
-            if not problem.full_duplex:
-                here = reverse = min(here, reverse)
-            load[here] = load.get(here, 0.0) + forth
-            load[reverse] = load.get(reverse, 0.0) + back
+            ends = (e, problem.reverse[e]) if links == "shared" else ((k, 0), (k, 1))
+            load.update(link_loads(problem.full_duplex, *ends, forth, back))
         lines += [(0.0, slope) for slope in load.values()]
         beta0, beta = np.array(lines).T
         return cls(problem.mini_batch, float(alpha0), float(alpha), beta0, beta)
@@ -86,7 +84,7 @@ class MicroBatchCurve:
     def total(self, micro_batch):
         """Return T at b, or at each of an array of b, s."""
         b = np.asarray(micro_batch)
-        return self.fill_time(b) + (-(-self.mini_batch // b) - 1) * self.interval(b)
+        return self.fill_time(b) + (ceil_div(self.mini_batch, b) - 1) * self.interval(b)
 
     def best(self, rule: str = "scan", start: int = 32) -> int:
         """Return the micro-batch size that a rule chooses: "scan", "envelope" or "bottleneck" (from `start`)."""
@@ -132,12 +130,12 @@ class MicroBatchCurve:
         time = self.fill_time(b) + (self.mini_batch / b - 1) * self.interval(b)
         least = self.mini_batch / b[np.argmin(time)]
         counts = np.array([max(np.floor(least), 1), np.ceil(least)], dtype=int)
-        return self._better(-(-self.mini_batch // counts))
+        return self._better(ceil_div(self.mini_batch, counts))
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per useful b: number of micro-batches, fill time, interval and total time."""
         b = useful_micro_batches(self.mini_batch)
-        columns = {"micro_batches": -(-self.mini_batch // b), "fill_time_s": self.fill_time(b)}
+        columns = {"micro_batches": ceil_div(self.mini_batch, b), "fill_time_s": self.fill_time(b)}
         columns |= {"interval_s": self.interval(b), "total_s": self.total(b)}
         return pd.DataFrame(columns, index=pd.Index(b, name="micro_batch"))
 

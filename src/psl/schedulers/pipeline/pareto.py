@@ -52,13 +52,10 @@ def walk(problem: PipelineProblem, tables: Tables, objective: str = "time", cuto
         if path is None:
             return np.inf, np.inf, None
         fill = float(found.arrived[0, problem.source])
-        interval = max(
-            max(tables.stage[i, j, n] for n, i, j in path[0]),
-            max((tables.hop_occupancy[h] for h in path[1]), default=0),
-        )
-        total = fill + weight * float(interval)
-        steps.append({"limit": float(limit), "fill_time": fill, "interval": float(interval), "total": total})
-        return fill, float(interval), path
+        interval = tables.interval(*path)
+        total = fill + weight * interval
+        steps.append({"limit": float(limit), "fill_time": fill, "interval": interval, "total": total})
+        return fill, interval, path
 
     if objective == "interval":
         if least >= cutoff:
@@ -66,7 +63,7 @@ def walk(problem: PipelineProblem, tables: Tables, objective: str = "time", cuto
         _, interval, path = step(least)
         return Walk(path, interval, least, tuple(steps))
 
-    fill, interval, path = step(np.inf)  # the spec's second step first: alone it may already prove the cutoff
+    fill, interval, path = step(np.inf)  # before the one at θ_min: alone it may already prove the cutoff
     if fill + weight * least >= cutoff:
         return Walk(None, fill + weight * least, least, tuple(steps))
     best, chosen = fill + weight * interval, path
@@ -105,11 +102,11 @@ def pareto_front(problem: PipelineProblem, micro_batch: int) -> pd.DataFrame:
         path = shortest_path(problem, found := least_sum(problem, tables, limit))
         if path is None:
             break
-        interval = max([tables.stage[i, j, n] for n, i, j in path[0]] + [tables.hop_occupancy[h] for h in path[1]])
+        interval = tables.interval(*path)
         fill = float(found.arrived[0, problem.source])
         if points and points[-1][0] >= fill:
             points.pop()  # the same fill time at a smaller interval
-        points.append((fill, float(interval), len(path[0]), len(path[1])))
+        points.append((fill, interval, len(path[0]), len(path[1])))
         limit = np.nextafter(interval, 0.0)
     if not points:
         raise problem.infeasible()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from psl.errors import InfeasibleError, check_choice, check_count, expected
-from psl.schedulers.pipeline.labels import PlacementSearch
+from psl.schedulers.pipeline.labels import MAX_LABELS, PlacementSearch
 from psl.schedulers.pipeline.latency import Hops, Stages, assess
 from psl.schedulers.pipeline.pareto import walk
 from psl.schedulers.pipeline.problem import LINKS, OBJECTIVES, PipelineProblem
@@ -76,7 +76,7 @@ def best_placement(
     links: str = "once",
     objective: str = "time",
     cutoff: float = np.inf,
-    max_labels: int = 200_000,
+    max_labels: int = MAX_LABELS,
 ) -> Placement | None:
     """Return the best placement with one stage per node at most, at one micro-batch size.
 

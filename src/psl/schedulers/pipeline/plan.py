@@ -10,7 +10,7 @@ from psl.networks.network import EdgeNetwork
 from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.pipeline.latency import PipelineLatency, check_path, latency
-from psl.schedulers.pipeline.problem import LINKS, OBJECTIVES, check_micro_batch
+from psl.schedulers.pipeline.problem import LINKS, OBJECTIVES, ceil_div, check_micro_batch, check_profile
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -35,6 +35,8 @@ class PipelinePlan(Record):
 
     Raises:
         ScenarioError: stages and hops do not lead through the model, or break a limit of the network.
+
+    A saved plan may hold ``NaN`` (no `lower_bound`) and ``Infinity`` (unlimited memory), see `save`.
     """
 
     scheduler: ClassVar[str] = "pipeline"
@@ -55,6 +57,7 @@ class PipelinePlan(Record):
     interval: float = field(init=False)
 
     def __post_init__(self):
+        check_profile(self.profile, self.network)
         check_choice("objective", self.objective, OBJECTIVES)
         check_choice("links", self.links, LINKS)
         mini_batch = check_count("mini_batch", self.mini_batch)
@@ -77,7 +80,7 @@ class PipelinePlan(Record):
     @property
     def n_micro_batches(self) -> int:
         """M = ⌈B/b⌉."""
-        return -(-self.mini_batch // self.micro_batch)
+        return ceil_div(self.mini_batch, self.micro_batch)
 
     @property
     def total_time(self) -> float:
@@ -104,8 +107,10 @@ class PipelinePlan(Record):
         """Whether simulated execution can take longer than T: what the closed form leaves out is waiting.
 
         Never seen with a single micro-batch, a single stage, or two stages on full-duplex links. With three stages or
-        more a backward pass in between can hold up a forward one, and on half-duplex links both directions compete:
-        mostly by a few per cent, fading as M grows. `psl.simulate` tells how much.
+        more a backward pass in between can hold up a forward one: with full-duplex links used once by a few per cent,
+        fading as M grows. On half-duplex links both directions compete as well: about 20 % were seen, and they stay
+        however large M is. With links="separate" hops wait for each other: up to twice T was seen. `psl.simulate` tells
+        how much.
         """
         waits = len(self.stages) > 2 or (len(self.stages) == 2 and self.network.duplex == "half")
         return self.n_micro_batches > 1 and waits
@@ -149,7 +154,7 @@ class PipelinePlan(Record):
         return self.latency().to_frame()
 
     def __repr__(self):
-        path = " → ".join(f"{node}:{i}-{j}" for node, i, j in self.stages)
+        path = " → ".join(f"{self.network.labels[node]}:{i}-{j}" for node, i, j in self.stages)
         proof = "optimal" if self.exact else f"gap {100 * self.gap:.3g} %" if self.lower_bound > 0 else "no lower bound"
         return (
             f"PipelinePlan({self.method}: {path}, b={self.micro_batch}, T={self.total_time:.6g} s = "

@@ -8,7 +8,7 @@ import numpy as np
 from psl.errors import InfeasibleError, check_count, expected
 from psl.networks.network import EdgeNetwork
 from psl.profiles import Profile
-from psl.schedulers.scenario import check_own_profiles, check_speeds
+from psl.schedulers.scenario import check_own_profiles, check_scenario, check_speeds
 
 LINKS = ("once", "shared", "separate")
 OBJECTIVES = ("time", "interval")
@@ -26,6 +26,10 @@ class Tables:
     stage: np.ndarray  # (L+1, L+1, N) F + K of units i+1..j on node n; inf where i >= j, without compute or memory
     hop_linear: np.ndarray  # (L+1, E) (l_e + b ψ_j/R_e) + (l_e′ + b χ_j/R_e′)
     hop_occupancy: np.ndarray  # (L+1, E) full duplex: max(b ψ_j/R_e, b χ_j/R_e′); half: their sum
+
+    def interval(self, stages, hops) -> float:
+        """Return the largest occupancy on a path of stages (n, i, j) and hops (cut, edge), by places; s."""
+        return float(max([self.stage[i, j, n] for n, i, j in stages] + [self.hop_occupancy[h] for h in hops]))
 
 
 class PipelineProblem:
@@ -50,10 +54,9 @@ class PipelineProblem:
     """
 
     def __init__(self, profile: Profile, network: EdgeNetwork, mini_batch: int):
-        fix = "give the samples of a mini-batch, at least 1"
-        self.profile, self.network = profile, network
-        self.mini_batch = check_count("mini_batch", mini_batch, fix=fix)
         check_profile(profile, network)
+        self.profile, self.network = profile, network
+        self.mini_batch = check_count("mini_batch", mini_batch, fix="give the samples of a mini-batch, at least 1")
         self.n_units, self.n_nodes, self.n_edges = profile.n_units, network.n_nodes, len(network.edges)
         self.source = network.index[network.source]
         self.work = sum(node_seconds(profile, network))
@@ -73,10 +76,6 @@ class PipelineProblem:
         self.full_duplex = network.duplex == "full"
         self._last: Tables | None = None
 
-    def n_micro_batches(self, micro_batch: int) -> int:
-        """Return M = ⌈B/b⌉."""
-        return -(-self.mini_batch // micro_batch)
-
     @cached_property
     def _stage_work(self) -> np.ndarray:
         spans = self.work[None] - self.work[:, None]  # (L+1, L+1, N), from i (rows) to j
@@ -94,7 +93,7 @@ class PipelineProblem:
             both, busy = self._hop_work
             self._last = Tables(
                 micro_batch=b,
-                n_micro_batches=self.n_micro_batches(b),
+                n_micro_batches=ceil_div(self.mini_batch, b),
                 stage=b * self._stage_work + 2 * self.network.overhead,
                 hop_linear=b * both + self.propagation,
                 hop_occupancy=b * busy,
@@ -133,6 +132,16 @@ class PipelineProblem:
         return self.shortage() or expected("network", want, "none", fix, InfeasibleError)
 
 
+def ceil_div(whole, part):
+    """Return ⌈whole/part⌉ of whole numbers or arrays: M = ⌈B/b⌉, and the smallest b that makes M of B, ⌈B/M⌉."""
+    return -(-whole // part)
+
+
+def link_loads(full_duplex: bool, edge, reverse, forth: float, back: float) -> dict:
+    """Return what a hop adds to whom, s: to each direction in full duplex, to the lower of the two in half duplex."""
+    return {edge: forth, reverse: back} if full_duplex else {min(edge, reverse): forth + back}
+
+
 def stage_bytes(profile: Profile, mini_batch: int) -> np.ndarray:
     """Return (L+1, L+1) bytes of units i+1..j: weights, gradients and momentum, and the mini-batch's activations."""
     whole = 3 * profile.param_bits / 8 + mini_batch * profile.act_memory
@@ -158,7 +167,8 @@ def check_micro_batch(micro_batch, mini_batch: int) -> int:
 
 
 def check_profile(profile: Profile, network: EdgeNetwork) -> None:
-    """Raise `ScenarioError` unless the network's speeds and its nodes' own profiles go with the profile."""
+    """Raise `ScenarioError` unless both are what they are called, and speeds and own profiles go with the profile."""
+    check_scenario(profile, "network", network, EdgeNetwork, "wrap a networkx.DiGraph: EdgeNetwork(graph, source)")
     check_own_profiles(profile, network.profiles, lambda n: f"node {network.nodes[n]!r}: profile")
     by_speed = [speed for speed, own in zip(network.flops, network.profiles, strict=True) if own is None]
     check_speeds(profile, "network", by_speed, "give nodes flops relative to that device")

@@ -10,8 +10,9 @@ from psl.networks.network import EdgeNetwork
 from psl.profiles import Profile
 from psl.schedulers.pipeline.alternating import START, alternate
 from psl.schedulers.pipeline.baselines import random_cuts, random_placement, two_tier
-from psl.schedulers.pipeline.choice import MAX_LABELS, Choice
+from psl.schedulers.pipeline.choice import Choice
 from psl.schedulers.pipeline.joint import best_choice
+from psl.schedulers.pipeline.labels import MAX_LABELS
 from psl.schedulers.pipeline.plan import PipelinePlan
 from psl.schedulers.pipeline.problem import LINKS, OBJECTIVES, PipelineProblem, check_micro_batch
 
