@@ -94,3 +94,12 @@ def test_options_that_are_none(capsys):
         with pytest.raises(SystemExit):
             cli.main(arguments)
     assert "expected NAME=VALUE, got 'width'" in capsys.readouterr().err
+
+
+def test_options_without_effect_are_refused(torchrun, capsys):
+    for arguments, message in (
+        (["psl", "--cut", "pool1", "--restarts", "1"], "--restarts: expected nothing for torchrun"),
+        (["pipeline", "--cut", "pool1", "--checkpoint", "here"], "--checkpoint: expected nothing for pipeline"),
+    ):
+        assert cli.main([*arguments, "--rounds", "1"]) == 1
+        assert message in capsys.readouterr().err

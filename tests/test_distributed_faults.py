@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from distributed_models import OPTIONS, assert_same_run, in_one_process, in_processes
-from psl.distributed import EdgeEmulation, Job, Launch
+from psl.distributed import EdgeEmulation, Job, Launch, Nursery
 from psl.errors import CheckpointError, PSLError
 
 MANY = {"rounds": 20, "eval_every": 20, "partition": "iid", "timeout": 2.0}
@@ -37,6 +37,26 @@ class At:
 
 def kill(rank, number=signal.SIGKILL):
     return lambda launch: launch.workers[rank].signal(number)
+
+
+def test_a_frozen_server_ends_the_run_with_a_message(nursery):
+    job = Job.of("psl", **OPTIONS | MANY | {"rounds": 100_000, "timeout": 0.5})
+    with Launch(job, nursery=nursery) as launch:
+        while launch.news["rounds"] < 3:
+            launch.look()
+            time.sleep(0.02)
+        launch.workers[0].signal(signal.SIGSTOP)
+        begun = time.monotonic()
+        with pytest.raises(PSLError, match="the server: expected an end, got none for 2.5 s"):
+            while time.monotonic() - begun < 30:
+                launch.look()
+                time.sleep(0.05)
+
+
+def test_a_worker_starts_no_workers_of_its_own(monkeypatch):
+    monkeypatch.setenv("PSL_WORKER", "1")
+    with pytest.raises(PSLError, match='under: if __name__ == "__main__":'):
+        Nursery()
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ def _alone(asked: dict) -> None:
     plan = _plan(asked.pop("plan"))
     options = _given(asked)
     if framework == "pipeline":
+        _refuse(framework, checkpoint=checkpoint, restarts=restarts)
         found = run_pipeline(plan=plan, emulate=emulate, **options)
     else:
         found = run(
@@ -55,15 +56,23 @@ def _alone(asked: dict) -> None:
         found.events.to_csv(Path(out) / "events.csv")
 
 
+def _refuse(where: str, **options) -> None:
+    """Raise for an option that would have no effect there."""
+    for name, value in options.items():
+        if value:
+            raise expected(f"--{name}", f"nothing for {where}, which cannot", repr(value), "leave it out")
+
+
 def _under_torchrun(asked: dict) -> None:
     """Be the process that torchrun started."""
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     framework, emulate = asked.pop("framework"), asked.pop("emulate")
     out, checkpoint, bind = (asked.pop(name) for name in ("out", "checkpoint", "bind"))
-    asked.pop("restarts")
+    _refuse("torchrun", restarts=asked.pop("restarts"))
     plan = _plan(asked.pop("plan"))
     options = _given(asked)
     if framework == "pipeline":
+        _refuse(framework, checkpoint=checkpoint)
         _as_stage(options, plan, emulate, out, bind)
         return
     if count < 2:

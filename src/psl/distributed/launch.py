@@ -130,6 +130,7 @@ class Launch:
         self._checkpoint = None if checkpoint is None else Path(checkpoint).absolute()
         self._restarts = dict.fromkeys(range(1, job.n_clients + 1), check_count("restarts", restarts, minimum=0))
         self._stack = contextlib.ExitStack()
+        self._alone = time.monotonic()  # since when the server runs without clients
         self.workers: list[Worker] = []
         self.news = {"rounds": 0, "shown": {}, "participants": [], "round_times": [], "faults": [], "models": []}
 
@@ -187,6 +188,11 @@ class Launch:
                 raise PSLError(f"the server failed: {server.last_words() or f'exit code {server.code}'}")
             self.end()  # a client that is frozen, or was left out and has not noticed
             return True
+        if any(client.running for client in clients) or any(self._restarts.values()):
+            self._alone = time.monotonic()
+        elif time.monotonic() - self._alone > self.job.patience:
+            got = f"none for {self.job.patience:g} s after the last client ended"
+            raise expected("the server", "an end", got, "see whether it was stopped", PSLError)
         for rank, client in enumerate(clients, 1):
             if client.running or client.code == 0:
                 continue

@@ -20,6 +20,7 @@ from psl.errors import PSLError, expected
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 _PR_SET_PDEATHSIG, _CLONE_NEWNET = 1, 0x40000000
 _PRELOADED = "psl.distributed.worker"
+_IN_WORKER = "PSL_WORKER"  # set in the environment of workers, which may not start workers of their own
 
 
 class Worker:
@@ -72,6 +73,11 @@ class Nursery:
     """
 
     def __init__(self):
+        if _IN_WORKER in os.environ:
+            fix = 'put what starts processes under: if __name__ == "__main__":'
+            raise expected(
+                "run", "a program", "a worker that imports it, and would start workers of its own", fix, PSLError
+            )
         environment = os.environ | _ONE_THREAD | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._process = subprocess.Popen(
             [sys.executable, "-c", "from psl.distributed.nursery import serve; serve()"],
@@ -211,6 +217,7 @@ def _become(order: dict, descriptors: tuple[int, ...]) -> None:
         for descriptor in (*descriptors, log, nothing):
             os.close(descriptor)
         die_with_parent()
+        os.environ[_IN_WORKER] = "1"
         if order["namespace"] is not None:
             enter_namespace(order["namespace"])
         importlib.import_module(order["module"]).main(order["arguments"])

@@ -1,5 +1,6 @@
 """One client as the server sees it: commands, and the messages of a step."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from psl.distributed.transport import Channel
 from psl.errors import expected
 from psl.models.shapes import meta_copy
 from psl.training.evaluate import test_batches
+
+_MOST = 2**31  # samples, and numbers in a sample: who claims more would exhaust the memory
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Hello:
             raise expected(name, "a client of this run", "one with other arguments", fix, ProtocolError)
         values = []
         for code, n_dims, *sizes in (described[:DESCRIBED], described[DESCRIBED:]):
-            if not 0 <= n_dims <= len(sizes) or min(n_samples, n_tests, *sizes) < 0 or n_samples == 0:
+            possible = 0 <= n_dims <= len(sizes) and min(n_samples, n_tests, *sizes) >= 0 and n_samples > 0
+            if not possible or max(n_samples, n_tests, math.prod(sizes[:n_dims])) > _MOST:
                 raise expected(name, "sizes of its data", list(numbers), "let both ends run psl", ProtocolError)
             values += [dtype_of(code), tuple(sizes[:n_dims])]
         return cls(n_samples, n_tests, *values)
