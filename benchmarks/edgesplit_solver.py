@@ -19,7 +19,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-import pandas as pd
 import torchvision
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # the random clusters live with the tests
@@ -32,15 +31,7 @@ from psl.schedulers.edgesplit.bisection import bisect_deadline
 from psl.schedulers.edgesplit.enumeration import EnumeratedProblem
 from psl.schedulers.edgesplit.exact import best_split
 from psl.schedulers.edgesplit.problem import EdgeSplitProblem
-
-RESULTS = Path(__file__).resolve().parent / "results"
-rows = []
-
-
-def record(part: str, what: str, value: float, unit: str) -> None:
-    """Print one figure and keep it for the CSV."""
-    print(f"  {what:<66} {value:>12.5g} {unit}", flush=True)
-    rows.append({"part": part, "figure": what, "value": value, "unit": unit})
+from solver_common import RESULTS, record, write
 
 
 def spread(part: str, what: str, values, unit: str, scale: float = 1.0, names=("mean", "p99", "max")) -> None:
@@ -197,9 +188,7 @@ def main() -> None:
     blocks(60 if quick else 500)
     speed_ups(1 if quick else 4)
     growth((10, 1_000, 100_000) if quick else (10, 100, 1_000, 10_000, 100_000), 2 if quick else 7)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(args.output, index=False, float_format="%.6g")
-    print(f"wrote {args.output}")
+    write(args.output)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # many small calls: threads 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-import pandas as pd
 import torchvision
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # the oracles live with the tests
@@ -29,15 +28,7 @@ from psl.schedulers import epsl
 from psl.schedulers.epsl.bcd import block_coordinate_descent
 from psl.schedulers.epsl.power import PowerStep
 from psl.schedulers.epsl.problem import RoundProblem
-
-RESULTS = Path(__file__).resolve().parent / "results"
-rows = []
-
-
-def record(part: str, what: str, value: float, unit: str) -> None:
-    """Print one figure and keep it for the CSV."""
-    print(f"  {what:<58} {value:>12.5g} {unit}", flush=True)
-    rows.append({"part": part, "figure": what, "value": value, "unit": unit})
+from solver_common import RESULTS, record, write
 
 
 def spread(part: str, what: str, values, unit: str, scale: float = 1.0) -> None:
@@ -167,9 +158,7 @@ def main() -> None:
     certificates(profile, 4 if quick else 30)
     power_step(profile, 20 if quick else 100)
     growth(profile, (2, 5, 10, 20) if quick else (2, 5, 10, 20, 50), 2 if quick else 3)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(args.output, index=False, float_format="%.6g")
-    print(f"wrote {args.output}")
+    write(args.output)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-import pandas as pd
 import torchvision
 
 import psl
@@ -25,20 +24,13 @@ from psl.networks import EdgeNetwork
 from psl.schedulers import pipeline
 from psl.schedulers.pipeline.alternating import alternate
 from psl.schedulers.pipeline.joint import joint
+from solver_common import RESULTS, record, write
 
-RESULTS = Path(__file__).resolve().parent / "results"
 MINI_BATCH = 512
 LINKS = {"slow links": (50e6, 1e9), "fast links": (1e9, 10e9)}
 MODELS = {"VGG-16": torchvision.models.vgg16, "ResNet-18": torchvision.models.resnet18}
 BASELINES = ("no-pipeline", "random-cuts", "random-placement", "two-tier")
 MISSED = 1e-9  # relative; anything above counts as not optimal
-rows = []
-
-
-def record(part: str, what: str, value: float, unit: str) -> None:
-    """Print one figure and keep it for the CSV."""
-    print(f"  {what:<74} {value:>12.5g} {unit}", flush=True)
-    rows.append({"part": part, "figure": what, "value": value, "unit": unit})
 
 
 def spread(part: str, what: str, excess) -> None:
@@ -161,9 +153,7 @@ def main() -> None:
     alternation(models, optima, networks)
     gains(models, optima, networks)
     pruning(models, 2 if args.quick else 5, 1 if args.quick else 3)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(args.output, index=False, float_format="%.6g")
-    print(f"wrote {args.output}")
+    write(args.output)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-import pandas as pd
 import torchvision
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # the oracles live with the tests
@@ -29,18 +28,11 @@ from pipeline_naive import adjacency, heap_search, networkx_search, state_graph,
 from pipeline_scenarios import random_profile
 from psl.networks import EdgeNetwork
 from psl.schedulers.pipeline import LINKS, PipelineProblem, best_placement, relax
+from solver_common import RESULTS, record, write
 
-RESULTS = Path(__file__).resolve().parent / "results"
 MINI_BATCH, MICRO_BATCH = 512, 8
 GROWTH_LABELS = 20_000  # a tenth of the default: what is proven within seconds
 LINK_RATES = {"50 Mbit/s-1 Gbit/s": (50e6, 1e9), "1-10 Gbit/s": (1e9, 10e9)}
-rows = []
-
-
-def record(part: str, what: str, value: float, unit: str) -> None:
-    """Print one figure and keep it for the CSV."""
-    print(f"  {what:<72} {value:>12.5g} {unit}", flush=True)
-    rows.append({"part": part, "figure": what, "value": value, "unit": unit})
 
 
 def timed(call):
@@ -200,15 +192,7 @@ def main() -> None:
         booked_twice(profiles, 8, 5 if quick else 15, (8, 32))
         if not quick:
             booked_twice({"VGG-16": profiles["VGG-16"]}, 19, 5, (8,))
-    frame = pd.DataFrame(rows)
-    if args.only and args.output.exists():
-        known = pd.read_csv(args.output, keep_default_na=False)
-        order = list(dict.fromkeys([*known["part"], *frame["part"]]))
-        frame = pd.concat([known[~known["part"].isin(frame["part"])], frame])
-        frame = frame.sort_values("part", key=lambda part: part.map(order.index), kind="stable")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(args.output, index=False, float_format="%.6g")
-    print(f"wrote {args.output}")
+    write(args.output, merge=args.only is not None)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-import pandas as pd
 import torchvision
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # random chains live with the tests
@@ -28,15 +27,7 @@ from psl.networks import EdgeNetwork
 from psl.schedulers import pipeline
 from psl.simulation import Timeline, lower_bound, simulate
 from simulation_scenarios import chain, random_chain, walk_of
-
-RESULTS = Path(__file__).resolve().parent / "results"
-rows = []
-
-
-def record(part: str, what: str, value: float, unit: str) -> None:
-    """Print one figure and keep it for the CSV."""
-    print(f"  {what:<72} {value:>10.5g} {unit}", flush=True)
-    rows.append({"part": part, "figure": what, "value": value, "unit": unit})
+from solver_common import RESULTS, record, write
 
 
 def spread(part: str, what: str, values, unit: str = "times") -> None:
@@ -195,15 +186,7 @@ def main() -> None:
         solved_plans(3 if args.quick else 40)
     if args.only in (None, "speed"):
         speed()
-    frame = pd.DataFrame(rows)
-    if args.only and args.output.exists():
-        known = pd.read_csv(args.output, keep_default_na=False)
-        order = list(dict.fromkeys([*known["part"], *frame["part"]]))
-        frame = pd.concat([known[~known["part"].isin(frame["part"])], frame])
-        frame = frame.sort_values("part", key=lambda part: part.map(order.index), kind="stable")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(args.output, index=False, float_format="%.6g")
-    print(f"wrote {args.output}")
+    write(args.output, merge=args.only is not None)
 
 
 if __name__ == "__main__":
