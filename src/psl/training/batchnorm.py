@@ -5,6 +5,27 @@ from contextlib import contextmanager
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from psl.errors import expected
+
+
+@contextmanager
+def one_row_refused(n_rows: int, what: str, want: str, fix: str):
+    """Say in the house form that BatchNorm cannot normalise a single row in train mode.
+
+    Args:
+        n_rows: rows that the module in this context is given.
+        what, want, fix: what the caller should change, for `psl.errors.expected`.
+
+    Raises:
+        ScenarioError: in place of torch's `ValueError`, for one row.
+    """
+    try:
+        yield
+    except ValueError as cause:
+        if n_rows > 1 or "more than 1 value per channel" not in str(cause):
+            raise
+        raise expected(what, want, 1, fix) from cause
+
 
 class GroupStatistics:
     """Feeds a module its rows in groups while BatchNorm's running statistics stay those of one batch.

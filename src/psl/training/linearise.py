@@ -35,8 +35,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from psl.errors import expected
-from psl.training.batchnorm import GroupStatistics
+from psl.training.batchnorm import GroupStatistics, one_row_refused
 
 RULES = ("representative", "mean", "each", "cut")
 
@@ -213,13 +212,10 @@ def _forward_plain(server, inputs, groups):
 
 
 def _forward_mean(server, inputs):
-    try:
+    fix = "take a larger phi or batch_size, or another linearise="
+    want = "n_A of at least 2 for this model's BatchNorm"
+    with one_row_refused(len(inputs), 'linearise="mean"', want, fix):
         return server(inputs)
-    except ValueError as cause:
-        if len(inputs) > 1 or "more than 1 value per channel" not in str(cause):
-            raise
-        fix = "take a larger phi or batch_size, or another linearise="
-        raise expected('linearise="mean"', "n_A of at least 2 for this model's BatchNorm", 1, fix) from cause
 
 
 def _scatter(found):

@@ -64,7 +64,7 @@ class EnumeratedProblem(EdgeSplitProblem):
         return [slice(at, at + _CHUNK) for at in range(0, self.n_devices, _CHUNK)]
 
 
-def make_problem(*scenario) -> EdgeSplitProblem:
+def make_problem(profile, cluster, *options) -> EdgeSplitProblem:
     """Return the problem of a scenario, the arguments of `EdgeSplitProblem`, in the form that is solved faster."""
-    problem = EdgeSplitProblem(*scenario)
-    return EnumeratedProblem(*scenario) if problem.n_devices <= SMALL else problem
+    small = getattr(cluster, "n_devices", 0) <= SMALL  # what is no cluster is refused below
+    return (EnumeratedProblem if small else EdgeSplitProblem)(profile, cluster, *options)

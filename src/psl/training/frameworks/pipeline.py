@@ -3,6 +3,7 @@
 from psl.errors import CutError, expected
 from psl.models.cuts import boundaries, stages
 from psl.models.tracing import trace
+from psl.training.batchnorm import one_row_refused
 from psl.training.frameworks.base import Framework
 from psl.training.frameworks.split import refuse_raw_data
 from psl.training.stage import Stage, loss_and_gradient
@@ -71,13 +72,10 @@ class Pipeline(Framework):
         return value
 
     def _forward(self, stage, inputs, number):
-        try:
+        fix = "take a micro_batch that leaves more than one sample for the last, or another batch_size"
+        want = "2 samples or more for this model's BatchNorm"
+        with one_row_refused(len(inputs), "micro_batch", want, fix):
             return stage.forward(inputs, number)
-        except ValueError as cause:
-            if len(inputs) > 1 or "more than 1 value per channel" not in str(cause):
-                raise
-            fix = "take a micro_batch that leaves more than one sample for the last, or another batch_size"
-            raise expected("micro_batch", "2 samples or more for this model's BatchNorm", 1, fix) from cause
 
     def client_models(self):
         return [self.modules["model"]]
