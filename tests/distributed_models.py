@@ -10,6 +10,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from psl.distributed import Job, run
+from psl.distributed.messages import Kind
+from psl.distributed.transport import Channel
 from psl.models import thin_resnet
 from psl.training import train
 from psl.training.linearise import cross_entropy
@@ -93,6 +95,46 @@ def noted_data():
     with open(noted(os.getppid()), "a") as file:
         file.write(f"{os.getpid()}\n")
     return small_data()
+
+
+def lying_data(lie):
+    """The data; the first process of the run that opens it lies about its activations in the step `LIE_AT`."""
+    try:
+        os.close(os.open(noted(os.getppid()), os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return small_data()
+    send, transmit, lying = Channel.send, Channel._transmit, []
+
+    def lying_send(self, kind, step, tensor):
+        lying[:] = [True] * (kind == Kind.ACTIVATION and step == LIE_AT)
+        send(self, kind, step, tensor[1:] if lying and lie == "header" else tensor)
+
+    def lying_transmit(self, parts):
+        if lying and lie != "header":
+            header, *payload = parts
+            parts = [header, *((lie(part), tag) for part, tag in payload)]
+        transmit(self, parts)
+
+    Channel.send, Channel._transmit = lying_send, lying_transmit
+    return small_data()
+
+
+LIE_AT = 4
+
+
+def data_with_a_wrong_header():
+    """One client announces activations of fewer samples than it should."""
+    return lying_data("header")
+
+
+def data_sent_too_short():
+    """One client sends half the bytes that it announces."""
+    return lying_data(lambda part: part[: len(part) // 2])
+
+
+def data_sent_too_long():
+    """One client sends more bytes than it announces."""
+    return lying_data(lambda part: torch.cat([part, part]))
 
 
 def noted(parent):

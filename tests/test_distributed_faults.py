@@ -1,6 +1,7 @@
 """Clients and servers that are killed, freeze, come back, or have slow links; and that nothing is left behind."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distributed_models import OPTIONS, assert_same_run, in_one_process, in_processes
+from distributed_models import LIE_AT, OPTIONS, assert_same_run, in_one_process, in_processes, noted
 from psl.distributed import EdgeEmulation, Job, Launch, Nursery
 from psl.errors import CheckpointError, PSLError
 
@@ -88,6 +89,33 @@ def test_a_killed_client_comes_back_in_a_later_round(nursery, framework, options
         "left out client 2", f"client 2 came back in round {back}"
     ]  # fmt: skip
     assert len(found.history.models) == (3 if framework == "psl" else 1)
+
+
+@pytest.fixture
+def lied(nursery):
+    """Forget afterwards who lied."""
+    yield
+    noted(nursery.pid).unlink()
+
+
+@pytest.mark.parametrize(
+    ("lie", "reason"),
+    [
+        ("data_with_a_wrong_header", r"expected shape \(8, 4, 8, 8\), got shape \(7, 4, 8, 8\)"),
+        ("data_sent_too_short", "expected the payload that its header announces, got a shorter or damaged one"),
+    ],
+)
+def test_a_client_that_lies_is_refused_and_the_others_go_on(nursery, lied, lie, reason):
+    found = in_processes("psl", nursery, dataset=f"distributed_models:{lie}", **MANY)
+    assert found.history.participants.tolist() == [3] * LIE_AT + [2] * (20 - LIE_AT)
+    (fault,) = found.faults
+    assert re.search(rf"left out client \d: activation of step {LIE_AT}: {reason}", fault)
+    assert len(found.history.models) == 2 and np.isfinite(found.history.train_loss).all()
+
+
+def test_a_client_that_sends_more_than_it_says_is_named_as_the_reason(nursery, lied):
+    with pytest.raises(PSLError, match="the server failed: aborted inside gloo: a peer sent more than its header says"):
+        in_processes("psl", nursery, dataset="distributed_models:data_sent_too_long", **MANY)
 
 
 def test_a_frozen_client_is_noticed_within_the_timeout(nursery):

@@ -12,7 +12,7 @@ from torch import nn
 
 import psl.distributed
 from distributed_models import OPTIONS, assert_same_run, in_one_process, in_processes, noted, small_data
-from psl.distributed import Job, emulate, transport
+from psl.distributed import Job, emulate, groups, transport
 from psl.distributed.segments import Segments
 from psl.errors import CutError, DataError, PSLError, ScenarioError
 from psl.models import cuts
@@ -103,7 +103,9 @@ def test_nothing_that_is_sent_goes_around_the_channel_and_nothing_received_is_un
     for name in star:
         text = (folder / f"{name}.py").read_text()
         assert not any(word in text for word in ("pickle", "_object", "socket", "ProcessGroup", "weights_only=False"))
-    assert inspect.getsource(transport).count("ProcessGroupGloo(") == 1 and "import pickle" not in text
+    for place, made in ((transport, "two_member_group("), (groups, "ProcessGroupGloo(")):
+        text = inspect.getsource(place)
+        assert text.count(made) == 1 and "import pickle" not in text and "_object" not in text
 
 
 def test_the_server_never_opens_the_data(nursery):

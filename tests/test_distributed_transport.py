@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import PrefixStore
 
-from psl.distributed import messages
-from psl.distributed.messages import ChannelError, Kind, ProtocolError
+from psl.distributed import groups, messages
+from psl.distributed.messages import ChannelError, Header, Kind, Layout, ProtocolError, checksum
 from psl.distributed.pacing import DelayLine
-from psl.distributed.transport import Channel, open_store, serve_store
+from psl.distributed.transport import Channel, chunk_size, open_store, serve_store
+from psl.errors import ScenarioError
 
 
 @pytest.fixture
@@ -83,15 +85,115 @@ def test_a_wrong_message_is_refused_before_its_payload_and_closes_the_channel(pa
         server.recv(Kind.ACTIVATION, 1, (4,))
 
 
-@pytest.mark.parametrize("position", range(8))
+@pytest.mark.parametrize("position", range(9))
 def test_a_damaged_header_is_refused(position):
-    header = messages.Header(Kind.ACTIVATION, 0, 0, torch.float32, messages.Layout.CONTIGUOUS, (2, 3)).pack()
+    header = Header(Kind.ACTIVATION, 0, 0, 0, torch.float32, Layout.CONTIGUOUS, (2, 3)).pack()
     messages.check_header(header, Kind.ACTIVATION, 0, (2, 3), torch.float32)
     header[position] = -5
-    if position == 4:  # the time of sending is not checked, only recorded
+    if position in (4, 5):  # when it was sent is only recorded, the checksum is the payload's
         return
     with pytest.raises(ProtocolError, match=r"expected .*, got .*Fix"):
         messages.check_header(header, Kind.ACTIVATION, 0, (2, 3), torch.float32)
+
+
+@pytest.fixture
+def liar():
+    """A channel, and gloo's bare group at its other end, which may send what it likes."""
+    store, port = serve_store(timeout=10)
+    with ThreadPoolExecutor(1) as pool:
+        server = pool.submit(Channel.connect, store, "c/0", 0, name="client 0", patience=10, timeout=1.0)
+        other = PrefixStore("c/0", open_store("127.0.0.1", port, 10))
+        other.set("offer 1", "gloo 65536")
+        group = groups.two_member_group("gloo", other, 1, "127.0.0.1", 10)
+        yield server.result(), group
+    server.result().close()
+
+
+@pytest.mark.parametrize(
+    ("shape", "sent", "message"),
+    [
+        ((4,), torch.ones(3), "expected the payload that its header announces, got a shorter or damaged one"),
+        ((4,), torch.tensor([1.0, 1, 1, 2]), "expected the payload that its header announces"),
+        ((2**61,), torch.ones(4), r"client 0: expected a message that can be received, got .*size"),
+        ((2**45,), torch.ones(4), r"client 0: expected a message that can be received, got .*memory"),
+    ],
+    ids=["too short", "damaged", "no such size", "no such memory"],
+)
+def test_a_payload_that_its_header_does_not_announce_is_refused(liar, shape, sent, message):
+    server, group = liar
+    header = Header(Kind.MODEL, 0, 0, checksum(torch.ones(4)), torch.float32, Layout.CONTIGUOUS, shape)
+    numbers = header.pack()
+    sending = group.send([numbers], 0, 0), group.send([sent], 0, 1)
+    with pytest.raises(ProtocolError, match="client 0: .*" + message.removeprefix("client 0: ") + r".*Fix"):
+        server.recv(Kind.MODEL, 0, (None,))
+    assert server.closed and len(sending) == 2
+
+
+@pytest.mark.parametrize("offer", ["", "nccl", "gloo 12", "gloo 99999999", "gloo -655360", "gloo 65536 x"])
+def test_an_offer_that_is_none_is_refused(offer):
+    store, _ = serve_store(timeout=10)
+    store.set("c/offer 1", offer)
+    with pytest.raises(ProtocolError, match="client 3: expected a backend and a number of bytes, got b'"):
+        Channel.connect(store, "c", 0, name="client 3", patience=1, timeout=1)
+
+
+@pytest.mark.parametrize("numbers", [1, 7, 8, 1001])
+def test_a_checksum_finds_what_is_missing_or_changed(numbers):
+    whole = torch.randn(numbers + 1)
+    for tensor in (whole[1:], whole[:-1], whole[1:].bfloat16(), whole.gt(0)):  # beginning anywhere in memory
+        flat = tensor.clone().view(torch.uint8)
+        assert checksum(tensor) == checksum(tensor.clone()) != checksum(tensor[:-1])
+        for position in {0, len(flat) // 2, len(flat) - 1}:
+            changed = flat.clone()
+            changed[position] += 1
+            assert checksum(changed) != checksum(flat)
+    assert checksum(torch.empty(0, 3)) == 0 <= checksum(torch.full((9,), -1)) < 2**63
+
+
+def test_ends_with_other_timeouts_agree():
+    store, port = serve_store(timeout=10)
+    with ThreadPoolExecutor(2) as pool:
+        server = pool.submit(Channel.connect, store, "c", 0, name="c", patience=10, timeout=0.5, backend="nccl")
+        other = open_store("127.0.0.1", port, 10)
+        client = pool.submit(Channel.connect, other, "c", 1, name="s", patience=10, timeout=30).result()
+        server = server.result()
+    assert client._chunk == server._chunk == chunk_size(0.5) < chunk_size(30)
+    assert torch.equal(exchange(client, server, Kind.MODEL, 0, torch.arange(99_999.0), (None,)), torch.arange(99_999.0))
+    for end in (server, client):
+        end.close()
+
+
+@pytest.mark.parametrize(
+    ("device", "backend", "gpus", "n_local", "found"),
+    [
+        ("cpu", "auto", 8, 2, "gloo"), ("cuda", "auto", 4, 4, "nccl"), ("cuda", "auto", 3, 4, "gloo"),
+        ("cuda:1", "auto", 4, 2, "gloo"), ("cuda:1", "auto", 4, 1, "nccl"), ("cuda", "gloo", 4, 4, "gloo"),
+        ("cuda", "nccl", 4, 4, "nccl"), ("cuda", "nccl", 3, 4, None), ("cpu", "nccl", 4, 1, None),
+    ],
+)  # fmt: skip
+def test_nccl_is_taken_where_each_process_has_a_gpu(monkeypatch, device, backend, gpus, n_local, found):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    if found is None:
+        with pytest.raises(ScenarioError, match="backend: expected device 'cuda' and a GPU for each process, for nccl"):
+            groups.backend_for(device, n_local, backend)
+    else:
+        assert groups.backend_for(device, n_local, backend) == found
+    if device == "cuda":
+        assert [groups.device_of("cuda", rank).index for rank in range(5)] == [rank % gpus for rank in range(5)]
+    assert groups.device_of("cuda:1", 3).index == 1 and groups.device_of("cpu", 3) == torch.device("cpu")
+
+
+def test_devices_that_are_none_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for device, message in (
+        ("gpu", "expected 'cpu', 'cuda' or 'cuda:1', got 'gpu'"), (3.5, "got 3.5"), ("meta", "got 'meta'"),
+        ("cuda:1", "expected a device that torch sees, got 'cuda:1' where torch .* sees 1 GPUs"),
+    ):  # fmt: skip
+        with pytest.raises(ScenarioError, match="device: .*" + message):
+            groups.check_device(device)
+    with pytest.raises(ScenarioError, match="backend: expected one of 'auto', 'gloo', 'nccl', got 'mpi'"):
+        groups.backend_for("cpu", 1, "mpi")
 
 
 def test_silence_and_a_closed_connection_end_a_wait(pair):

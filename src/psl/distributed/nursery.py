@@ -54,8 +54,18 @@ class Worker:
         return self.code
 
     def last_words(self, size: int = 1500) -> str:
-        """Return the end of what it wrote."""
-        return self.log.read_text(errors="replace").strip()[-size:] if self.log.exists() else ""
+        """Return the end of what it wrote, after what gloo's last words mean if they are the last."""
+        words = self.log.read_text(errors="replace").strip()[-size:] if self.log.exists() else ""
+        if self.code == -signal.SIGABRT and "gloo::EnforceNotMet" in words:
+            words = f"aborted inside gloo: a peer sent more than its header says ({words})"
+        return words
+
+    def why(self) -> str:
+        """Return how it ended: its last words, and the signal that killed it."""
+        if self.code is not None and self.code < 0:
+            killed = f"killed by signal {-self.code} ({signal.Signals(-self.code).name})"
+            return "; ".join(filter(None, (killed, self.last_words())))
+        return self.last_words() or f"exit code {self.code}"
 
     def _end(self, code: int) -> None:
         self.code = code

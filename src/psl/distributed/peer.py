@@ -73,15 +73,28 @@ class Peer:
         self.number, self.job, self.channel, self.broadcasts = number, job, channel, broadcasts or channel
         self.failed: Exception | None = None
         numbers = channel.recv(Kind.HELLO, 0, (HELLO,), torch.int64).tolist()
-        self.hello = Hello.read(numbers, job, f"client {number}")
+        try:
+            self.hello = Hello.read(numbers, job, f"client {number}")
+        except ProtocolError:
+            self.close()
+            raise
         self._row: tuple[tuple[int, ...], torch.dtype] | None = None  # of the activations
 
     def expect_activations(self, device_module: torch.nn.Module) -> None:
-        """Find shape and dtype of a row of activations, by the device's layers on the meta device."""
+        """Find shape and dtype of a row of activations, by the device's layers on the meta device.
+
+        Raises:
+            ProtocolError: the model does not take samples of the shape that the client said.
+        """
         hello = self.hello
         ghost = meta_copy(device_module).eval()
-        with torch.no_grad():
-            row = ghost(torch.empty(2, *hello.input_shape, dtype=hello.input_dtype, device="meta"))
+        try:
+            with torch.no_grad():
+                row = ghost(torch.empty(2, *hello.input_shape, dtype=hello.input_dtype, device="meta"))
+        except Exception as cause:  # a model may raise anything
+            got = f"{hello.input_dtype} of shape {hello.input_shape}: {str(cause)[:160]}"
+            fix = "let the client's data fit the model"
+            raise expected(f"client {self.number}", "samples that the model takes", got, fix, ProtocolError) from cause
         self._row = tuple(row.shape[1:]), row.dtype
 
     def command(self, what: Command, index: int, argument: int = 0) -> None:

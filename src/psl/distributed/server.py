@@ -113,7 +113,7 @@ class Server:
             if peer is None:
                 fix = "start all clients, with the same arguments"
                 raise expected(f"client {number}", f"a connection within {patience:g} s", "none", fix, ChannelError)
-            self._welcome(peer, 0, returning=False)
+            self._welcome(peer, 0)
 
     def _let_in(self, index):
         """Let clients in that have come back; wait for one if none is left."""
@@ -127,8 +127,7 @@ class Server:
                 except (ChannelError, ProtocolError) as failure:
                     self._note(f"not let in: {failure}")
                     continue
-                if peer is not None:
-                    self.each([peer], lambda peer: self._welcome(peer, index, returning=True))
+                if peer is not None and self.each([peer], lambda peer: self._welcome(peer, index)):
                     self._note(f"client {number} came back in round {index + 1}")
             if self.present:
                 return
@@ -137,7 +136,8 @@ class Server:
                 raise expected("clients", f"one within {self.job.timeout:g} s", "none is left", fix, ChannelError)
             time.sleep(0.05)
 
-    def _welcome(self, peer, index, returning):
+    def _welcome(self, peer, index):
+        returning = peer.number in self.peers
         self.peers[peer.number] = peer
         self.shares[peer.number] = peer.hello.n_samples
         self.star.welcome(peer, index, returning)

@@ -1,5 +1,6 @@
-"""Channels between the server and one client: two-member gloo groups that can be torn down and rebuilt alone."""
+"""Channels between the server and one client: groups of two that can be torn down and rebuilt alone."""
 
+import re
 import socket
 import threading
 import time
@@ -7,12 +8,14 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import torch
-from torch.distributed import PrefixStore, ProcessGroupGloo, Store, TCPStore
+from torch.distributed import PrefixStore, Store, TCPStore
 
-from psl.distributed.messages import HEADER, ChannelError, Header, Kind, Layout, check_header
+from psl.distributed.groups import end_group, two_member_group
+from psl.distributed.messages import HEADER, ChannelError, Header, Kind, Layout, ProtocolError, check_header, checksum
 from psl.errors import expected
 
 _SLOWEST = 1e6  # bit/s; see `chunk_size`
+_CHUNKS = 1 << 12, 1 << 22  # bytes
 _TAG_HEADER, _TAG_PAYLOAD = 0, 1
 LOOPBACK = "127.0.0.1"
 
@@ -20,8 +23,10 @@ LOOPBACK = "127.0.0.1"
 class Channel:
     """A connection between the server (member 0) and one client (member 1) that carries tensors with checked headers.
 
-    Nothing that arrives is unpickled: a header is 16 whole numbers, a payload raw numbers into a tensor of the
-    expected shape. Every wait ends after the timeout. After any error the channel is closed.
+    Nothing that arrives is unpickled: a header is 17 whole numbers, a payload raw numbers into a tensor of the
+    expected shape, whose checksum must be the header's. Every wait ends after the timeout. After any error the channel
+    is closed. What cannot be survived: gloo ends the whole process (SIGABRT) that is sent more bytes than it waits for.
+    `send` never does that, as it cuts what it sends by the header; a program that talks gloo to us could.
 
     Args:
         group: the two-member group.
@@ -29,7 +34,7 @@ class Channel:
         name: of the other end, for messages.
         timeout: s without progress after which the other end counts as gone.
         line: delays what is sent (`psl.distributed.pacing.DelayLine`), None for no pacing.
-        chunk: bytes that are waited for at a time; both ends must agree.
+        chunk: bytes that are waited for at a time, the same at both ends.
         broadcast_rate: bit/s on that line of broadcasts, None for the line's own.
         on_message: called with "out" or "in", the kind, the step and the tensor of everything that crosses.
         on_transfer: called with "out" or "in", the kind, the step, start and end (s on this machine's monotonic
@@ -38,25 +43,29 @@ class Channel:
 
     def __init__(
         self,
-        group: ProcessGroupGloo,
+        group,
         member: int,
         *,
         name: str,
         timeout: float,
-        chunk: int = 1 << 20,
+        chunk: int,
         line=None,
         broadcast_rate: float | None = None,
         on_message: Callable | None = None,
         on_transfer: Callable | None = None,
     ):
         self._group, self._peer = group, 1 - member
+        self._place = "cuda" if group.name() == "nccl" else "cpu"  # of what the group sends and receives
         self.name, self.timeout, self._chunk = name, timeout, chunk
         self._line, self._broadcast_rate = line, broadcast_rate
         self._on_message, self._on_transfer = on_message, on_transfer
         self._lock = threading.Lock()
 
     @classmethod
-    def connect(cls, store: Store, key: str, member: int, *, address: str = LOOPBACK, patience: float, **options):
+    def connect(
+        cls, store: Store, key: str, member: int, *, address: str = LOOPBACK, patience: float, timeout: float,
+        backend: str = "gloo", **options,
+    ):  # fmt: skip
         """Meet the other end under a key of the store and return the channel.
 
         Args:
@@ -65,20 +74,23 @@ class Channel:
             member: 0 for the server, 1 for the client.
             address: of the network interface to listen on, or its name.
             patience: s to wait for the other end.
+            timeout: as for the class; the shorter of both ends' decides how much is waited for at a time.
+            backend: "gloo" or "nccl", which is taken if both ends offer it.
             options: as for the class.
 
         Raises:
             ChannelError: it did not come.
+            ProtocolError: it does not speak psl.
         """
-        settings = ProcessGroupGloo._Options()
-        settings._devices = [_listen(address)]
-        settings._timeout = timedelta(seconds=patience)
+        store = PrefixStore(key, store)
         try:
-            return cls(ProcessGroupGloo(PrefixStore(key, store), member, 2, settings), member, **options)
+            backend, chunk = _agree(store, member, backend, chunk_size(timeout), options["name"], patience)
+            group = two_member_group(backend, store, member, address, patience)
         except RuntimeError as cause:
             want = f"a connection within {patience:g} s"
             fix = "start it, and let both ends reach each other's address"
             raise expected(options["name"], want, _reason(cause), fix, ChannelError) from cause
+        return cls(group, member, timeout=timeout, chunk=chunk, **options)
 
     @property
     def closed(self) -> bool:
@@ -94,16 +106,17 @@ class Channel:
         tensor = tensor.detach()
         if self._on_message is not None:
             self._on_message("out", kind, step, tensor)
-        payload, layout = _flat(tensor.cpu())
-        header = Header(kind, step, time.monotonic_ns(), payload.dtype, layout, tuple(tensor.shape))
+        sent = time.monotonic_ns()
+        payload, layout = _flat(tensor.to(self._place))
+        header = Header(kind, step, sent, checksum(payload), payload.dtype, layout, tuple(tensor.shape))
+        parts = [(header.pack().to(self._place), _TAG_HEADER), *((c, _TAG_PAYLOAD) for c in self._chunks(payload))]
         if self._line is None:
-            self._transmit([(header.pack(), _TAG_HEADER), *((c, _TAG_PAYLOAD) for c in self._chunks(payload))])
+            self._transmit(parts)
             return
         rate = self._broadcast_rate if kind == Kind.BROADCAST else None
-        for bits, part in [(0, (header.pack(), _TAG_HEADER))] + [
-            (8 * c.numel(), (c, _TAG_PAYLOAD)) for c in self._chunks(payload)
-        ]:
-            self._line.put(bits, lambda part=part: self._transmit([part]), rate)
+        for part, tag in parts:
+            bits = 8 * part.numel() if tag == _TAG_PAYLOAD else 0
+            self._line.put(bits, lambda part=part, tag=tag: self._transmit([(part, tag)]), rate)
 
     def recv(
         self,
@@ -120,23 +133,33 @@ class Channel:
             patience: s until the header must be there, default the timeout.
 
         Raises:
-            ProtocolError: the header says something else; no payload was received.
+            ProtocolError: the header says something else, and no payload was received, or the payload is damaged.
             ChannelError: the other end is gone, or silent for too long.
         """
-        numbers = torch.empty(HEADER, dtype=torch.int64)
-        self._wait([self._begin("recv", numbers, _TAG_HEADER)], patience or self.timeout)
         try:
-            header = check_header(numbers, kind, step, shape, dtype)
-        except Exception:
+            header, tensor = self._receive(kind, step, shape, dtype, patience or self.timeout)
+        except Exception as cause:  # whatever one end does is an error of this channel alone
             self.close()
-            raise
-        tensor, payload = _empty(header)
-        self._wait([self._begin("recv", chunk, _TAG_PAYLOAD) for chunk in self._chunks(payload)], self.timeout)
+            if isinstance(cause, ChannelError):
+                raise
+            if isinstance(cause, ProtocolError):
+                raise ProtocolError(f"{self.name}: {cause}") from cause
+            want, fix = "a message that can be received", "see its own output; it may connect again"
+            raise expected(self.name, want, _reason(cause), fix, ProtocolError) from cause
         if self._on_transfer is not None:
             self._on_transfer("in", kind, step, header.sent / 1e9, time.monotonic())
         if self._on_message is not None:
             self._on_message("in", kind, step, tensor)
         return tensor
+
+    def _receive(self, kind, step, shape, dtype, patience) -> tuple[Header, torch.Tensor]:
+        numbers = torch.empty(HEADER, dtype=torch.int64, device=self._place)
+        self._wait([self._begin("recv", numbers, _TAG_HEADER)], patience)
+        header = check_header(numbers, kind, step, shape, dtype)
+        tensor, payload = _empty(header, self._place)
+        self._wait([self._begin("recv", chunk, _TAG_PAYLOAD) for chunk in self._chunks(payload)], self.timeout)
+        header.check_payload(payload)
+        return header, tensor
 
     def flush(self) -> None:
         """Wait until paced messages have left."""
@@ -146,7 +169,9 @@ class Channel:
     def close(self) -> None:
         """Close the connection; what waits at either end fails."""
         with self._lock:
-            self._group = None
+            group, self._group = self._group, None
+        if group is not None:
+            end_group(group)
         if self._line is not None:
             self._line.close()
 
@@ -185,7 +210,20 @@ def chunk_size(timeout: float) -> int:
 
     A link of 1 Mbit/s needs half the timeout for them, however long the message; slower ones need a longer timeout.
     """
-    return int(min(max(timeout / 2 * _SLOWEST / 8, 1 << 12), 1 << 22))
+    least, most = _CHUNKS
+    return int(min(max(timeout / 2 * _SLOWEST / 8, least), most))
+
+
+def _agree(store: Store, member: int, backend: str, chunk: int, name: str, patience: float) -> tuple[str, int]:
+    """Return backend and bytes at a time for both ends: NCCL if both offer it, and the smaller number."""
+    store.set(f"offer {member}", f"{backend} {chunk}")
+    store.wait([f"offer {1 - member}"], timedelta(seconds=patience))
+    text = store.get(f"offer {1 - member}")
+    offer = re.fullmatch(rb"(gloo|nccl) ([0-9]{4,7})", text)
+    if offer is None:
+        fix = "let both ends run the same version of psl"
+        raise expected(name, "a backend and a number of bytes", repr(text[:40]), fix, ProtocolError)
+    return min(backend, offer[1].decode()), min(chunk, int(offer[2]))
 
 
 def serve_store(address: str = LOOPBACK, port: int = 0, timeout: float = 300.0) -> tuple[TCPStore, int]:
@@ -214,12 +252,6 @@ def open_store(address: str, port: int, timeout: float = 300.0) -> TCPStore:
         raise expected("server", want, _reason(cause), "start the server first", ChannelError) from cause
 
 
-def _listen(where: str):
-    """Return gloo's device for an address or the name of a network interface."""
-    interfaces = [name for _, name in socket.if_nameindex()]
-    return ProcessGroupGloo.create_device(**{"interface" if where in interfaces else "hostname": where})
-
-
 def _reason(cause: BaseException) -> str:
     text = (str(cause).splitlines() or [type(cause).__name__])[0]
     if "closed" in text or "reset" in text.lower() or "Broken pipe" in text:
@@ -234,11 +266,11 @@ def _flat(tensor: torch.Tensor) -> tuple[torch.Tensor, Layout]:
     return tensor.contiguous(), Layout.CONTIGUOUS
 
 
-def _empty(header: Header) -> tuple[torch.Tensor, torch.Tensor]:
+def _empty(header: Header, place: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a tensor as the header says, and its numbers in the order in which they come."""
     if header.layout == Layout.CONTIGUOUS:
-        tensor = torch.empty(header.shape, dtype=header.dtype)
+        tensor = torch.empty(header.shape, dtype=header.dtype, device=place)
         return tensor, tensor
     n, c, h, w = header.shape
-    payload = torch.empty((n, h, w, c), dtype=header.dtype)
+    payload = torch.empty((n, h, w, c), dtype=header.dtype, device=place)
     return payload.permute(0, 3, 1, 2), payload

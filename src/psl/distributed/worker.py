@@ -17,7 +17,7 @@ from psl.distributed.job import Job
 from psl.distributed.messages import Kind
 from psl.distributed.peer import Peer
 from psl.distributed.server import Server
-from psl.distributed.transport import LOOPBACK, Channel, chunk_size, open_store, serve_store
+from psl.distributed.transport import LOOPBACK, Channel, open_store, serve_store
 
 #: Seconds that processes wait for each other at the start: importing takes a while.
 START = 120.0
@@ -162,7 +162,7 @@ def _channels(job, world, number, member, generation, store, log, record) -> lis
             Channel.connect(
                 store, f"{name} {number}/{generation}", member, address=ends[number][member],
                 patience=job.timeout if member == 0 else START, name=("server", f"client {number}")[1 - member],
-                timeout=job.timeout if member == 0 else job.patience, chunk=chunk_size(job.timeout),
+                timeout=job.timeout if member == 0 else job.patience,
                 line=line, broadcast_rate=rate,
                 on_message=record, on_transfer=transferred,
             )
