@@ -11,9 +11,19 @@ import torch
 from torch import nn
 
 import psl.distributed
-from distributed_models import OPTIONS, assert_same_run, in_one_process, in_processes, noted, small_data
+from distributed_models import (
+    OPTIONS,
+    UNEVEN,
+    assert_same_run,
+    in_one_process,
+    in_processes,
+    noted,
+    pixel_loss,
+    small_data,
+)
 from psl.distributed import Job, emulate, groups, transport
 from psl.distributed.segments import Segments
+from psl.distributed.worker import World
 from psl.errors import CutError, DataError, PSLError, ScenarioError
 from psl.models import cuts
 
@@ -164,13 +174,44 @@ def test_segments_follow_a_step():
         ({"rounds": 0}, ScenarioError, "rounds: expected at least 1"),
         ({"emulate": "auto"}, ScenarioError, "emulate: expected a plan to emulate, got none"),
         ({"cut": 99}, CutError, "99"),
-        ({"partition": -1}, PSLError, "client 0 failed: ScenarioError: partition"),
+        ({"partition": UNEVEN[:1]}, DataError, "partition: expected one index array per client, 3 in all, got 1"),
+        ({"partition": -1}, ScenarioError, "partition: expected values above 0"),
+        ({"partition": "foo"}, DataError, "partition: expected 'iid', a Dirichlet α or .*, got 'foo'"),
+        (
+            {"partition": "iid", "batch_size": 50},
+            PSLError,
+            "client 0 failed: DataError: client 0: expected at least batch",
+        ),
+        ({"save_every": "x"}, ScenarioError, "save_every: expected numbers, got 'x'. Fix: pass seconds"),
+        ({"model": "__main__:f"}, ScenarioError, "model: expected a function of a file .*pass 'mine:f'"),
+        ({"model": nn.Linear(1, 1)}, ScenarioError, "model: expected 'module:function', got an object, Linear"),
+        ({"model_options": 3}, ScenarioError, "model_options: expected a dictionary, got int"),
+        ({"dataset": small_data()}, DataError, "dataset: expected one of digits, .*got an object, tuple.*a function"),
+        ({"dataset": np.ones(3)}, DataError, "dataset: expected one of digits, .*got an object, ndarray"),
+        ({"optimizer": torch.optim.Adam}, ScenarioError, "optimizer: expected 'module:function', got an object, Adam"),
+        ({"optimizer": "lion"}, ScenarioError, "optimizer: expected one of 'sgd', 'adam', got 'lion'"),
+        ({"loss": pixel_loss}, ScenarioError, "loss: expected 'module:function', got an object, pixel_loss"),
+        ({"device": "gpu"}, ScenarioError, "device: expected 'cpu', 'cuda' or 'cuda:1', got 'gpu'"),
+        ({"device": "cuda:99"}, ScenarioError, r"device: expected a device that torch sees, got 'cuda:99' where torch"),
+        ({"backend": "mpi"}, ScenarioError, "backend: expected one of 'auto', 'gloo', 'nccl', got 'mpi'"),
     ],
 )
 def test_what_cannot_run_is_refused(nursery, options, error, message):
     options = {"framework": "psl"} | options
     with pytest.raises(error, match=message):
         in_processes(options.pop("framework"), nursery, **options)
+
+
+def test_emulation_needs_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    fast, none = np.full(3, np.inf), np.zeros(3)
+    slow = emulate.EdgeEmulation("star", np.ones(4), fast, fast, none, none, np.zeros(4))
+    with pytest.raises(ScenarioError, match="emulate: expected device 'cpu', got 'cuda'"):
+        Job.of("psl", **OPTIONS, device="cuda", emulation=slow)
+    job = Job.of("psl", **OPTIONS, device="cuda")  # the launcher itself touches no GPU
+    devices = [World.here(None, None, 3).equip(job, rank).device for rank in range(4)]
+    assert devices == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+    assert World.here(None, None, 3, ranks=[2, 3]).equip(job, 3).device == "cuda:1"
 
 
 def test_psl_itself_starts_nothing():

@@ -1,5 +1,6 @@
 """What all processes of a run know, as plain values: every worker builds model, data and framework from it."""
 
+import dataclasses
 import hashlib
 import importlib
 import inspect
@@ -13,6 +14,7 @@ from torch import nn
 
 from psl.data import NAMES
 from psl.distributed.emulate import EdgeEmulation
+from psl.distributed.groups import BACKENDS, check_device
 from psl.distributed.segments import Segments
 from psl.errors import DataError, check_choice, check_count, check_number, expected
 from psl.records import Record
@@ -21,11 +23,12 @@ from psl.training.arguments import resolve
 from psl.training.frameworks import FRAMEWORKS, Framework, Setup
 from psl.training.linearise import cross_entropy
 from psl.training.link import Link
+from psl.training.partition import check_rule
 from psl.training.setup import check_model, check_plan_fits, image_layout, optimizer_factory, prepare_model
 
 #: Frameworks of a server and clients; the pipeline has `run_pipeline`.
 STAR = ("sl", "sfl", "psl", "epsl", "edgesplit")
-_NOT_IDENTITY = {"rounds", "eval_every", "timeout", "save_every", "record", "emulation", "device", "plan"}
+_NOT_IDENTITY = {"rounds", "eval_every", "timeout", "save_every", "record", "emulation", "device", "backend"}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -39,7 +42,9 @@ class Job(Record):
         optimizer: "sgd", "adam" or "module:function".
         loss: "module:function", None for the cross entropy.
         cut: one number or name, or a tuple with one per client.
-        partition: "iid", a Dirichlet α, or a tuple of C index arrays.
+        partition: "iid", a Dirichlet α, or C index arrays.
+        device: "cpu", or "cuda": the processes of a machine take its GPUs in turn.
+        backend: of the channels: "auto", "gloo" or "nccl", see `psl.distributed.groups.backend_for`.
         timeout: s without an answer after which a client counts as gone.
         save_every: s between two checkpoints.
         record: keep every tensor that crosses, for tests of privacy.
@@ -71,6 +76,7 @@ class Job(Record):
     record: bool = False
     emulation: EdgeEmulation | None = None
     round_time: float = float("nan")
+    backend: str = "auto"
 
     @classmethod
     def of(cls, framework: str, model: str, dataset: str = "digits", *, plan=None, emulation=None, **options) -> "Job":
@@ -86,24 +92,45 @@ class Job(Record):
             check_choice("argument", name, known)
         given = {name: options.pop(name, None) for name in _RESOLVED}
         found = resolve(framework, plan=plan, **given)
-        timeout = check_number("timeout", options.pop("timeout", 30.0), minimum=0, strict=True, fix="pass seconds")
-        counts = {name: check_count(name, options.pop(name, 0), minimum=0) for name in ("seed", "model_seed")}
-        eval_every = check_count("eval_every", options.pop("eval_every", 1))
         job = cls(
             framework, model, dataset, found.rounds, found.n_clients, found.batch_size, found.local_steps,
             tuple(found.cut) if isinstance(found.cut, list) else found.cut, found.phi, found.linearise,
-            timeout=timeout, eval_every=eval_every, emulation=emulation, round_time=found.round_time,
-            **counts, **options,
-        )  # fmt: skip
-        check_model(job.build_model())
+            emulation=emulation, round_time=found.round_time, **options,
+        ).checked()  # fmt: skip
         if plan is not None:
             check_plan_fits(plan, job.build_model())
-        job.prepare()
-        job.find_dataset()
+        dataclasses.replace(job, device="cpu").prepare()
         if emulation is not None and emulation.n_processes != job.n_clients + 1:
             want = f"a star of {job.n_clients + 1} processes"
             raise expected("emulate", want, f"{emulation.n_processes}", "make it for this plan")
         return job
+
+    def checked(self) -> "Job":
+        """Return the job with its values in the form that JSON keeps; refuse what every process would refuse later.
+
+        Raises:
+            ScenarioError, DataError: as `psl.train`; a function or data in place of a name.
+        """
+        if not isinstance(self.model_options, dict):
+            got = type(self.model_options).__name__
+            raise expected("model_options", "a dictionary", got, "pass the model's arguments by their names")
+        device, pass_seconds = check_device(self.device), "pass seconds"
+        if self.emulation is not None and device.type != "cpu":
+            fix = "leave emulate= out, or run on the CPU, whose computing time is known"
+            raise expected("emulate", "device 'cpu'", repr(str(device)), fix)
+        check_choice("backend", self.backend, BACKENDS)
+        self.optimizer_maker()
+        self.loss_function()
+        check_model(self.build_model())
+        self.find_dataset()
+        return dataclasses.replace(
+            self, device=str(device), partition=check_rule(self.partition, self.n_clients),
+            seed=check_count("seed", self.seed, minimum=0),
+            model_seed=check_count("model_seed", self.model_seed, minimum=0),
+            eval_every=check_count("eval_every", self.eval_every),
+            timeout=check_number("timeout", self.timeout, minimum=0, strict=True, fix=pass_seconds),
+            save_every=check_number("save_every", self.save_every, minimum=0, fix=pass_seconds),
+        )  # fmt: skip
 
     @property
     def kind(self) -> type[Framework]:
@@ -142,10 +169,23 @@ class Job(Record):
         """Return the name of a data set of `psl.data`, or the function that opens another."""
         if isinstance(self.dataset, str) and ":" in self.dataset:
             return find("dataset", self.dataset, "'digits'")
+        want = f"one of {', '.join(NAMES)}, or 'module:function'"
+        if not isinstance(self.dataset, str):
+            fix = "write a function that returns (train, test) into a file that every process can import, and name it"
+            raise expected("dataset", want, f"an object, {type(self.dataset).__name__}", fix, DataError)
         if self.dataset not in NAMES:
-            want = f"one of {', '.join(NAMES)}, or 'module:function'"
             raise expected("dataset", want, repr(self.dataset)[:80], "name one that every process finds", DataError)
         return self.dataset
+
+    def optimizer_maker(self) -> Callable:
+        """Return the function from parameters to an optimizer."""
+        usual = isinstance(self.optimizer, str) and ":" not in self.optimizer
+        return optimizer_factory(self.optimizer if usual else find("optimizer", self.optimizer, "'sgd'"), self.lr)
+
+    def loss_function(self) -> Callable:
+        """Return the loss, one number per row."""
+        such_as = "'mine:loss', or leave it out for the cross entropy"
+        return cross_entropy if self.loss is None else find("loss", self.loss, such_as)
 
     def prepare(self, client: int = 0, segments: Segments | None = None) -> Framework:
         """Return the framework with one client, whose halves a process uses: the device's or the server's.
@@ -156,13 +196,12 @@ class Job(Record):
         """
         device = torch.device(self.device)
         model = self.build_model()
-        optimizer = find("optimizer", self.optimizer, "'sgd'") if ":" in self.optimizer else self.optimizer
-        loss = cross_entropy if self.loss is None else find("loss", self.loss, "'module:function'")
+        loss = self.loss_function()
         loss = loss if segments is None else segments.around_loss(loss)
         cut = [self.cut_of(client)] if self.kind.several_cuts else self.cut
         setup = Setup(
             prepare_model(model, device, image_layout(model, device)), np.ones(1), self.batch_size,
-            optimizer_factory(optimizer, self.lr), loss, self.local_steps, cut, self.phi, self.linearise,
+            self.optimizer_maker(), loss, self.local_steps, cut, self.phi, self.linearise,
         )  # fmt: skip
         run = self.kind(setup, Link())
         if segments is not None:
@@ -198,7 +237,14 @@ def find(what: str, name: str, such_as: str) -> Callable:
     Raises:
         ScenarioError: there is none.
     """
-    place, _, attribute = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if not isinstance(name, str):
+        got = f"an object, {getattr(name, '__name__', type(name).__name__)}"
+        fix = f"put it into a file that every process can import, and pass its name, such as {such_as}"
+        raise expected(what, "'module:function'", got, fix)
+    place, _, attribute = name.partition(":")
+    if place == "__main__":
+        fix = f"put it into a file, such as mine.py, and pass 'mine:{attribute}'"
+        raise expected(what, "a function of a file that every process can import", repr(name)[:80], fix)
     try:
         found = getattr(importlib.import_module(place), attribute)
     except (ImportError, AttributeError, ValueError) as cause:

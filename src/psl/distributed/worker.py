@@ -4,7 +4,7 @@ import json
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from torch.distributed import Store
 from psl.distributed.client import Client
 from psl.distributed.emulate import Compute, settle
 from psl.distributed.events import EventLog
+from psl.distributed.groups import backend_for, device_of
 from psl.distributed.job import Job
 from psl.distributed.messages import Kind
 from psl.distributed.peer import Peer
@@ -38,6 +39,7 @@ class World:
         store: address that the server's store listens on; None where somebody else serves one.
         ends: (C,) pairs of addresses, the server's and the client's end of each channel.
         broadcast_ends: the same for channels of their own for broadcasts, None for none.
+        ranks: of the processes on this machine, None for all.
     """
 
     folder: str
@@ -45,12 +47,19 @@ class World:
     store: str | None
     ends: list
     broadcast_ends: list | None = None
+    ranks: list | None = None
 
     @classmethod
-    def here(cls, folder: Path, checkpoint: Path | None, n_clients: int, bind: str = LOOPBACK) -> "World":
+    def here(cls, folder: Path, checkpoint: Path | None, n_clients: int, bind: str = LOOPBACK, ranks=None) -> "World":
         """Return the world in which every process listens on one address, by default this machine's loopback."""
         place = None if checkpoint is None else str(checkpoint)
-        return cls(str(folder), place, bind, [[bind, bind]] * n_clients)
+        return cls(str(folder), place, bind, [[bind, bind]] * n_clients, ranks=ranks)
+
+    def equip(self, job: Job, rank: int) -> Job:
+        """Return the job for the process of a rank, with its own device and the backend that it can offer."""
+        ranks = list(range(job.n_clients + 1)) if self.ranks is None else self.ranks
+        backend = backend_for(job.device, len(ranks), job.backend)
+        return replace(job, device=str(device_of(job.device, ranks.index(rank))), backend=backend)
 
 
 def main(arguments: list[str]) -> None:
@@ -86,6 +95,9 @@ def work(job: Job, world: World, rank: int, store: Store, tell: Callable[[str], 
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # waits in C++ would hold Ctrl-C back
     torch.set_num_threads(1)
+    job = world.equip(job, rank)
+    if torch.device(job.device).type == "cuda":
+        torch.cuda.set_device(job.device)
     if job.emulation is not None:
         settle()
     folder, log, recorded = Path(world.folder), EventLog(), []
@@ -162,7 +174,7 @@ def _channels(job, world, number, member, generation, store, log, record) -> lis
             Channel.connect(
                 store, f"{name} {number}/{generation}", member, address=ends[number][member],
                 patience=job.timeout if member == 0 else START, name=("server", f"client {number}")[1 - member],
-                timeout=job.timeout if member == 0 else job.patience,
+                timeout=job.timeout if member == 0 else job.patience, backend=job.backend,
                 line=line, broadcast_rate=rate,
                 on_message=record, on_transfer=transferred,
             )

@@ -28,18 +28,13 @@ def partition(
         DataError: a client would have no data, or less than `minimum`; an explicit list has the
             wrong length, an index outside 0..D-1, or one twice.
     """
+    rule = check_rule(rule, n_clients)
     if isinstance(rule, str):
-        if rule != "iid":
-            raise expected(
-                "partition", "'iid', a Dirichlet α or a list of index arrays", repr(rule), "pass one of the three",
-                DataError,
-            )  # fmt: skip
         parts = np.array_split(_rng(seed).permutation(n_samples), n_clients)
-    elif isinstance(rule, int | float | np.number):
-        alpha = check_number("partition", rule, minimum=0, strict=True, fix="pass a Dirichlet α above 0")
-        parts = _dirichlet(labels(), alpha, n_clients, minimum, seed)
+    elif isinstance(rule, float):
+        parts = _dirichlet(labels(), rule, n_clients, minimum, seed)
     else:
-        parts = _explicit(rule, n_samples, n_clients)
+        parts = _explicit(rule, n_samples)
     for client, part in enumerate(parts):
         if len(part) == 0:
             raise expected(
@@ -52,6 +47,30 @@ def partition(
                 "use a smaller batch_size, fewer clients or another partition", DataError,
             )  # fmt: skip
     return [np.sort(part) for part in parts]
+
+
+def check_rule(rule, n_clients: int) -> str | float | tuple[np.ndarray, ...]:
+    """Return the rule of `partition` as "iid", a number or arrays; refuse what would fail with any data."""
+    if isinstance(rule, int | float | np.number):
+        return check_number("partition", rule, minimum=0, strict=True, fix="pass a Dirichlet α above 0")
+    if isinstance(rule, str) and rule == "iid":
+        return rule
+    if isinstance(rule, str) or not hasattr(rule, "__iter__"):
+        raise expected(
+            "partition", "'iid', a Dirichlet α or a list of index arrays", repr(rule), "pass one of the three",
+            DataError,
+        )  # fmt: skip
+    parts = tuple(np.asarray(part) for part in rule)
+    if len(parts) != n_clients:
+        raise expected(
+            "partition", f"one index array per client, {n_clients} in all", f"{len(parts)}",
+            "make n_clients and the list agree", DataError,
+        )  # fmt: skip
+    for client, part in enumerate(parts):
+        if part.size and (part.ndim != 1 or part.dtype.kind not in "iu"):
+            got, fix = f"shape {part.shape}, {part.dtype}", "index the training set with whole numbers"
+            raise expected(f"partition[{client}]", "a 1-D array of integers", got, fix, DataError)
+    return parts
 
 
 def _rng(seed):
@@ -77,22 +96,12 @@ def _dirichlet(labels, alpha, n_clients, minimum, seed):
     )  # fmt: skip
 
 
-def _explicit(rule, n_samples, n_clients):
-    parts = [np.asarray(part) for part in rule]
+def _explicit(parts, n_samples):
     taken = np.zeros(n_samples, dtype=bool)
-    if len(parts) != n_clients:
-        raise expected(
-            "partition", f"one index array per client, {n_clients} in all", f"{len(parts)}",
-            "make n_clients and the list agree", DataError,
-        )  # fmt: skip
     for client, part in enumerate(parts):
-        fix = "index the training set with whole numbers"
-        if part.size and (part.ndim != 1 or part.dtype.kind not in "iu"):
-            got = f"shape {part.shape}, {part.dtype}"
-            raise expected(f"partition[{client}]", "a 1-D array of integers", got, fix, DataError)
         outside = part[(part < 0) | (part >= n_samples)] if part.size else part
         if outside.size:
-            want = f"indices in 0..{n_samples - 1}"
+            want, fix = f"indices in 0..{n_samples - 1}", "index the training set with whole numbers"
             raise expected(f"partition[{client}]", want, int(outside[0]), fix, DataError)
         if part.size:
             names, counts = np.unique(part, return_counts=True)
