@@ -1,4 +1,8 @@
-"""``torchrun --nproc-per-node C+1 -m psl.distributed FRAMEWORK --rounds R …``: rank 0 is the server."""
+"""``torchrun --nproc-per-node C+1 -m psl.distributed FRAMEWORK --rounds R …``: rank 0 is the server.
+
+Without torchrun each process of a run can also be started by hand, with ``--rank``, ``--world-size`` and ``--server``,
+and a client that has died again; or, without these, all of them from here.
+"""
 
 import argparse
 import os
@@ -25,8 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     asked = vars(_parser().parse_args(arguments))
     try:
-        if "RANK" in os.environ:
-            _under_torchrun(asked)
+        if _is_one(*(asked.pop(name) for name in ("rank", "world_size", "server"))):
+            _as_one(asked)
         else:
             _alone(asked)
     except PSLError as failure:
@@ -35,20 +39,37 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _is_one(rank: int | None, count: int | None, server: str | None) -> bool:
+    """Tell whether to be one process of a run, whose place torchrun's variables then hold."""
+    here = {"RANK": rank, "WORLD_SIZE": count}
+    if server is not None:
+        here["MASTER_ADDR"], _, here["MASTER_PORT"] = server.rpartition(":")
+    os.environ.update({name: str(value) for name, value in here.items() if value is not None})
+    if "RANK" not in os.environ and count is None and server is None:
+        return False
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        value = os.environ.get(name, "")
+        if not value or not (value.isdecimal() or name == "MASTER_ADDR"):
+            fix = "pass --rank 1 --world-size 4 --server 127.0.0.1:29500, or set torchrun's variables"
+            raise expected(name, "a whole number" if name != "MASTER_ADDR" else "an address", repr(value), fix)
+    if int(os.environ["RANK"]) >= int(os.environ["WORLD_SIZE"]):
+        want, fix = f"less than {os.environ['WORLD_SIZE']}, the number of processes", "count from 0, the server"
+        raise expected("--rank", want, os.environ["RANK"], fix)
+    return True
+
+
 def _alone(asked: dict) -> None:
     """Launch the processes from here."""
     framework, emulate = asked.pop("framework"), asked.pop("emulate")
-    out, checkpoint, restarts = (asked.pop(name) for name in ("out", "checkpoint", "restarts"))
-    asked.pop("bind")
+    out, restarts = asked.pop("out"), asked.pop("restarts")
+    _refuse("processes of one machine", bind=asked.pop("bind"))
     plan = _plan(asked.pop("plan"))
     options = _given(asked)
     if framework == "pipeline":
-        _refuse(framework, checkpoint=checkpoint, restarts=restarts)
+        _refuse(framework, restarts=restarts)
         found = run_pipeline(plan=plan, emulate=emulate, **options)
     else:
-        found = run(
-            framework, plan=plan, emulate=emulate, checkpoint=checkpoint, restarts=restarts, **options
-        )  # fmt: skip
+        found = run(framework, plan=plan, emulate=emulate, restarts=restarts, **options)
     print(found)
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
@@ -63,16 +84,15 @@ def _refuse(where: str, **options) -> None:
             raise expected(f"--{name}", f"nothing for {where}, which cannot", repr(value), "leave it out")
 
 
-def _under_torchrun(asked: dict) -> None:
-    """Be the process that torchrun started."""
+def _as_one(asked: dict) -> None:
+    """Be one process of a run, which torchrun started, or somebody by hand."""
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     framework, emulate = asked.pop("framework"), asked.pop("emulate")
-    out, checkpoint, bind = (asked.pop(name) for name in ("out", "checkpoint", "bind"))
+    out, bind = asked.pop("out"), asked.pop("bind")
     _refuse("torchrun", restarts=asked.pop("restarts"))
     plan = _plan(asked.pop("plan"))
     options = _given(asked)
     if framework == "pipeline":
-        _refuse(framework, checkpoint=checkpoint)
         _as_stage(options, plan, emulate, out, bind)
         return
     if count < 2:
@@ -81,6 +101,7 @@ def _under_torchrun(asked: dict) -> None:
     if options.setdefault("n_clients", count - 1) != count - 1:
         fix = f"start {options['n_clients'] + 1} processes in all: the server and the clients"
         raise expected("torchrun", f"{options['n_clients'] + 1} processes", count, fix)
+    checkpoint = options.pop("checkpoint", None)
     if emulate == "kernel":
         raise _no_namespaces()
     emulation = None
@@ -90,7 +111,7 @@ def _under_torchrun(asked: dict) -> None:
     with tempfile.TemporaryDirectory(prefix="psl-run-") as own:
         folder = Path(own if out is None else out)
         place = None if checkpoint is None else Path(checkpoint)
-        world = World.here(folder, place, job.n_clients, _address(bind))
+        world = World.here(folder, place, job.n_clients, _address(bind), _ranks_here(rank, count))
         if rank == 0:
             links = "none" if job.emulation is None else job.emulation.links
             print(f"{framework}: server and {job.n_clients} clients, links emulated by: {links}", flush=True)
@@ -130,11 +151,26 @@ def _store(rank: int) -> Store:
 
 def _address(bind: str | None) -> str:
     """Return where to listen: loopback unless the run spans several machines, which must be said."""
-    several = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]) != os.environ["WORLD_SIZE"]
-    if bind is None and several:
+    if bind is None and _several_machines():
         fix = "--bind ADDRESS or --bind INTERFACE, of a network that you trust: nothing is encrypted"
         raise expected("--bind", "this machine's address on the network of the run", "none", fix)
     return bind or LOOPBACK
+
+
+def _several_machines() -> bool:
+    """Whether the run spans several machines: what torchrun says, else whether the server's address is loopback."""
+    here = os.environ.get("LOCAL_WORLD_SIZE")
+    if here is not None:
+        return here != os.environ["WORLD_SIZE"]
+    return not (os.environ["MASTER_ADDR"] == "localhost" or os.environ["MASTER_ADDR"].startswith("127."))
+
+
+def _ranks_here(rank: int, count: int) -> list[int]:
+    """Return the ranks on this machine: this one alone if nobody says how many are on which of several."""
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        first = rank - int(os.environ.get("LOCAL_RANK", rank))
+        return list(range(first, first + int(os.environ["LOCAL_WORLD_SIZE"])))
+    return [rank] if _several_machines() else list(range(count))
 
 
 def _given(asked: dict) -> dict:
@@ -160,8 +196,8 @@ def _needed(plan):
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m psl.distributed",
-        description="Train with a server and clients as real processes. Under torchrun each process takes its rank "
-        "(0 is the server); without it, all are started on this machine.",
+        description="Train with a server and clients as real processes. Under torchrun, or with --rank, each process "
+        "takes its rank (0 is the server); else all are started on this machine.",
     )
     add = parser.add_argument
     add("framework", choices=[*STAR, "pipeline"])
@@ -176,6 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--phi", type=float)
     add("--linearise")
     add("--micro-batch", type=int, help="of a pipeline")
+    add("--schedule", help="of a pipeline: eager, gpipe or 1f1b")
     add("--partition", type=_number_or_name, help="iid or a Dirichlet α")
     add("--optimizer", help="sgd, adam or module:function")
     add("--lr", type=float)
@@ -183,7 +220,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--model-seed", type=int)
     add("--eval-every", type=int)
     add("--timeout", type=float, help="s without an answer after which a client is left out")
-    add("--device")
+    add("--device", help="cpu or cuda: the processes of a machine take its GPUs in turn")
+    add("--backend", help="gloo, nccl or auto: nccl where each process has a GPU of its own")
     add("--plan", help="file written by plan.save(); gives defaults, and what --emulate imitates")
     add("--emulate", choices=["auto", "kernel", "pacing", "none"], help="impose the plan's devices and links")
     add("--checkpoint", help="folder to save to and continue from")
@@ -191,6 +229,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--restarts", type=int, default=0, help="how often each client may be started again; not under torchrun")
     add("--out", help="folder for history and events")
     add("--bind", help="address or interface to listen on; default this machine only")
+    add("--rank", type=int, help="be this process of a run: 0 is the server, c + 1 is client c; as torchrun's RANK")
+    add("--world-size", type=int, help="processes of the run, C + 1; as WORLD_SIZE")
+    add("--server", metavar="ADDRESS:PORT", help="where rank 0 is found; as MASTER_ADDR and MASTER_PORT")
     return parser
 
 

@@ -106,4 +106,8 @@ def end_group(group) -> None:
 def _listen(where: str):
     """Return gloo's device for an address or the name of a network interface."""
     interfaces = [name for _, name in socket.if_nameindex()]
-    return ProcessGroupGloo.create_device(**{"interface" if where in interfaces else "hostname": where})
+    try:
+        return ProcessGroupGloo.create_device(**{"interface" if where in interfaces else "hostname": where})
+    except RuntimeError as cause:
+        want = f"an address of this machine, or an interface: {', '.join(interfaces)}"
+        raise expected("bind", want, repr(where), "name one of them") from cause

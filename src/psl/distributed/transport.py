@@ -233,8 +233,17 @@ def serve_store(address: str = LOOPBACK, port: int = 0, timeout: float = 300.0) 
         address: of the interface; the default is this machine's own, which no other machine reaches.
         port: 0 for a free one.
         timeout: s that a look-up waits.
+
+    Raises:
+        ChannelError: the port is taken, or the address is not this machine's.
     """
-    with socket.create_server((address, port), backlog=1024) as listener:
+    try:
+        listener = socket.create_server((address, port), backlog=1024)
+    except OSError as cause:
+        fix = "end what listens there or take another port, on an address of this machine"
+        want = f"a port to listen on at {address}:{port}"
+        raise expected("server", want, cause.strerror or cause, fix, ChannelError) from cause
+    with listener:
         port = listener.getsockname()[1]
         store = TCPStore(
             address, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout),
@@ -244,10 +253,19 @@ def serve_store(address: str = LOOPBACK, port: int = 0, timeout: float = 300.0) 
 
 
 def open_store(address: str, port: int, timeout: float = 300.0) -> TCPStore:
-    """Return a connection to a store; raises `ChannelError` if nobody serves it."""
+    """Return a connection to a store, waited for until the timeout in s; raises `ChannelError` if nobody serves it."""
+    end = time.monotonic() + timeout
     try:
+        while True:
+            try:  # torch's own attempts end in a page of frames of its C++ code
+                socket.create_connection((address, port), timeout).close()
+                break
+            except OSError:
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(0.05)
         return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout))
-    except RuntimeError as cause:  # torch's DistNetworkError among them
+    except (OSError, RuntimeError) as cause:
         want = f"a store at {address}:{port} within {timeout:g} s"
         raise expected("server", want, _reason(cause), "start the server first", ChannelError) from cause
 
@@ -256,7 +274,7 @@ def _reason(cause: BaseException) -> str:
     text = (str(cause).splitlines() or [type(cause).__name__])[0]
     if "closed" in text or "reset" in text.lower() or "Broken pipe" in text:
         return "a closed connection"
-    return "nothing" if "imed out" in text or "imeout" in text else text[-160:]
+    return "nothing" if any(sign in text for sign in ("imed out", "imeout", "refused")) else text[-160:]
 
 
 def _flat(tensor: torch.Tensor) -> tuple[torch.Tensor, Layout]:
