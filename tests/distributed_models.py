@@ -97,8 +97,14 @@ def noted_data():
     return small_data()
 
 
-def lying_data(lie):
-    """The data; the first process of the run that opens it lies about its activations in the step `LIE_AT`."""
+LIE_AT = 4
+
+
+def lying_data(tensors=None, parts=None):
+    """The data; the first process of the run that opens it lies in the step `LIE_AT`.
+
+    It sends ``tensors(kind, tensor)`` in place of a tensor, or ``parts(bytes)`` in place of an activation's.
+    """
     try:
         os.close(os.open(noted(os.getppid()), os.O_CREAT | os.O_EXCL))
     except FileExistsError:
@@ -106,35 +112,36 @@ def lying_data(lie):
     send, transmit, lying = Channel.send, Channel._transmit, []
 
     def lying_send(self, kind, step, tensor):
-        lying[:] = [True] * (kind == Kind.ACTIVATION and step == LIE_AT)
-        send(self, kind, step, tensor[1:] if lying and lie == "header" else tensor)
+        lying[:] = [kind] if step == LIE_AT and kind == Kind.ACTIVATION else []
+        send(self, kind, step, tensors(kind, tensor) if tensors is not None and step == LIE_AT else tensor)
 
-    def lying_transmit(self, parts):
-        if lying and lie != "header":
-            header, *payload = parts
-            parts = [header, *((lie(part), tag) for part, tag in payload)]
-        transmit(self, parts)
+    def lying_transmit(self, pieces):
+        if lying and parts is not None:
+            pieces = [pieces[0], *((parts(piece), tag) for piece, tag in pieces[1:])]
+        transmit(self, pieces)
 
     Channel.send, Channel._transmit = lying_send, lying_transmit
     return small_data()
 
 
-LIE_AT = 4
-
-
 def data_with_a_wrong_header():
     """One client announces activations of fewer samples than it should."""
-    return lying_data("header")
+    return lying_data(tensors=lambda kind, tensor: tensor[1:] if kind == Kind.ACTIVATION else tensor)
+
+
+def data_with_impossible_labels():
+    """One client sends a label of no class."""
+    return lying_data(tensors=lambda kind, tensor: tensor + 7 if kind == Kind.LABELS else tensor)
 
 
 def data_sent_too_short():
     """One client sends half the bytes that it announces."""
-    return lying_data(lambda part: part[: len(part) // 2])
+    return lying_data(parts=lambda piece: piece[: len(piece) // 2])
 
 
 def data_sent_too_long():
     """One client sends more bytes than it announces."""
-    return lying_data(lambda part: torch.cat([part, part]))
+    return lying_data(parts=lambda piece: torch.cat([piece, piece]))
 
 
 def noted(parent):

@@ -101,20 +101,29 @@ def lied(nursery):
 @pytest.mark.parametrize(
     ("lie", "reason"),
     [
-        ("data_with_a_wrong_header", r"expected shape \(8, 4, 8, 8\), got shape \(7, 4, 8, 8\)"),
-        ("data_sent_too_short", "expected the payload that its header announces, got a shorter or damaged one"),
+        (
+            "data_with_a_wrong_header",
+            rf"activation of step {LIE_AT}: expected shape \(8, 4, 8, 8\), got shape \(7, 4, 8, 8\)",
+        ),
+        ("data_with_impossible_labels", "expected labels that the loss takes, got Target .* is out of bounds"),
+        (
+            "data_sent_too_short",
+            f"activation of step {LIE_AT}: expected the payload that its header announces, got a shorter",
+        ),
     ],
 )
 def test_a_client_that_lies_is_refused_and_the_others_go_on(nursery, lied, lie, reason):
     found = in_processes("psl", nursery, dataset=f"distributed_models:{lie}", **MANY)
     assert found.history.participants.tolist() == [3] * LIE_AT + [2] * (20 - LIE_AT)
     (fault,) = found.faults
-    assert re.search(rf"left out client \d: activation of step {LIE_AT}: {reason}", fault)
+    assert re.search(rf"left out client \d: {reason}", fault)
     assert len(found.history.models) == 2 and np.isfinite(found.history.train_loss).all()
 
 
 def test_a_client_that_sends_more_than_it_says_is_named_as_the_reason(nursery, lied):
-    with pytest.raises(PSLError, match="the server failed: aborted inside gloo: a peer sent more than its header says"):
+    with pytest.raises(
+        PSLError, match="the server failed: .*aborted inside gloo: a peer sent more than its header says"
+    ):
         in_processes("psl", nursery, dataset="distributed_models:data_sent_too_long", **MANY)
 
 

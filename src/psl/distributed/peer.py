@@ -79,23 +79,30 @@ class Peer:
             self.close()
             raise
         self._row: tuple[tuple[int, ...], torch.dtype] | None = None  # of the activations
+        self._outputs: tuple[int, ...] | None = None  # shape of a row of the server's
+        self._loss = job.loss_function()
 
-    def expect_activations(self, device_module: torch.nn.Module) -> None:
-        """Find shape and dtype of a row of activations, by the device's layers on the meta device.
+    def expect(self, device: torch.nn.Module, server: torch.nn.Module | None) -> None:
+        """Find shapes and dtype of a row of activations and of outputs, by the layers on the meta device.
+
+        Args:
+            device, server: their layers; None where the device has them all.
 
         Raises:
             ProtocolError: the model does not take samples of the shape that the client said.
         """
         hello = self.hello
-        ghost = meta_copy(device_module).eval()
         try:
             with torch.no_grad():
-                row = ghost(torch.empty(2, *hello.input_shape, dtype=hello.input_dtype, device="meta"))
+                row = torch.empty(2, *hello.input_shape, dtype=hello.input_dtype, device="meta")
+                row = meta_copy(device).eval()(row)
+                self._row = tuple(row.shape[1:]), row.dtype
+                if server is not None:
+                    self._outputs = tuple(meta_copy(server).eval()(row).shape[1:])
         except Exception as cause:  # a model may raise anything
             got = f"{hello.input_dtype} of shape {hello.input_shape}: {str(cause)[:160]}"
             fix = "let the client's data fit the model"
             raise expected(f"client {self.number}", "samples that the model takes", got, fix, ProtocolError) from cause
-        self._row = tuple(row.shape[1:]), row.dtype
 
     def command(self, what: Command, index: int, argument: int = 0) -> None:
         """Tell the client what to do."""
@@ -103,8 +110,8 @@ class Peer:
         assert COMMAND == 3
 
     def batch(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Receive activations and labels of step `number`."""
-        return self._batch(Kind.LABELS, Kind.ACTIVATION, number, self.job.batch_size)
+        """Receive activations and labels of step `number`; labels that the loss does not take are refused here."""
+        return self._batch(Kind.LABELS, Kind.ACTIVATION, number, self.job.batch_size, self._try_loss)
 
     def gradients(self, number: int, shared: torch.Tensor | None, own: torch.Tensor) -> None:
         """Send the gradients of step `number`: those that all clients share, if any, then its own."""
@@ -149,9 +156,19 @@ class Peer:
         self.channel.close()
         self.broadcasts.close()
 
-    def _batch(self, labels_kind, kind, number, n_rows):
+    def _try_loss(self, labels: torch.Tensor) -> None:
+        try:
+            self._loss(torch.zeros(len(labels), *self._outputs), labels)
+        except Exception as cause:  # in the step of all clients it would end them all
+            self.close()
+            got, fix = str(cause)[:160], "let the client's data fit the model and the loss"
+            raise expected(f"client {self.number}", "labels that the loss takes", got, fix, ProtocolError) from cause
+
+    def _batch(self, labels_kind, kind, number, n_rows, check=None):
         shape, dtype = self._row
         hello, device = self.hello, self.job.device
         labels = self.channel.recv(labels_kind, number, (n_rows, *hello.label_shape), hello.label_dtype)
+        if check is not None:
+            check(labels)
         smashed = self.channel.recv(kind, number, (n_rows, *shape), dtype)
         return smashed.to(device), labels.to(device)

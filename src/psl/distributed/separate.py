@@ -93,7 +93,7 @@ class Separate(Star):
         self.link.downlink_bits = sum(run.link.downlink_bits for run in self.runs)
 
     def welcome(self, peer, index, returning):
-        peer.expect_activations(self.runs[peer.number].devices[0].module)
+        peer.expect(self.runs[peer.number].devices[0].module, self.rest(peer))
         if returning:
             self._send_part(index, peer)
 

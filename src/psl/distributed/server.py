@@ -137,10 +137,13 @@ class Server:
             time.sleep(0.05)
 
     def _welcome(self, peer, index):
-        returning = peer.number in self.peers
+        before = self.peers.get(peer.number)
+        if before is not None and before.hello != peer.hello:
+            what, fix = f"client {peer.number}", "start it with the same data"
+            raise expected(what, f"the data it had, {before.hello}", peer.hello, fix, ProtocolError)
         self.peers[peer.number] = peer
         self.shares[peer.number] = peer.hello.n_samples
-        self.star.welcome(peer, index, returning)
+        self.star.welcome(peer, index, returning=before is not None)
 
     def _round(self, index):
         self.log.round = index

@@ -47,7 +47,7 @@ class Star(ABC):
 
     def welcome(self, peer: Peer, index: int, returning: bool) -> None:
         """Prepare a client that has just come, before round `index`; `returning` if it was there before."""
-        peer.expect_activations(self.run.devices[0].module)
+        peer.expect(self.run.devices[0].module, self.rest(peer))
 
     @torch.inference_mode()
     def evaluate(self, index: int, peers: list[Peer]) -> np.ndarray:
