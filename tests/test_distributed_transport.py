@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.distributed import PrefixStore
 
-from psl.distributed import groups, messages
+from psl.distributed import clocks, groups, messages, transport
 from psl.distributed.messages import ChannelError, Header, Kind, Layout, ProtocolError, checksum
 from psl.distributed.pacing import DelayLine
 from psl.distributed.transport import Channel, chunk_size, open_store, serve_store
@@ -103,7 +103,7 @@ def liar():
     with ThreadPoolExecutor(1) as pool:
         server = pool.submit(Channel.connect, store, "c/0", 0, name="client 0", patience=10, timeout=1.0)
         other = PrefixStore("c/0", open_store("127.0.0.1", port, 10))
-        other.set("offer 1", "gloo 65536")
+        other.set("offer 1", f"gloo 65536 {clocks.machine()}")
         group = groups.two_member_group("gloo", other, 1, "127.0.0.1", 10)
         yield server.result(), group
     server.result().close()
@@ -129,11 +129,13 @@ def test_a_payload_that_its_header_does_not_announce_is_refused(liar, shape, sen
     assert server.closed and len(sending) == 2
 
 
-@pytest.mark.parametrize("offer", ["", "nccl", "gloo 12", "gloo 99999999", "gloo -655360", "gloo 65536 x"])
+@pytest.mark.parametrize(
+    "offer", ["", "nccl", "gloo 12", "gloo 99999999", "gloo -655360", "gloo 65536", "gloo 65536 x"]
+)
 def test_an_offer_that_is_none_is_refused(offer):
     store, _ = serve_store(timeout=10)
     store.set("c/offer 1", offer)
-    with pytest.raises(ProtocolError, match="client 3: expected a backend and a number of bytes, got b'"):
+    with pytest.raises(ProtocolError, match="client 3: expected a backend, a number of bytes, a machine, got b'"):
         Channel.connect(store, "c", 0, name="client 3", patience=1, timeout=1)
 
 
@@ -161,6 +163,38 @@ def test_ends_with_other_timeouts_agree():
     assert torch.equal(exchange(client, server, Kind.MODEL, 0, torch.arange(99_999.0), (None,)), torch.arange(99_999.0))
     for end in (server, client):
         end.close()
+
+
+def test_clocks_of_two_machines_are_compared(monkeypatch):
+    skew, lines = 3_600, {}
+    names = iter("ab")
+    monkeypatch.setattr(transport, "machine", lambda: next(names))
+    store, port = serve_store(timeout=10)
+
+    def note(end):
+        return lambda *what: lines.setdefault(end, []).append(what)
+
+    with ThreadPoolExecutor(2) as pool:
+        options = {"patience": 10, "timeout": 5}
+        server = pool.submit(Channel.connect, store, "c", 0, name="c", on_transfer=note(0), **options)
+        other = open_store("127.0.0.1", port, 10)
+        client = pool.submit(Channel.connect, other, "c", 1, name="s", on_transfer=note(1), **options).result()
+        server = server.result()
+        assert server.offset == 0 and abs(client.offset) < 0.05  # of the clock that both have
+        there = pool.submit(clocks.compare_clocks, server, 0)
+        late = clocks.compare_clocks(client, 1, now=lambda: time.monotonic_ns() + skew * 10**9)
+        assert there.result() == 0 and late == pytest.approx(-skew, abs=0.05)
+    client.offset, begun = skew, time.monotonic()  # as if this clock were behind the server's
+    exchange(client, server, Kind.MODEL, 0, torch.ones(3), (3,))
+    exchange(server, client, Kind.MODEL, 1, torch.ones(3), (3,))
+    (*_, start, _), (*_, end) = lines[0][-1], lines[1][-1]
+    assert all(0 <= moment - skew - begun < 5 for moment in (start, end))
+    for channel in (server, client):
+        channel.close()
+
+
+def test_on_one_machine_clocks_are_one(pair):
+    assert [end.offset for end in pair[:2]] == [0, 0] and pair[2] == []  # nothing was asked
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,16 @@ _COLUMNS = ("round", "resource", "kind", "micro_batch", "stage", "samples", "sta
 
 
 class EventLog:
-    """Collects the events of one process on the machine's monotonic clock; threads may share it.
+    """Collects the events of one process on the server's monotonic clock; threads may share it.
 
     Attributes:
+        offset: s to add to this machine's clock for the server's.
         round: index of the round that new events belong to.
         computes: whose `overrun` is saved too.
     """
 
     def __init__(self):
-        self.round = -1
+        self.round, self.offset = -1, 0.0
         self.computes: list[Compute] = []
         self._rows: list[tuple] = []
 

@@ -39,6 +39,7 @@ class Kind(enum.IntEnum):
     REPORT = 9  # client → server: all done
     TEST_ACTIVATION = 10
     TEST_LABELS = 11
+    CLOCK = 12  # between two machines: what time is it there?
 
 
 class Layout(enum.IntEnum):
@@ -55,7 +56,7 @@ class Header:
     Args:
         kind: of the message.
         step: number that both ends agree on, so that a message of another step is noticed.
-        sent: ns on the sender's monotonic clock when the message was handed over.
+        sent: ns on the server's monotonic clock when the message was handed over.
         checksum: of the payload, see `checksum`.
         dtype, layout, shape: of the payload.
     """

@@ -10,6 +10,7 @@ from datetime import timedelta
 import torch
 from torch.distributed import PrefixStore, Store, TCPStore
 
+from psl.distributed.clocks import compare_clocks, machine
 from psl.distributed.groups import end_group, two_member_group
 from psl.distributed.messages import HEADER, ChannelError, Header, Kind, Layout, ProtocolError, check_header, checksum
 from psl.errors import expected
@@ -37,8 +38,11 @@ class Channel:
         chunk: bytes that are waited for at a time, the same at both ends.
         broadcast_rate: bit/s on that line of broadcasts, None for the line's own.
         on_message: called with "out" or "in", the kind, the step and the tensor of everything that crosses.
-        on_transfer: called with "out" or "in", the kind, the step, start and end (s on this machine's monotonic
-            clock) of everything received; its start is when it was sent, by the sender's clock.
+        on_transfer: called with "in", the kind, the step, start and end (s on the server's monotonic clock) of
+            everything received; its start is when it was handed over.
+
+    Attributes:
+        offset: s to add to this machine's monotonic clock for the server's; 0 on the same machine.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Channel:
         self._line, self._broadcast_rate = line, broadcast_rate
         self._on_message, self._on_transfer = on_message, on_transfer
         self._lock = threading.Lock()
+        self.offset = 0.0
 
     @classmethod
     def connect(
@@ -84,13 +89,17 @@ class Channel:
         """
         store = PrefixStore(key, store)
         try:
-            backend, chunk = _agree(store, member, backend, chunk_size(timeout), options["name"], patience)
+            offer = _agree(store, member, backend, chunk_size(timeout), options["name"], patience)
+            backend, chunk, elsewhere = offer
             group = two_member_group(backend, store, member, address, patience)
         except RuntimeError as cause:
             want = f"a connection within {patience:g} s"
             fix = "start it, and let both ends reach each other's address"
             raise expected(options["name"], want, _reason(cause), fix, ChannelError) from cause
-        return cls(group, member, timeout=timeout, chunk=chunk, **options)
+        channel = cls(group, member, timeout=timeout, chunk=chunk, **options)
+        if elsewhere:
+            channel.offset = compare_clocks(channel, member)
+        return channel
 
     @property
     def closed(self) -> bool:
@@ -106,7 +115,7 @@ class Channel:
         tensor = tensor.detach()
         if self._on_message is not None:
             self._on_message("out", kind, step, tensor)
-        sent = time.monotonic_ns()
+        sent = time.monotonic_ns() + round(1e9 * self.offset)
         payload, layout = _flat(tensor.to(self._place))
         header = Header(kind, step, sent, checksum(payload), payload.dtype, layout, tuple(tensor.shape))
         parts = [(header.pack().to(self._place), _TAG_HEADER), *((c, _TAG_PAYLOAD) for c in self._chunks(payload))]
@@ -147,7 +156,7 @@ class Channel:
             want, fix = "a message that can be received", "see its own output; it may connect again"
             raise expected(self.name, want, _reason(cause), fix, ProtocolError) from cause
         if self._on_transfer is not None:
-            self._on_transfer("in", kind, step, header.sent / 1e9, time.monotonic())
+            self._on_transfer("in", kind, step, header.sent / 1e9, time.monotonic() + self.offset)
         if self._on_message is not None:
             self._on_message("in", kind, step, tensor)
         return tensor
@@ -214,16 +223,17 @@ def chunk_size(timeout: float) -> int:
     return int(min(max(timeout / 2 * _SLOWEST / 8, least), most))
 
 
-def _agree(store: Store, member: int, backend: str, chunk: int, name: str, patience: float) -> tuple[str, int]:
-    """Return backend and bytes at a time for both ends: NCCL if both offer it, and the smaller number."""
-    store.set(f"offer {member}", f"{backend} {chunk}")
+def _agree(store: Store, member: int, backend: str, chunk: int, name: str, patience: float) -> tuple[str, int, bool]:
+    """Return what both ends take: NCCL if both offer it, the smaller number of bytes; and if their machines differ."""
+    here = machine()
+    store.set(f"offer {member}", f"{backend} {chunk} {here}")
     store.wait([f"offer {1 - member}"], timedelta(seconds=patience))
     text = store.get(f"offer {1 - member}")
-    offer = re.fullmatch(rb"(gloo|nccl) ([0-9]{4,7})", text)
+    offer = re.fullmatch(rb"(gloo|nccl) ([0-9]{4,7}) ([0-9a-f-]{1,36})", text)
     if offer is None:
         fix = "let both ends run the same version of psl"
-        raise expected(name, "a backend and a number of bytes", repr(text[:40]), fix, ProtocolError)
-    return min(backend, offer[1].decode()), min(chunk, int(offer[2]))
+        raise expected(name, "a backend, a number of bytes, a machine", repr(text[:40]), fix, ProtocolError)
+    return min(backend, offer[1].decode()), min(chunk, int(offer[2])), offer[3].decode() != here
 
 
 def serve_store(address: str = LOOPBACK, port: int = 0, timeout: float = 300.0) -> tuple[TCPStore, int]:

@@ -150,6 +150,7 @@ def _attend(job: Job, world: World, rank: int, store: Store, log: EventLog, reco
     if generation > 1:
         client.recover()
     channel, *broadcasts = _channels(job, world, number, 1, generation, store, log, record)
+    log.offset = channel.offset
     client.serve(channel, broadcasts[0] if broadcasts else None, Path(world.folder) / f"client-{number}.pt")
 
 
@@ -184,7 +185,7 @@ def _channels(job, world, number, member, generation, store, log, record) -> lis
 
 def _compute(job: Job, world: World, rank: int, log: EventLog, resource: str, client: int) -> Callable:
     def record(kind, number, start, end, cpu):
-        log.add(resource, kind, number, client, job.batch_size, start, end, cpu)
+        log.add(resource, kind, number, client, job.batch_size, start + log.offset, end + log.offset, cpu)
 
     if job.emulation is None:
         return Compute(record=record)
