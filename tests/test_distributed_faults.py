@@ -147,7 +147,7 @@ def test_with_a_killed_server_every_client_ends_with_its_reason(nursery):
             assert client.wait(job.timeout) == 1
             assert "ChannelError: server: expected an answer within" in client.last_words()
             assert "got a closed connection" in client.last_words()
-        with pytest.raises(PSLError, match="the server failed: exit code -9"):
+        with pytest.raises(PSLError, match=r"the server failed: killed by signal 9 \(SIGKILL\)"):
             launch.look()
 
 

@@ -165,7 +165,7 @@ def test_segments_follow_a_step():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"framework": "pipeline"}, ScenarioError, "framework: expected one of 'sl', .*run_pipeline"),
+        ({"framework": "fedavg"}, ScenarioError, "framework: expected one of 'sl', .*'pipeline', got 'fedavg'"),
         ({"model": "nowhere:cnn"}, ScenarioError, "model: expected 'module:function', got 'nowhere:cnn'"),
         ({"dataset": "cifar"}, DataError, "dataset: expected one of digits, .*'cifar'"),
         ({"cut": None}, CutError, "cut: expected number or name of a cut, got none"),

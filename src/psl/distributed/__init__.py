@@ -5,7 +5,8 @@ from psl.distributed.job import Job
 from psl.distributed.launch import Launch, Run, run
 from psl.distributed.messages import ChannelError, ProtocolError
 from psl.distributed.nursery import Nursery
-from psl.distributed.pipeline import PipelineRun, run_pipeline
+from psl.distributed.pipeline import run_pipeline
+from psl.distributed.pipeline_job import PipelineJob
 
 __all__ = [
     "ChannelError",
@@ -13,7 +14,7 @@ __all__ = [
     "Job",
     "Launch",
     "Nursery",
-    "PipelineRun",
+    "PipelineJob",
     "ProtocolError",
     "Run",
     "emulation_for",

@@ -3,9 +3,9 @@
 import contextlib
 import json
 import signal
-import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,10 +17,13 @@ from tqdm.auto import tqdm
 
 from psl.distributed import events
 from psl.distributed.emulate import EdgeEmulation, emulation_for
-from psl.distributed.job import Job
+from psl.distributed.job import STAR, Job
+from psl.distributed.leftovers import run_folder
 from psl.distributed.nursery import Nursery, Worker, wait_all
+from psl.distributed.pipeline import Chain
+from psl.distributed.pipeline_job import PipelineJob
 from psl.distributed.worker import World
-from psl.errors import PSLError, check_count, expected
+from psl.errors import PSLError, check_choice, check_count, expected
 from psl.training.history import History
 
 _LOOK = 0.05  # s between two looks at the workers
@@ -33,7 +36,8 @@ class Run:
     Args:
         history: as `psl.train` returns it, trained models included; `participants` if a client was missing in a round.
         events: one row per computation and transfer, see `psl.distributed.events.collect`.
-        round_times: (R,) s of each round on the server's clock, until the last client reported; evaluation is not part.
+        round_times: (R,) s of each round on the server's clock, until the last client reported; in a pipeline on the
+            first process's, until the last gradient has come there and is worked in. Evaluation is not part.
         emulation: who kept the rates of links: "kernel", "pacing" or "none".
         overrun: s that computations took longer than emulated, all processes together: 0 if there were cores enough.
         faults: what happened to clients, in order.
@@ -68,13 +72,14 @@ def run(
     watch: Callable[["Launch"], None] | None = None,
     **options,
 ) -> Run:
-    """Train with a server and clients as processes of this machine that exchange real tensors; needs no torchrun.
+    """Train with processes of this machine that exchange real tensors; needs no torchrun.
 
+    There are a server and its clients, or for "pipeline" stages on torch.distributed.pipelining, and the plan's relays.
     The result is that of `psl.train` with the same arguments, to float summation. Processes use the loopback
     interface only, or namespaces of their own. None is left behind, whatever happens.
 
     Args:
-        framework: "sl", "sfl", "psl", "epsl" or "edgesplit".
+        framework: "sl", "sfl", "psl", "epsl", "edgesplit" or "pipeline".
         model: "module:function" that every process can import; called with `model_options`.
         dataset: name of a data set, or "module:function" that returns (train, test).
         plan: of a scheduler; supplies defaults as in `psl.train`.
@@ -82,24 +87,25 @@ def run(
             devices and links; None for none.
         checkpoint: folder that the processes save to, about every `save_every` s, at the end and at Ctrl-C; a run
             whose folder has files continues from them.
-        restarts: how often a client that ends early is started again, each.
+        restarts: how often a client that ends early is started again, each. Stages are not: they all wait for each
+            other.
         progress: show a progress bar.
         nursery: where workers start, for several runs in a row; default one of its own.
         watch: called with the `Launch` about 20 times a second.
         options: the fields of `Job`: rounds, n_clients, batch_size, local_steps, cut, phi, linearise, partition,
-            optimizer, lr, loss, seed, model_seed, model_options, eval_every, device, timeout, save_every, record.
+            optimizer, lr, loss, seed, model_seed, model_options, eval_every, device, timeout, save_every, record; of
+            `PipelineJob` also micro_batch and schedule, in place of local_steps, phi and linearise.
 
     Raises:
         ScenarioError, CutError, CheckpointError: as `psl.train`.
-        PSLError: the server failed; with its message.
+        PSLError: the server or a stage failed; with its message.
     """
-    if isinstance(emulate, str):
-        if plan is None:
-            raise expected("emulate", "a plan to emulate", "none", "pass plan=, or an EdgeEmulation")
-        emulate = emulation_for(plan, emulate)
-    job = Job.of(framework, model, dataset, plan=plan, emulation=emulate, **options)
+    check_choice("framework", framework, (*STAR, "pipeline"))
+    emulate = emulation_of(emulate, plan)
+    kind = PipelineJob if framework == "pipeline" else Job
+    job = kind.of(framework, model, dataset, plan=plan, emulation=emulate, **options)
     with Launch(job, checkpoint=checkpoint, restarts=restarts, nursery=nursery) as launch:
-        bar = tqdm(total=job.rounds, desc=f"{framework}, {job.n_clients + 1} processes", disable=not progress)
+        bar = tqdm(total=job.rounds, desc=f"{framework}, {len(launch.workers)} processes", disable=not progress)
         with bar:
             while not launch.look():
                 if launch.news["rounds"] > bar.n:
@@ -112,6 +118,15 @@ def run(
         return launch.result()
 
 
+def emulation_of(emulate: EdgeEmulation | str | None, plan) -> EdgeEmulation | None:
+    """Return the emulation that an argument of `run` means."""
+    if not isinstance(emulate, str):
+        return emulate
+    if plan is None:
+        raise expected("emulate", "a plan to emulate", "none", "pass plan=, or an EdgeEmulation")
+    return emulation_for(plan, emulate)
+
+
 class Launch:
     """The processes of a run; a context manager that ends them all.
 
@@ -121,42 +136,39 @@ class Launch:
 
     Attributes:
         folder: where the processes write; deleted at the end.
-        workers: rank 0 is the server.
-        news: what the server last told: rounds, shown, participants, round_times, faults, models, finished.
+        workers: by rank; 0 is the server, or the first stage.
+        news: what it last told: rounds, shown, participants, round_times, faults, models, finished.
     """
 
     def __init__(self, job: Job, *, checkpoint=None, restarts: int = 0, nursery: Nursery | None = None):
         self.job, self._nursery = job, nursery
         self._checkpoint = None if checkpoint is None else Path(checkpoint).absolute()
-        self._restarts = dict.fromkeys(range(1, job.n_clients + 1), check_count("restarts", restarts, minimum=0))
+        self._crew = Chain(job, restarts) if job.framework == "pipeline" else Star(job, restarts, self.restart)
         self._stack = contextlib.ExitStack()
-        self._alone = time.monotonic()  # since when the server runs without clients
         self.workers: list[Worker] = []
         self.news = {"rounds": 0, "shown": {}, "participants": [], "round_times": [], "faults": [], "models": []}
 
     def __enter__(self):
         with self._stack:
-            self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="psl-run-")))
-            emulation, job = self.job.emulation, self.job
+            self._stack.enter_context(_ended_by_signals())
+            self.folder = self._stack.enter_context(run_folder())
+            emulation, crew = self.job.emulation, self._crew
             network = None if emulation is None else self._stack.enter_context(emulation.namespaces())
-            self._names = [None] * (job.n_clients + 1) if network is None else network.names
+            self._namespaces = [None] * len(crew.names) if network is None else network.names
             if self._nursery is None:
                 self._nursery = self._stack.enter_context(Nursery())
             self._stack.callback(self.end)
-            world = World.here(self.folder, self._checkpoint, job.n_clients)
-            if network is not None:
-                world = _in_namespaces(world, network, job.n_clients, emulation.broadcast is not None)
-            job.save(self.folder / "job.json")
-            (self.folder / "world.json").write_text(json.dumps(asdict(world)))
-            for rank in range(job.n_clients + 1):
+            self.job.save(self.folder / "job.json")
+            (self.folder / "world.json").write_text(json.dumps(crew.world(self.folder, self._checkpoint, network)))
+            for rank in range(len(crew.names)):
                 self.workers.append(self._start(rank))
             self._stack = self._stack.pop_all()
         return self
 
     def __exit__(self, kind, *_):
-        if kind is KeyboardInterrupt and self._checkpoint is not None:
-            self.stop()
-        self._stack.close()
+        with self._stack:
+            if kind is KeyboardInterrupt and self._checkpoint is not None:
+                self.stop()
 
     def stop(self) -> None:
         """Let the run end after this round, saved; give it the timeout to do so."""
@@ -174,19 +186,81 @@ class Launch:
         """Read the news, start clients again that may be, and tell whether the run is over.
 
         Raises:
-            PSLError: the server failed, or the clients before it came to work.
+            PSLError: the server failed, or a stage, or a client before the first round; with its last words.
         """
         with contextlib.suppress(FileNotFoundError):
             self.news = json.loads((self.folder / "progress.json").read_text())
-        server, *clients = self.workers
-        started = self.news["rounds"] > 0 or self.news["faults"]
+        if over := self._crew.look(self.workers, self.news):
+            self.end()  # a client that is frozen, or was left out and has not noticed
+        return over
+
+    def restart(self, rank: int) -> None:
+        """Start a process again that has ended."""
+        self.workers[rank] = self._start(rank)
+
+    def result(self) -> Run:
+        """Return what the finished run left."""
+        folder, job = self.folder, self.job
+        self.news = json.loads((folder / "progress.json").read_text())
+        history = History.load(folder / "history.json")
+        if isinstance(history.settings.get("cut"), tuple):  # JSON knows no tuples, and `psl.train` says a list
+            history.settings["cut"] = list(history.settings["cut"])
+        history.models.extend(self._crew.models(folder, self.news))
+        ranks, messages = range(len(self._crew.names)), {}
+        for rank in ranks if job.record else ():
+            file = folder / f"messages-{rank}.pt"
+            messages[rank] = torch.load(file, weights_only=True) if file.exists() else []
+        table, overrun = events.collect(folder / f"events-{rank}.json" for rank in ranks)
+        links = "none" if job.emulation is None else job.emulation.links
+        times = np.array(self.news["round_times"])
+        faults = tuple(self.news["faults"])
+        return Run(history, self._crew.complete(table), times, links, overrun, faults, messages)
+
+    def _start(self, rank: int) -> Worker:
+        log = self.folder / f"log-{rank}.txt"
+        return self._nursery.start(self._crew.module, [self.folder, rank], log, self._namespaces[rank])
+
+
+class Star:
+    """A server and its clients, seen from outside: clients may fail, and come back; the server may not.
+
+    Args:
+        job: the run.
+        restarts: how often each client that ends early is started again.
+        restart: starts a rank again.
+    """
+
+    module = "psl.distributed.worker"
+
+    def __init__(self, job: Job, restarts: int, restart: Callable[[int], None]):
+        self.job, self._restart = job, restart
+        self.names = ["server", *(f"client {i}" for i in range(job.n_clients))]
+        self._restarts = dict.fromkeys(range(1, job.n_clients + 1), check_count("restarts", restarts, minimum=0))
+        self._alone = time.monotonic()  # since when the server runs without clients
+
+    def world(self, folder: Path, checkpoint: Path | None, network) -> dict:
+        """Return what every process reads of where it is."""
+        n_clients, emulation = self.job.n_clients, self.job.emulation
+        world = World.here(folder, checkpoint, n_clients)
+        if network is not None:
+
+            def ends(plane):
+                return [[network.address(0, plane), network.address(i + 1, plane)] for i in range(n_clients)]
+
+            own = None if emulation.broadcast is None else ends(1)
+            world = World(world.folder, world.checkpoint, network.address(0), ends(0), own)
+        return asdict(world)
+
+    def look(self, workers: list[Worker], news: dict) -> bool:
+        """Start clients again that may be, and tell whether the run is over; raises `PSLError` if it failed."""
+        server, *clients = workers
+        started = news["rounds"] > 0 or news["faults"]
         if not started and any(client.code not in (None, 0) for client in clients):
             server.wait(1.0)  # if it failed first, its message says why
         if not server.running:
             wait_all(clients, self.job.timeout)
             if server.code != 0:
-                raise PSLError(f"the server failed: {server.last_words() or f'exit code {server.code}'}")
-            self.end()  # a client that is frozen, or was left out and has not noticed
+                raise PSLError(f"the server failed: {server.why()}")
             return True
         if any(client.running for client in clients) or any(self._restarts.values()):
             self._alone = time.monotonic()
@@ -198,45 +272,40 @@ class Launch:
                 continue
             if self._restarts[rank] > 0:
                 self._restarts[rank] -= 1
-                self.restart(rank)
-            elif client.code == 1 and not started:
-                raise PSLError(f"client {rank - 1} failed: {client.last_words()}")
+                self._restart(rank)
+            elif not started:
+                raise PSLError(f"{self.names[rank]} failed: {client.why()}")
         return False
 
-    def restart(self, rank: int) -> None:
-        """Start a process again that has ended."""
-        self.workers[rank] = self._start(rank)
-
-    def result(self) -> Run:
-        """Return what the finished run left."""
-        folder, job = self.folder, self.job
-        self.news = json.loads((folder / "progress.json").read_text())
-        history = History.load(folder / "history.json")
-        if isinstance(history.settings["cut"], tuple):  # JSON knows no tuples, and `psl.train` says a list
-            history.settings["cut"] = list(history.settings["cut"])
+    def models(self, folder: Path, news: dict) -> list[nn.Module]:
+        """Return the trained models: the server's part of the weights with each client's."""
         state = torch.load(folder / "server.pt", map_location="cpu", weights_only=True)
-        for number in self.news["models"]:
-            history.models.append(_assembled(job.build_model(), state, folder / f"client-{number}.pt"))
-        messages = {}
-        for rank in range(job.n_clients + 1) if job.record else ():
-            file = folder / f"messages-{rank}.pt"
-            messages[rank] = torch.load(file, weights_only=True) if file.exists() else []
-        table, overrun = events.collect(folder / f"events-{rank}.json" for rank in range(job.n_clients + 1))
-        links = "none" if job.emulation is None else job.emulation.links
-        times = np.array(self.news["round_times"])
-        return Run(history, table, times, links, overrun, tuple(self.news["faults"]), messages)
+        return [_assembled(self.job.build_model(), state, folder / f"client-{number}.pt") for number in news["models"]]
 
-    def _start(self, rank: int) -> Worker:
-        log = self.folder / f"log-{rank}.txt"
-        return self._nursery.start("psl.distributed.worker", [self.folder, rank], log, self._names[rank])
+    def complete(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return the events as they are: both ends of a transfer are known."""
+        return table
 
 
-def _in_namespaces(world: World, network, n_clients: int, broadcast: bool) -> World:
-    def ends(plane):
-        return [[network.address(0, plane), network.address(i + 1, plane)] for i in range(n_clients)]
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP, where nobody handles them, end the program by an exception, so that all is cleaned up."""
+    ours = []
 
-    store = network.address(0)
-    return World(world.folder, world.checkpoint, store, ends(0), ends(1) if broadcast else None)
+    def leave(number, frame):
+        for each in ours:
+            signal.signal(each, signal.SIG_IGN)  # a second one must not stop the cleaning
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        ours += [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL]
+    for each in ours:
+        signal.signal(each, leave)
+    try:
+        yield
+    finally:
+        for each in ours:
+            signal.signal(each, signal.SIG_DFL)
 
 
 def _assembled(model: nn.Module, server: dict, file: Path) -> nn.Module:

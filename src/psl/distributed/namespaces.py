@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from psl.distributed.leftovers import orphans, owner
 from psl.errors import PSLError, check_count, check_number, expected
 
 #: Bytes of an Ethernet frame full of TCP data, and how many of them are data: the kernel's shaper counts the former.
@@ -19,7 +19,6 @@ FRAME, PAYLOAD = 1514, 1448
 _BURST_SECONDS = 5e-4  # tokens saved up on an idle link: time enough for a late timer, and little beside a message
 _QUEUE = 1 << 28  # bytes; a queue that never drops keeps TCP from slowing down
 _PREFIX = "psl"
-_NAME = re.compile(rf"{_PREFIX}-(?P<pid>\d+)-(?P<born>\d+)-\d+-\d+")
 _SERIAL = itertools.count()
 _SETTINGS = {
     "net.ipv4.ip_forward": 1,  # a chain routes through its middle to set up connections
@@ -74,7 +73,7 @@ class Namespaces:
                     check_number("rate of a link", rate, minimum=0, strict=True, fix="give bit/s")
             if not (0 <= link.a < n_members and 0 <= link.b < n_members and link.a != link.b):
                 raise expected("links", f"members 0..{n_members - 1}", f"({link.a}, {link.b})", "number them from 0")
-        key = f"{_PREFIX}-{os.getpid()}-{_born(os.getpid())}-{next(_SERIAL)}"
+        key = f"{_PREFIX}-{owner()}-{next(_SERIAL)}"
         self.names = [f"{key}-{k}" for k in range(n_members)]
 
     def __enter__(self):
@@ -199,22 +198,10 @@ def not_permitted(why: str) -> PSLError:
 
 def sweep() -> list[str]:
     """Remove the namespaces, and what runs in them, of processes that are gone; returns their names."""
-    stale = []
-    folder = Path("/run/netns")
-    for name in sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ():
-        owner = _NAME.fullmatch(name)
-        if owner and _born(int(owner["pid"])) != owner["born"]:
-            _remove(name)
-            stale.append(name)
+    stale = orphans(Path("/run/netns"), _PREFIX)
+    for name in stale:
+        _remove(name)
     return stale
-
-
-def _born(pid: int) -> str | None:
-    """When a process started, in ticks since boot; None if there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return None
 
 
 def _remove(name: str) -> None:

@@ -1,117 +1,197 @@
 """What the processes of a pipelined run know: its arguments as plain values, and what each builds from them."""
 
+import dataclasses
+import math
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
-from psl.distributed.emulate import EdgeEmulation, emulation_for
-from psl.distributed.job import find
+from psl.distributed.groups import backend_for, check_device
+from psl.distributed.job import Job
 from psl.distributed.stages import SCHEDULES
-from psl.errors import check_choice, check_count, check_number, expected
+from psl.errors import check_choice, expected
 from psl.models.shapes import cut_shapes
 from psl.models.tracing import trace
+from psl.training.arguments import resolve
 from psl.training.batches import Sampler, Samples
-from psl.training.frameworks.base import Setup
+from psl.training.frameworks import Setup
 from psl.training.frameworks.pipeline import Pipeline
-from psl.training.linearise import cross_entropy
 from psl.training.link import Link
 from psl.training.partition import partition as divide
-from psl.training.setup import choose_cuts, default, image_layout, open_dataset, optimizer_factory, prepare_model
+from psl.training.setup import (
+    check_plan_fits,
+    image_layout,
+    open_dataset,
+    prepare_model,
+)
+
+_RESOLVED = ("rounds", "n_clients", "batch_size", "cut", "micro_batch")
+_OPTIONS = (
+    *_RESOLVED, "schedule", "partition", "optimizer", "lr", "loss", "seed", "model_seed", "model_options", "eval_every",
+    "device", "backend", "timeout", "save_every", "record",
+)  # fmt: skip
+_NOT_IDENTITY = {"schedule", "relays", "ends"}
 
 
-def specify(
-    model: str,
-    dataset: str = "digits",
-    *,
-    rounds: int,
-    n_clients: int | None = None,
-    batch_size: int | None = None,
-    cut=None,
-    micro_batch: int | None = None,
-    plan=None,
-    schedule: str = "eager",
-    model_seed: int = 0,
-    model_options: dict | None = None,
-    partition="iid",
-    optimizer: str = "sgd",
-    lr: float | None = None,
-    loss: str | None = None,
-    seed: int = 0,
-    eval_every: int = 1,
-    timeout: float = 60.0,
-    **others,
-) -> dict:
-    """Return the arguments of `psl.distributed.run_pipeline` as plain values, checked."""
-    if others:
-        want = "n_clients, batch_size, cut, micro_batch and others of psl.distributed.run_pipeline"
-        raise expected("arguments of a pipeline", want, ", ".join(others), "leave these out")
-    return {
-        "model": model, "model_seed": check_count("model_seed", model_seed, minimum=0), "dataset": dataset,
-        "model_options": model_options or {}, "loss": loss,
-        "rounds": check_count("rounds", rounds),
-        "n_clients": check_count("n_clients", default(n_clients, plan, "n_clients", 5)),
-        "batch_size": check_count("batch_size", default(batch_size, plan, "batch_size", 64)),
-        "micro_batch": default(micro_batch, plan, "micro_batch", None), "cut": choose_cuts(cut, plan),
-        "partition": partition if np.isscalar(partition) else [np.asarray(share).tolist() for share in partition],
-        "optimizer": optimizer, "lr": lr, "seed": check_count("seed", seed, minimum=0),
-        "schedule": check_choice("schedule", schedule, SCHEDULES), "eval_every": check_count("eval_every", eval_every),
-        "timeout": check_number("timeout", timeout, minimum=0, strict=True, fix="give seconds"),
-    }  # fmt: skip
-
-
-class PipelineJob:
-    """What all processes of a pipelined run know: model, cuts, micro-batches; each builds the same from it.
+@dataclass(frozen=True, repr=False, eq=False)
+class PipelineJob(Job):
+    """A pipelined run of real processes; arguments as those of `Job`, and more.
 
     Args:
-        spec: plain values, see `psl.distributed.run_pipeline`: model, model_options, model_seed, dataset, cut,
-            n_clients, batch_size, micro_batch, rounds, partition, optimizer, lr, loss, seed, schedule, eval_every; and
-            ends, the shapes of a sample around the stages, where they are known already.
-        data: open the data; only the first stage, and who evaluates, need it.
+        micro_batch: samples that go through at a time; None for the whole mini-batch.
+        schedule: "eager": what has arrived, backward first, as in `psl.simulate`; "gpipe" or "1f1b": torch's own.
+        relays: (P,) along the path, which processes only pass on.
+        ends: shapes of a sample around the stages, the data's first; empty until the first process has told.
     """
 
-    def __init__(self, spec: dict, data: bool = True):
-        self.spec = spec
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(spec["model_seed"])
-            model = find("model", spec["model"], "psl.models:cnn")(**spec["model_options"])
-        optimizer, loss = spec["optimizer"], spec["loss"]
-        optimizer = find("optimizer", optimizer, "'sgd'") if ":" in optimizer else optimizer
-        loss = cross_entropy if loss is None else find("loss", loss, "'module:function'")
-        b, n_clients, cpu = spec["batch_size"], spec["n_clients"], torch.device("cpu")
-        self.layout = image_layout(model, cpu)
-        setup = Setup(
-            prepare_model(model, cpu, self.layout), np.full(n_clients, 1 / n_clients), b,
-            optimizer_factory(optimizer, spec["lr"]), loss, cut=spec["cut"], micro_batch=spec["micro_batch"],
-        )  # fmt: skip
-        self.run = Pipeline(setup, Link())
-        m, n = self.run.micro_batch, n_clients * b
-        self.sizes = [min(m, n - start) for start in range(0, n, m)]
-        self.mini_batch = n
-        if data:
-            self._open_data(spec["dataset"])
-        shape = spec.get("ends") or self._shapes(model)
-        self.ends = [tuple(end) for end in shape]  # of one sample, around the stages
+    micro_batch: int | None = None
+    schedule: str = "eager"
+    relays: tuple = ()
+    ends: tuple = ()
 
-    def _open_data(self, dataset):
-        spec, seed = self.spec, self.spec["seed"]
-        parts = open_dataset(find("dataset", dataset, "'digits'")() if ":" in dataset else dataset)
-        self.train, self.test = (Samples(part, "cpu", self.layout) for part in parts)
-        shares = divide(
-            spec["partition"], len(self.train), spec["n_clients"], labels=self.train.labels,
-            minimum=spec["batch_size"], seed=seed,
-        )  # fmt: skip
-        self.sampler = Sampler(np.concatenate(shares), self.mini_batch, seed, 0)
+    @classmethod
+    def of(cls, framework: str, model: str, dataset: str = "digits", *, plan=None, emulation=None, **options):
+        """Return the job of these arguments, with defaults from a plan and checked as `psl.train` checks them.
 
-    def _shapes(self, model):
-        shapes = cut_shapes(trace(model), tuple(self.train.fetch(np.array([0]))[0].shape[1:]))
-        return [shapes[0], *(shapes[cut] for cut in self.run.cut), shapes[-1]]
+        Raises:
+            ScenarioError, CutError: as `psl.train`; nothing of that name.
+        """
+        check_choice("framework", framework, ("pipeline",))
+        for name in options:
+            check_choice("argument of a pipeline", name, _OPTIONS)
+        found = resolve("pipeline", plan=plan, **{name: options.pop(name, None) for name in _RESOLVED})
+        schedule = options.pop("schedule", None)
+        if schedule is None:
+            schedule = "gpipe" if check_device(options.get("device", "cpu")).type == "cuda" else "eager"
+        job = cls(
+            framework, model, dataset, found.rounds, found.n_clients, found.batch_size, 1, tuple(found.cut), 0.0,
+            emulation=emulation, round_time=found.round_time, micro_batch=found.micro_batch,
+            schedule=check_choice("schedule", schedule, SCHEDULES), **options,
+        ).checked()  # fmt: skip
+        if plan is not None:
+            check_plan_fits(plan, job.build_model())
+        job = dataclasses.replace(job, relays=tuple(_relays(plan, len(job.prepare().stages))))
+        job._check_path()
+        return job
+
+    def _check_path(self) -> None:
+        if self.schedule == "1f1b" and len(self.sizes) < self.n_processes:
+            want = f"one that makes {self.n_processes} micro-batches or more"
+            fix = "take a smaller one, or schedule='eager'"
+            raise expected("micro_batch", want, len(self.sizes), fix)
+        if torch.device(self.device).type == "cuda" and self.schedule == "eager":
+            fix = "pass schedule='gpipe' or '1f1b'"
+            raise expected("schedule", "one of torch's own on a GPU, which tells nobody what has arrived", "eager", fix)
+        if self.emulation is None:
+            return
+        check_choice("emulate.layout", getattr(self.emulation, "layout", None), ("chain",))
+        if self.emulation.n_processes != self.n_processes:
+            want = f"{self.n_processes} processes, one per stage and relay"
+            raise expected("emulate", want, self.emulation.n_processes, "use emulation_for(plan)")
+
+    @property
+    def n_processes(self) -> int:
+        """P, stages and relays."""
+        return len(self.relays)
+
+    @property
+    def names(self) -> list[str]:
+        """What the processes are called, in the order of the path."""
+        return [f"relay {k}" if relay else f"stage {self.place(k)}" for k, relay in enumerate(self.relays)]
+
+    @property
+    def mini_batch(self) -> int:
+        """Samples of a round."""
+        return self.n_clients * self.batch_size
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples of each micro-batch."""
+        n, m = self.mini_batch, self.micro_batch or self.mini_batch
+        return [min(m, n - start) for start in range(0, n, m)]
+
+    def place(self, rank: int) -> int:
+        """Return the number of a process's stage, or of the one before a relay."""
+        return sum(not relay for relay in self.relays[: rank + 1]) - 1
 
     def due(self, index: int) -> bool:
         """Whether to evaluate after round `index`."""
-        return (index + 1) % self.spec["eval_every"] == 0 or index + 1 == self.spec["rounds"]
+        return (index + 1) % self.eval_every == 0 or index + 1 == self.rounds
+
+    def prepare(self, device: torch.device | str = "cpu") -> Pipeline:
+        """Return the framework, of which a process uses its own stage."""
+        device = torch.device(device)
+        model, n_clients = self.build_model(), self.n_clients
+        setup = Setup(
+            prepare_model(model, device, image_layout(model, device)), np.full(n_clients, 1 / n_clients),
+            self.batch_size, self.optimizer_maker(), self.loss_function(), cut=list(self.cut),
+            micro_batch=self.micro_batch,
+        )  # fmt: skip
+        return Pipeline(setup, Link())
+
+    def engine(self, n_local: int) -> str:
+        """Return what carries the micro-batches, as `torch.distributed.init_process_group` names it.
+
+        On the CPU gloo; NCCL, which its authors have not run here, where each process has a GPU of its own. Headers,
+        labels and weights go by gloo in any case.
+
+        Args:
+            n_local: processes of the run on this machine.
+
+        Raises:
+            ScenarioError: GPUs that processes would have to share.
+        """
+        if torch.device(self.device).type == "cpu":
+            return backend_for("cpu", n_local, self.backend)
+        check_choice("backend", self.backend, ("auto", "nccl"), "leave it out: micro-batches do not leave the GPUs")
+        backend_for(self.device, n_local, "nccl")
+        return "cpu:gloo,cuda:nccl"
+
+    def bits_per_round(self) -> tuple[int, int]:
+        """Return the bits that `psl.train` counts up and down: activations with the labels, once, and gradients."""
+        down = 32 * self.mini_batch * sum(math.prod(end) for end in self.ends[1:-1])
+        return down + (64 * self.mini_batch if self.cut else 0), down
+
+    def identity(self) -> dict:
+        """Return what a run and its checkpoint must agree on."""
+        return {name: value for name, value in super().identity().items() if name not in _NOT_IDENTITY}
+
+    def agreed(self) -> dict:
+        """Return what all processes of a run must have been started with."""
+        return {name: value for name, value in self.to_dict().items() if name != "ends"}
 
 
-def relays_of(plan, n_stages: int) -> list[bool]:
-    """Return, for every process along the path, whether it only passes on."""
+class Source:
+    """The data of a pipelined run, in the process that holds it.
+
+    Args:
+        job: the run.
+        device: where batches go.
+
+    Attributes:
+        test: to evaluate with.
+        ends: shapes of a sample around the stages.
+    """
+
+    def __init__(self, job: PipelineJob, device: torch.device):
+        model = job.build_model()
+        layout = image_layout(model, device)
+        self._train, self.test = (Samples(part, device, layout) for part in open_dataset(job.open_dataset()))
+        shares = divide(
+            job.partition, len(self._train), job.n_clients, labels=self._train.labels, minimum=job.batch_size,
+            seed=job.seed,
+        )  # fmt: skip
+        self._sampler = Sampler(np.concatenate(shares), job.mini_batch, job.seed, 0)
+        shapes = cut_shapes(trace(model), tuple(self._train.fetch(np.array([0]))[0].shape[1:]))
+        self.ends = [shapes[0], *(shapes[cut] for cut in job.prepare().cut), shapes[-1]]
+
+    def batch(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return inputs and labels of a round."""
+        return self._train.fetch(self._sampler.batch(index))
+
+
+def _relays(plan, n_stages: int) -> list[bool]:
     if plan is None or getattr(plan, "hops", None) is None:
         return [False] * n_stages
     relays = []
@@ -119,23 +199,3 @@ def relays_of(plan, n_stages: int) -> list[bool]:
         hops = sum(cut == j for cut, _, _ in plan.hops)
         relays += [False, *[True] * (hops - 1)]
     return relays
-
-
-def emulation_of(emulate, plan, relays: list[bool]) -> EdgeEmulation:
-    """Return the emulation that `emulate` of `run_pipeline` means, for processes of which some are relays."""
-    if isinstance(emulate, str):
-        if plan is None:
-            raise expected(
-                "emulate", "a plan whose scenario to emulate", repr(emulate), "pass plan=, or an EdgeEmulation"
-            )
-        return emulation_for(plan, emulate)
-    n, none = len(relays), np.zeros(len(relays) - 1)
-    if emulate is None:
-        fast = np.full(n - 1, np.inf)
-        return EdgeEmulation("chain", np.ones(n), fast, fast, none, none, np.zeros(n), links="none")
-    check_choice("emulate.layout", getattr(emulate, "layout", None), ("chain",))
-    if emulate.n_processes != n:
-        raise expected(
-            "emulate", f"{n} processes, one per stage and relay", emulate.n_processes, "use emulation_for(plan)"
-        )
-    return emulate

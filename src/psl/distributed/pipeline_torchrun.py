@@ -1,104 +1,56 @@
 """Be one process of a pipeline that torchrun started, on this machine or on several."""
 
 import fcntl
-import json
 import os
 import socket
 import struct
+import tempfile
 from collections.abc import Callable
-from datetime import timedelta
+from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
-from psl.distributed.emulate import settle
-from psl.distributed.pipeline import bits_per_round
-from psl.distributed.pipeline_job import PipelineJob, emulation_of, relays_of, specify
-from psl.distributed.pipeline_worker import work
+from psl.distributed.launch import emulation_of
+from psl.distributed.pipeline_job import PipelineJob
+from psl.distributed.pipeline_worker import World, work
 from psl.errors import expected
-from psl.training.curves import Curves
-from psl.training.evaluate import evaluate
-from psl.training.fingerprint import settings_of
 from psl.training.history import History
-from psl.training.setup import check_plan
 
 _SIOCGIFADDR = 0x8915
 
 
 def attend(
-    store: dist.Store, address: str, *, plan=None, emulate=None, tell: Callable = print, **options
+    store: dist.Store, address: str, *, plan=None, emulate=None, checkpoint=None, tell: Callable = print, **options
 ) -> History | None:
     """Train as the stage, or relay, of this rank; returns the history in the first process, None in the others.
 
-    The first process holds the data. The others learn the shapes of the activations from it through the store, and
-    send it their weights where it is to evaluate.
+    The first process holds the data; the others learn the shapes of the activations from it through the store.
 
     Args:
         store: of torchrun's rendezvous.
-        address: of the network interface to use.
-        plan, emulate, options: as for `psl.distributed.run_pipeline`; links cannot be the kernel's here.
+        address: of the network interface to use, or its name.
+        plan, emulate, checkpoint, options: as for `psl.distributed.run`; links cannot be the kernel's here.
         tell: called in the first process with a line about every round.
 
     Raises:
         ScenarioError: an argument is out of range, or torchrun started another number of processes.
     """
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    torch.set_num_threads(1)
-    spec = specify(plan=plan, **options)
-    if rank == 0:
-        job = PipelineJob(spec)
-        store.set("ends", json.dumps(job.ends))
-    else:
-        spec["ends"] = json.loads(store.get("ends"))
-        job = PipelineJob(spec, data=False)
-    relays = relays_of(plan, len(job.run.stages))
-    if len(relays) != count:
-        fix = f"torchrun with {len(relays)} processes in all, or other cuts"
-        raise expected("torchrun", f"{len(relays)} processes, one per stage and relay", count, fix)
-    emulation = emulation_of(emulate, plan, relays)
-    if emulate is not None:
-        settle()
-    curves, stages = Curves(), [k for k, relay in enumerate(relays) if not relay]
-
-    def after(index, losses, place, module):
-        loss = torch.tensor([losses[-1]])
-        if count > 1 and rank == count - 1:
-            dist.send(loss, 0)
-        elif count > 1 and rank == 0:
-            dist.recv(loss, count - 1)
-        if job.due(index) and rank > 0 and module is not None:
-            for tensor in module.state_dict().values():
-                dist.send(tensor.contiguous(), 0)
-        if rank > 0:
-            return
-        if job.due(index):
-            for owner, stage in zip(stages[1:], job.run.stages[1:], strict=True):
-                for tensor in stage.module.state_dict().values():
-                    received = torch.empty_like(tensor, memory_format=torch.contiguous_format)
-                    dist.recv(received, owner)
-                    tensor.copy_(received)
-        up, down = bits_per_round(job)
-        job.run.link.uplink_bits += up
-        job.run.link.downlink_bits += down
-        curves.add(float(loss), evaluate(job.run, job.test) if job.due(index) else None, job.run.link)
-        tell(f"round {index + 1}/{spec['rounds']}: " + ", ".join(f"{k} {v}" for k, v in curves.shown().items()))
-
-    os.environ["GLOO_SOCKET_IFNAME"] = interface_of(address)
-    wait = timedelta(seconds=spec["timeout"])
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=wait)
-    try:
+    job = PipelineJob.of("pipeline", plan=plan, emulation=emulation_of(emulate, plan), **options)
+    if job.n_processes != count:
+        fix = f"torchrun with {job.n_processes} processes in all, or other cuts"
+        raise expected("torchrun", f"{job.n_processes} processes, one per stage and relay", count, fix)
+    n_local = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    first = rank - int(os.environ.get("LOCAL_RANK", rank))
+    place = None if checkpoint is None else str(Path(checkpoint).absolute())
+    with tempfile.TemporaryDirectory(prefix="psl-") as folder:
+        world = World(folder, place, None, [interface_of(address)] * count, list(range(first, first + n_local)))
         if rank == 0:
-            tell(f"pipeline: {len(stages)} stages, {count - len(stages)} relays, links emulated by: {emulation.links}")
-        work(job, emulation, relays, after, spec["timeout"])
-        dist.barrier()  # nobody leaves while another still talks to it
-    finally:
-        dist.destroy_process_group()
-    if rank > 0:
-        return None
-    settings = settings_of(job.run, spec["seed"], options.get("partition", "iid"), None)
-    history = curves.history("pipeline", settings, check_plan(plan, "pipeline", 1))
-    history.models.append(job.run.modules["model"].eval())
-    return history
+            links = "none" if job.emulation is None else job.emulation.links
+            tell(f"pipeline: {job.n_processes - sum(job.relays)} stages, {sum(job.relays)} relays, "
+                 f"links emulated by: {links}")  # fmt: skip
+        work(job, world, rank, store, tell)
+        return History.load(Path(folder) / "history.json") if rank == 0 else None
 
 
 def interface_of(address: str) -> str:

@@ -30,7 +30,14 @@ class EdgeStage(PipelineStage):
         compute: slows forward and backward down and records them.
         lines: of what goes forward and backward; None where nothing delays it.
         arrived: called with kind, number and time when a message has come in; by the schedule "eager" alone.
+        record: called with "out" or "in", the kind's name, a step (round times the number of micro-batches, plus the
+            micro-batch) and the tensor of everything that crosses.
+        device: of the layers; micro-batches cross from there, by the group's engine for it.
         group: process group; default the default one.
+
+    Attributes:
+        ends: shapes of a sample as it comes in and as it goes out, in the order of the wire.
+        round: index of the round, for `record`.
     """
 
     def __init__(
@@ -45,6 +52,8 @@ class EdgeStage(PipelineStage):
         compute: Compute | None = None,
         lines: tuple[DelayLine | None, DelayLine | None] = (None, None),
         arrived: Callable[[str, int, float], None] | None = None,
+        record: Callable | None = None,
+        device: torch.device | str = "cpu",
         group: dist.ProcessGroup | None = None,
     ):
         compute = compute or Compute()
@@ -53,23 +62,53 @@ class EdgeStage(PipelineStage):
         inlet = torch.empty(_on_the_wire(input_shape, swap_in), device="meta", requires_grad=index > 0)
         outlet = torch.empty(_on_the_wire(output_shape, swap_out), device="meta", requires_grad=True)
         layers = _Layers(module, compute, swap_in, swap_out)
-        super().__init__(layers, index, count, torch.device("cpu"), inlet, outlet, group=group)
+        super().__init__(layers, index, count, torch.device(device), inlet, outlet, group=group)
+        self.ends = tuple(inlet.shape[1:]), tuple(outlet.shape[1:])
         self.compute, self._layers, self._number = compute, layers, 0
         self.lines, self.arrived = lines, arrived or (lambda kind, number, when: None)
+        self.round, self._record = 0, record
 
     def _recv_meta(self, src_stage):
-        want = "shapes given on both sides"
-        raise expected(f"stage {self.stage_index}", want, f"a request to unpickle those of stage {src_stage}",
-                       "start every stage with the same plan", PSLError)  # fmt: skip
+        self._refuse(f"a request to unpickle those of stage {src_stage}")
+
+    def _send_meta(self, meta, dst_stage):
+        self._refuse(f"a request to pickle them for stage {dst_stage}")
+
+    def _refuse(self, got):
+        want, fix = "shapes given on both sides", "start every stage with the same plan"
+        raise expected(f"stage {self.stage_index}", want, got, fix, PSLError)
+
+    def _warmup_forward_vote(self, *args, **kwargs):
+        vote = super()._warmup_forward_vote(*args, **kwargs)
+        return self._voted(vote, came=not self.is_first, goes=not self.is_last)
+
+    def _warmup_backward_result(self, *args, **kwargs):
+        vote = super()._warmup_backward_result(*args, **kwargs)
+        return self._voted(vote, came=not self.is_last, goes=not self.is_first)
+
+    def _voted(self, vote, came, goes):
+        """Record torch's own messages before the first micro-batch: one number, whether shapes are known (1)."""
+        for way, crossed in (("in", came), ("out", goes)):
+            if crossed:
+                self._crossed(way, "vote", 0, vote)
+        return vote
+
+    def _crossed(self, way, kind, number, *tensors):
+        for tensor in tensors if self._record is not None else ():
+            self._record(way, kind, self.round * (self.chunks or 1) + number, tensor)
 
     def forward_one_chunk(self, fwd_chunk_id, args, kwargs=None, save_forward_output=True):
         """Compute one micro-batch forward, as slowly as the device emulated."""
         self._layers.number = fwd_chunk_id
+        if not self.is_first:
+            self._crossed("in", "activation", fwd_chunk_id, *_buffers(self.args_recv_info[fwd_chunk_id]))
         return super().forward_one_chunk(fwd_chunk_id, args, kwargs, save_forward_output)
 
     def backward_one_chunk(self, bwd_chunk_id, loss=None, full_backward=True, last_backward=False):
         """Compute one micro-batch backward, as slowly as the device emulated."""
         self._number = bwd_chunk_id
+        if not self.is_last:
+            self._crossed("in", "gradient", bwd_chunk_id, *_buffers(self.grad_recv_info[bwd_chunk_id]))
         return super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
 
     def backward_maybe_with_nosync(self, *args, **kwargs):
@@ -79,11 +118,15 @@ class EdgeStage(PipelineStage):
 
     def get_fwd_send_ops(self, fwd_chunk_id):
         """Return what to send forward; nothing if a delay line takes it."""
-        return self._delayed(self.lines[0], super().get_fwd_send_ops(fwd_chunk_id))
+        operations = super().get_fwd_send_ops(fwd_chunk_id)
+        self._crossed("out", "activation", fwd_chunk_id, *(operation.tensor for operation in operations))
+        return self._delayed(self.lines[0], operations)
 
     def get_bwd_send_ops(self, bwd_chunk_id):
         """Return what to send backward; nothing if a delay line takes it."""
-        return self._delayed(self.lines[1], super().get_bwd_send_ops(bwd_chunk_id))
+        operations = super().get_bwd_send_ops(bwd_chunk_id)
+        self._crossed("out", "gradient", bwd_chunk_id, *(operation.tensor for operation in operations))
+        return self._delayed(self.lines[1], operations)
 
     def _delayed(self, line, operations):
         if line is None:
@@ -93,7 +136,7 @@ class EdgeStage(PipelineStage):
             line.put(bits, lambda operation=operation: begin(operation).wait())
         return []
 
-    def flush(self, timeout: float) -> None:
+    def flush(self, timeout: float | None = None) -> None:
         """Wait until the delay lines are empty."""
         for line in filter(None, self.lines):
             line.flush(timeout)
@@ -102,6 +145,10 @@ class EdgeStage(PipelineStage):
         """End the delay lines."""
         for line in filter(None, self.lines):
             line.close()
+
+
+def _buffers(infos) -> list[torch.Tensor]:
+    return [info.buffer for info in infos if info.buffer is not None]
 
 
 class _Layers(nn.Module):

@@ -1,0 +1,47 @@
+"""Names that tell who made a thing, so that what a killed process left behind is found and removed by the next one."""
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+_FOLDER = "psl-run"
+
+
+def owner() -> str:
+    """Return what names this process for good: its number and when it started."""
+    return f"{os.getpid()}-{_born(os.getpid())}"
+
+
+def orphans(folder: Path, prefix: str) -> list[str]:
+    """Return the names ``PREFIX-PID-START-…`` in a folder whose process is gone; others' names are left out."""
+    name = re.compile(rf"{prefix}-(?P<pid>\d+)-(?P<born>\d+)-.+")
+    found = []
+    for entry in sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ():
+        made_by = name.fullmatch(entry)
+        if made_by and _born(int(made_by["pid"])) != made_by["born"]:
+            found.append(entry)
+    return found
+
+
+@contextlib.contextmanager
+def run_folder() -> Iterator[Path]:
+    """Make a temporary folder for a run, once those are removed that this user's killed processes left."""
+    place = Path(tempfile.gettempdir())
+    for name in orphans(place, _FOLDER):
+        with contextlib.suppress(OSError):
+            if (place / name).stat().st_uid == os.geteuid():
+                shutil.rmtree(place / name, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{_FOLDER}-{owner()}-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def _born(pid: int) -> str | None:
+    """When a process started, in ticks since boot; None if there is none, or no Linux to say so."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
