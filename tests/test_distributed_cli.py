@@ -109,13 +109,17 @@ def test_a_process_started_by_hand_listens_on_loopback_unless_the_server_is_else
     assert cli._address(None) == "127.0.0.1" and cli._ranks_here(2, 4) == [0, 1, 2, 3]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert cli._address("eth7") == "eth7" and cli._ranks_here(3, 4) == [2, 3]
+    assert cli._address("lo") == "lo" and cli._ranks_here(3, 4) == [2, 3]
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     assert cli._address(None) == "127.0.0.1" and cli._ranks_here(2, 4) == [0, 1, 2, 3]
     monkeypatch.setenv("MASTER_ADDR", "192.0.2.7")
     assert cli._ranks_here(2, 4) == [2]
     with pytest.raises(PSLError, match="--bind: expected this machine's address on the network of the run, got none"):
         cli._address(None)
+    with pytest.raises(
+        PSLError, match="--bind: expected an address of this machine, or an interface: .*lo.*, got 'eth77'"
+    ):
+        cli._address("eth77")
 
 
 def test_a_port_that_is_taken_and_an_address_of_another_machine_are_said(torchrun, monkeypatch, capsys):

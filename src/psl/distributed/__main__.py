@@ -14,6 +14,7 @@ from pathlib import Path
 from torch.distributed import PrefixStore, Store, TCPStore
 
 from psl.distributed.emulate import emulation_for
+from psl.distributed.groups import listen
 from psl.distributed.job import STAR, Job
 from psl.distributed.launch import run
 from psl.distributed.pipeline import run_pipeline
@@ -154,6 +155,7 @@ def _address(bind: str | None) -> str:
     if bind is None and _several_machines():
         fix = "--bind ADDRESS or --bind INTERFACE, of a network that you trust: nothing is encrypted"
         raise expected("--bind", "this machine's address on the network of the run", "none", fix)
+    listen(bind or LOOPBACK)
     return bind or LOOPBACK
 
 

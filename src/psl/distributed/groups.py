@@ -92,7 +92,7 @@ def two_member_group(backend: str, store: Store, member: int, address: str, pati
         settings._timeout = _NEVER
         return ProcessGroupNCCL(store, member, 2, settings)
     settings = ProcessGroupGloo._Options()
-    settings._devices = [_listen(address)]
+    settings._devices = [listen(address)]
     settings._timeout = timedelta(seconds=patience)
     return ProcessGroupGloo(store, member, 2, settings)
 
@@ -103,11 +103,15 @@ def end_group(group) -> None:
         group.abort()
 
 
-def _listen(where: str):
-    """Return gloo's device for an address or the name of a network interface."""
+def listen(where: str):
+    """Return gloo's device for an address of this machine or the name of one of its interfaces.
+
+    Raises:
+        ScenarioError: it is none.
+    """
     interfaces = [name for _, name in socket.if_nameindex()]
     try:
         return ProcessGroupGloo.create_device(**{"interface" if where in interfaces else "hostname": where})
     except RuntimeError as cause:
         want = f"an address of this machine, or an interface: {', '.join(interfaces)}"
-        raise expected("bind", want, repr(where), "name one of them") from cause
+        raise expected("--bind", want, repr(where), "name one of them") from cause
