@@ -166,7 +166,7 @@ def test_a_plan_from_a_file_supplies_cut_and_time(launcher, tmp_path, capsys):
         (["psl", "--rounds", "1", "--server", "here:x"], "MASTER_PORT: expected a whole number, got 'x'"),
         (["psl", "--rounds", "1", "--clients", "5"], "torchrun: expected 6 processes, got 4"),
         (["psl", "--rounds", "1", "--emulate", "kernel"], "--emulate: expected 'pacing' or 'none' under torchrun"),
-        (["psl", "--rounds", "1", "--emulate", "auto"], "--emulate: expected a plan to emulate, got none"),
+        (["psl", "--rounds", "1", "--emulate", "auto"], "emulate: expected a plan to emulate, got none"),
         (["psl", "--rounds", "1", "--cut", "1", "--model", "x"], "model: expected 'module:function', got 'x'"),
     ],
 )

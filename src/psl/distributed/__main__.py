@@ -7,17 +7,15 @@ and a client that has died again; or, without these, all of them from here.
 import argparse
 import os
 import sys
-import tempfile
 from datetime import timedelta
 from pathlib import Path
 
 from torch.distributed import PrefixStore, Store, TCPStore
 
-from psl.distributed.emulate import emulation_for
 from psl.distributed.groups import listen
 from psl.distributed.job import STAR, Job
-from psl.distributed.launch import run
-from psl.distributed.pipeline import run_pipeline
+from psl.distributed.launch import emulation_of, run
+from psl.distributed.leftovers import run_folder
 from psl.distributed.pipeline_torchrun import attend
 from psl.distributed.transport import LOOPBACK, open_store, serve_store
 from psl.distributed.worker import START, World, work
@@ -66,11 +64,7 @@ def _alone(asked: dict) -> None:
     _refuse("processes of one machine", bind=asked.pop("bind"))
     plan = _plan(asked.pop("plan"))
     options = _given(asked)
-    if framework == "pipeline":
-        _refuse(framework, restarts=restarts)
-        found = run_pipeline(plan=plan, emulate=emulate, **options)
-    else:
-        found = run(framework, plan=plan, emulate=emulate, restarts=restarts, **options)
+    found = run(framework, plan=plan, emulate=emulate, restarts=restarts, **options)
     print(found)
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
@@ -93,8 +87,14 @@ def _as_one(asked: dict) -> None:
     _refuse("torchrun", restarts=asked.pop("restarts"))
     plan = _plan(asked.pop("plan"))
     options = _given(asked)
+    if emulate == "kernel":
+        fix = "leave torchrun out: python -m psl.distributed starts processes in namespaces of their own"
+        raise expected("--emulate", "'pacing' or 'none' under torchrun", "'kernel'", fix)
+    emulation = emulation_of("pacing" if emulate == "auto" else emulate, plan)
     if framework == "pipeline":
-        _as_stage(options, plan, emulate, out, bind)
+        history = attend(_store(rank), _address(bind), plan=plan, emulate=emulation, out=out, **options)
+        if history is not None:
+            print(history, flush=True)
         return
     if count < 2:
         fix = "start the server and at least one client: torchrun --nproc-per-node 2 or more"
@@ -103,14 +103,9 @@ def _as_one(asked: dict) -> None:
         fix = f"start {options['n_clients'] + 1} processes in all: the server and the clients"
         raise expected("torchrun", f"{options['n_clients'] + 1} processes", count, fix)
     checkpoint = options.pop("checkpoint", None)
-    if emulate == "kernel":
-        raise _no_namespaces()
-    emulation = None
-    if emulate is not None:
-        emulation = emulation_for(_needed(plan), "pacing" if emulate == "auto" else emulate)
     job = Job.of(framework, options.pop("model"), options.pop("dataset"), plan=plan, emulation=emulation, **options)
-    with tempfile.TemporaryDirectory(prefix="psl-run-") as own:
-        folder = Path(own if out is None else out)
+    with run_folder() as own:
+        folder = own if out is None else Path(out)
         place = None if checkpoint is None else Path(checkpoint)
         world = World.here(folder, place, job.n_clients, _address(bind), _ranks_here(rank, count))
         if rank == 0:
@@ -119,23 +114,6 @@ def _as_one(asked: dict) -> None:
         work(job, world, rank, _store(rank), tell=print if rank == 0 else None)
         if rank == 0:
             print(History.load(folder / "history.json"), flush=True)
-
-
-def _as_stage(options: dict, plan, emulate: str | None, out: str | None, bind: str | None) -> None:
-    if emulate == "kernel":
-        raise _no_namespaces()
-    emulate = "pacing" if emulate == "auto" else emulate
-    history = attend(_store(int(os.environ["RANK"])), _address(bind), plan=plan, emulate=emulate, **options)
-    if history is not None:
-        print(history, flush=True)
-        if out is not None:
-            Path(out).mkdir(parents=True, exist_ok=True)
-            history.save(Path(out) / "history.json")
-
-
-def _no_namespaces() -> PSLError:
-    fix = "leave torchrun out: python -m psl.distributed starts processes in namespaces of their own"
-    return expected("--emulate", "'pacing' or 'none' under torchrun", "'kernel'", fix)
 
 
 def _store(rank: int) -> Store:
@@ -187,12 +165,6 @@ def _given(asked: dict) -> dict:
 
 def _plan(path: str | None):
     return None if path is None else Record.load(path)
-
-
-def _needed(plan):
-    if plan is None:
-        raise expected("--emulate", "a plan to emulate", "none", "pass --plan FILE")
-    return plan
 
 
 def _parser() -> argparse.ArgumentParser:
