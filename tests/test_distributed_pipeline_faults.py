@@ -9,17 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch.distributed import HashStore
 
 from distributed_models import OPTIONS, assert_same_run
-from psl.distributed import EdgeEmulation, run
+from psl.distributed import EdgeEmulation, PipelineJob, run
 from psl.distributed.leftovers import orphans, owner, run_folder
 from psl.distributed.messages import ChannelError
 from psl.distributed.namespaces import unavailable
+from psl.distributed.pipeline_books import Books
+from psl.distributed.pipeline_job import Source
 from psl.distributed.pulse import Pulse
-from psl.errors import PSLError
+from psl.errors import CheckpointError, PSLError
 from test_distributed_faults import At, alive, descendants, kill
-from test_distributed_pipeline import in_one_process, in_processes, left_behind, relayed_plan
+from test_distributed_pipeline import NAMES, in_one_process, in_processes, left_behind, relayed_plan
+from test_distributed_pipeline import OPTIONS as CHAIN
 
 MANY = {"rounds": 1000, "eval_every": 1000, "timeout": 2.0}
 
@@ -97,6 +101,15 @@ def test_a_killed_pipeline_continues_from_its_checkpoint_with_the_same_result(nu
         file.unlink()
     with pytest.raises(PSLError, match="expected a file of every stage, got none of stage 1"):
         in_processes(nursery, **options)
+
+
+def test_other_data_is_not_continued_with(tmp_path):
+    job = PipelineJob.of("pipeline", **NAMES | CHAIN)
+    source = Source(job, torch.device("cpu"))
+    books = Books(job, job.prepare(), source, tmp_path, saves=True)
+    books.restore(books.state())
+    with pytest.raises(CheckpointError, match="checkpoint: data: expected .* training, .* test, got something else"):
+        books.restore(books.state() | {"data": "something else"})
 
 
 def interrupt(launch):

@@ -6,24 +6,22 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 from tqdm.auto import tqdm
 
 from psl.distributed import events
+from psl.distributed.crews import Chain, Star
 from psl.distributed.emulate import EdgeEmulation, emulation_for
 from psl.distributed.job import STAR, Job
 from psl.distributed.leftovers import run_folder
 from psl.distributed.nursery import Nursery, Worker, wait_all
-from psl.distributed.pipeline import Chain
 from psl.distributed.pipeline_job import PipelineJob
-from psl.distributed.worker import World
-from psl.errors import PSLError, check_choice, check_count, expected
+from psl.errors import check_choice, expected
 from psl.training.history import History
 
 _LOOK = 0.05  # s between two looks at the workers
@@ -221,72 +219,6 @@ class Launch:
         return self._nursery.start(self._crew.module, [self.folder, rank], log, self._namespaces[rank])
 
 
-class Star:
-    """A server and its clients, seen from outside: clients may fail, and come back; the server may not.
-
-    Args:
-        job: the run.
-        restarts: how often each client that ends early is started again.
-        restart: starts a rank again.
-    """
-
-    module = "psl.distributed.worker"
-
-    def __init__(self, job: Job, restarts: int, restart: Callable[[int], None]):
-        self.job, self._restart = job, restart
-        self.names = ["server", *(f"client {i}" for i in range(job.n_clients))]
-        self._restarts = dict.fromkeys(range(1, job.n_clients + 1), check_count("restarts", restarts, minimum=0))
-        self._alone = time.monotonic()  # since when the server runs without clients
-
-    def world(self, folder: Path, checkpoint: Path | None, network) -> dict:
-        """Return what every process reads of where it is."""
-        n_clients, emulation = self.job.n_clients, self.job.emulation
-        world = World.here(folder, checkpoint, n_clients)
-        if network is not None:
-
-            def ends(plane):
-                return [[network.address(0, plane), network.address(i + 1, plane)] for i in range(n_clients)]
-
-            own = None if emulation.broadcast is None else ends(1)
-            world = World(world.folder, world.checkpoint, network.address(0), ends(0), own)
-        return asdict(world)
-
-    def look(self, workers: list[Worker], news: dict) -> bool:
-        """Start clients again that may be, and tell whether the run is over; raises `PSLError` if it failed."""
-        server, *clients = workers
-        started = news["rounds"] > 0 or news["faults"]
-        if not started and any(client.code not in (None, 0) for client in clients):
-            server.wait(1.0)  # if it failed first, its message says why
-        if not server.running:
-            wait_all(clients, self.job.timeout)
-            if server.code != 0:
-                raise PSLError(f"the server failed: {server.why()}")
-            return True
-        if any(client.running for client in clients) or any(self._restarts.values()):
-            self._alone = time.monotonic()
-        elif time.monotonic() - self._alone > self.job.patience:
-            got = f"none for {self.job.patience:g} s after the last client ended"
-            raise expected("the server", "an end", got, "see whether it was stopped", PSLError)
-        for rank, client in enumerate(clients, 1):
-            if client.running or client.code == 0:
-                continue
-            if self._restarts[rank] > 0:
-                self._restarts[rank] -= 1
-                self._restart(rank)
-            elif not started:
-                raise PSLError(f"{self.names[rank]} failed: {client.why()}")
-        return False
-
-    def models(self, folder: Path, news: dict) -> list[nn.Module]:
-        """Return the trained models: the server's part of the weights with each client's."""
-        state = torch.load(folder / "server.pt", map_location="cpu", weights_only=True)
-        return [_assembled(self.job.build_model(), state, folder / f"client-{number}.pt") for number in news["models"]]
-
-    def complete(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Return the events as they are: both ends of a transfer are known."""
-        return table
-
-
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP, where nobody handles them, end the program by an exception, so that all is cleaned up."""
@@ -306,10 +238,3 @@ def _ended_by_signals() -> Iterator[None]:
     finally:
         for each in ours:
             signal.signal(each, signal.SIG_DFL)
-
-
-def _assembled(model: nn.Module, server: dict, file: Path) -> nn.Module:
-    """Put the server's and a client's part of the weights into a model, in evaluation mode."""
-    client = torch.load(file, map_location="cpu", weights_only=True)
-    model.load_state_dict(server | client)
-    return model.eval()

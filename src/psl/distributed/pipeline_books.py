@@ -64,11 +64,19 @@ class Books:
     def state(self) -> dict:
         """Return everything as plain values."""
         link = [self.run.link.uplink_bits, self.run.link.downlink_bits]
-        return {"curves": self.curves.state(), "round_times": self.round_times, "link": link}
+        state = {"curves": self.curves.state(), "round_times": self.round_times, "link": link}
+        return state | {"data": self._source.digest}
 
     def restore(self, state: dict) -> None:
-        """Continue from what `state` returned; raises `CheckpointError` if that are more rounds than asked for."""
+        """Continue from what `state` returned.
+
+        Raises:
+            CheckpointError: it is of other data, or has more rounds than asked for.
+        """
         job, link = self.job, self.run.link
+        if state["data"] != self._source.digest:
+            fix = "give the run its data back, or another checkpoint="
+            raise expected("checkpoint: data", self._source.digest, state["data"], fix, CheckpointError)
         self.curves.restore(state["curves"])
         if self.curves.rounds > job.rounds:
             fix = "ask for as many rounds or more, or give another checkpoint="

@@ -9,7 +9,7 @@ import torch
 
 from psl.distributed.groups import backend_for, check_device
 from psl.distributed.job import Job
-from psl.distributed.stages import SCHEDULES
+from psl.distributed.schedules import SCHEDULES
 from psl.errors import check_choice, expected
 from psl.models.shapes import cut_shapes
 from psl.models.tracing import trace
@@ -40,7 +40,9 @@ class PipelineJob(Job):
 
     Args:
         micro_batch: samples that go through at a time; None for the whole mini-batch.
-        schedule: "eager": what has arrived, backward first, as in `psl.simulate`; "gpipe" or "1f1b": torch's own.
+        schedule: "eager": what has arrived, backward first, as in `psl.simulate`; "gpipe" or "1f1b": torch's own, which
+            tell no arrivals, so that there are no transfers among the events.
+        timeout: s without a sign of life after which a process counts as gone; a message may take longer.
         relays: (P,) along the path, which processes only pass on.
         ends: shapes of a sample around the stages, the data's first; empty until the first process has told.
     """
@@ -172,6 +174,7 @@ class Source:
     Attributes:
         test: to evaluate with.
         ends: shapes of a sample around the stages.
+        digest: of the data, with which a run may continue.
     """
 
     def __init__(self, job: PipelineJob, device: torch.device):
@@ -183,6 +186,7 @@ class Source:
             seed=job.seed,
         )  # fmt: skip
         self._sampler = Sampler(np.concatenate(shares), job.mini_batch, job.seed, 0)
+        self.digest = f"{self._train.digest()} training, {self.test.digest()} test"
         shapes = cut_shapes(trace(model), tuple(self._train.fetch(np.array([0]))[0].shape[1:]))
         self.ends = [shapes[0], *(shapes[cut] for cut in job.prepare().cut), shapes[-1]]
 

@@ -4,13 +4,13 @@ import fcntl
 import os
 import socket
 import struct
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
 
 from psl.distributed.launch import emulation_of
+from psl.distributed.leftovers import run_folder
 from psl.distributed.pipeline_job import PipelineJob
 from psl.distributed.pipeline_worker import World, work
 from psl.errors import expected
@@ -20,8 +20,9 @@ _SIOCGIFADDR = 0x8915
 
 
 def attend(
-    store: dist.Store, address: str, *, plan=None, emulate=None, checkpoint=None, tell: Callable = print, **options
-) -> History | None:
+    store: dist.Store, address: str, *, plan=None, emulate=None, checkpoint=None, out=None, tell: Callable = print,
+    **options,
+) -> History | None:  # fmt: skip
     """Train as the stage, or relay, of this rank; returns the history in the first process, None in the others.
 
     The first process holds the data; the others learn the shapes of the activations from it through the store.
@@ -30,6 +31,7 @@ def attend(
         store: of torchrun's rendezvous.
         address: of the network interface to use, or its name.
         plan, emulate, checkpoint, options: as for `psl.distributed.run`; links cannot be the kernel's here.
+        out: folder for history, model and this process's events; None: they are not kept.
         tell: called in the first process with a line about every round.
 
     Raises:
@@ -43,7 +45,8 @@ def attend(
     n_local = int(os.environ.get("LOCAL_WORLD_SIZE", count))
     first = rank - int(os.environ.get("LOCAL_RANK", rank))
     place = None if checkpoint is None else str(Path(checkpoint).absolute())
-    with tempfile.TemporaryDirectory(prefix="psl-") as folder:
+    with run_folder() as own:
+        folder = str(own if out is None else Path(out).absolute())
         world = World(folder, place, None, [interface_of(address)] * count, list(range(first, first + n_local)))
         if rank == 0:
             links = "none" if job.emulation is None else job.emulation.links

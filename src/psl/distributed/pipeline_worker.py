@@ -23,7 +23,8 @@ from psl.distributed.pipeline_books import Books
 from psl.distributed.pipeline_job import PipelineJob, Source
 from psl.distributed.pipeline_messages import Order, Partner, agree, begin_round, wait_for
 from psl.distributed.pulse import Pulse
-from psl.distributed.stages import SCHEDULES, EdgeStage
+from psl.distributed.schedules import SCHEDULES
+from psl.distributed.stages import EdgeStage
 from psl.distributed.state import load_state, newest_round, save_state
 from psl.errors import CheckpointError, expected
 from psl.training.loop import round_generator

@@ -1,5 +1,6 @@
 """Signs of life between processes that wait for each other: who is frozen is told from who has long to compute."""
 
+import contextlib
 import os
 import sys
 import threading
@@ -45,14 +46,11 @@ class Pulse:
         self._thread.start()
         return self
 
-    def __exit__(self, kind, failure, _):
+    def __exit__(self, kind, *_):
         self._over.set()
         self._thread.join(self._timeout)
-        try:
+        with contextlib.suppress(RuntimeError):  # the store is gone, with who serves it
             self._set(_LEFT if kind is None else _FAILED)
-        except RuntimeError:  # the store is gone, with who serves it
-            if kind is None:
-                raise
 
     def _beat(self) -> None:
         others = {k: (b"", time.monotonic()) for k in range(len(self._names)) if k != self._rank}
