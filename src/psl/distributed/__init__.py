@@ -5,7 +5,6 @@ from psl.distributed.job import Job
 from psl.distributed.launch import Launch, Run, run
 from psl.distributed.messages import ChannelError, ProtocolError
 from psl.distributed.nursery import Nursery
-from psl.distributed.pipeline import run_pipeline
 from psl.distributed.pipeline_job import PipelineJob
 
 __all__ = [
@@ -19,5 +18,4 @@ __all__ = [
     "Run",
     "emulation_for",
     "run",
-    "run_pipeline",
 ]

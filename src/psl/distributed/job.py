@@ -26,7 +26,7 @@ from psl.training.link import Link
 from psl.training.partition import check_rule
 from psl.training.setup import check_model, check_plan_fits, image_layout, optimizer_factory, prepare_model
 
-#: Frameworks of a server and clients; the pipeline has `run_pipeline`.
+#: Frameworks of a server and clients; a pipeline has `PipelineJob`.
 STAR = ("sl", "sfl", "psl", "epsl", "edgesplit")
 _NOT_IDENTITY = {"rounds", "eval_every", "timeout", "save_every", "record", "emulation", "device", "backend"}
 
@@ -85,7 +85,7 @@ class Job(Record):
         Raises:
             ScenarioError, CutError: as `psl.train`; no star framework; nothing of that name.
         """
-        fix = "use one of them; psl.distributed.run_pipeline runs a pipeline"
+        fix = "use one of them; a pipeline has PipelineJob"
         check_choice("framework", framework, STAR, fix)
         known = [f.name for f in fields(cls)] + ["plan"]
         for name in options:

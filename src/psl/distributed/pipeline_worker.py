@@ -211,15 +211,20 @@ class Member:
         )  # fmt: skip
 
     def _show(self, index: int) -> None:
-        """Send the layers to the first process, which puts them into its model."""
+        """Send the layers to the first process, which puts them into its model.
+
+        It asks for them when it has ended its round, so that they do not hold the round's last gradients up.
+        """
         if self.rank > 0:
             if self.layers is not None:
+                self.partners[0].hear(Kind.COMMAND, index, ())
                 send_model(self.partners[0], Kind.MODEL, index, list(self.layers.module.state_dict().values()))
             return
         for rank in range(1, self.count):
             if not self.job.relays[rank]:
                 module = self.framework.stages[self.job.place(rank)].module
                 own = list(module.state_dict().values())
+                self.partners[rank].tell(Kind.COMMAND, index, ())
                 come = receive_model(self.partners[rank], Kind.MODEL, index, own)
                 with torch.no_grad():
                     for tensor, new in zip(own, come, strict=True):
