@@ -1,9 +1,7 @@
 """Stages that are killed or freeze, slow links, and pipelines that continue from their checkpoint."""
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -132,49 +130,34 @@ def test_an_interrupted_pipeline_is_saved_and_leaves_no_process(nursery, tmp_pat
     assert left_behind(nursery) == ([], [])
 
 
-SCRIPT = """
-from psl.distributed import run
-from psl.schedulers.pipeline import PipelinePlan
-plan = PipelinePlan.load({plan!r})
-run("pipeline", plan=plan, rounds=100_000, eval_every=100_000, emulate={links!r}, progress=False)
-"""
-
-
 def has_rounds(folder):
     news = folder / "progress.json"
     return news.exists() and '"rounds": 0' not in news.read_text()
 
 
-def test_a_launcher_that_is_ended_leaves_nothing_that_stays(tmp_path):
+def test_a_launcher_that_is_ended_leaves_nothing_that_stays(nursery, tmp_path):
     links = "pacing" if unavailable() else "kernel"
     plan = relayed_plan().save(tmp_path / "plan.json")
-    left = lambda: [path.name for path in tmp_path.glob("psl-*")]  # noqa: E731
-    spaces = lambda pid: [path.name for path in Path("/run/netns").glob(f"psl-{pid}-*")]  # noqa: E731
+    left = lambda: list(tmp_path.glob("psl-*"))  # noqa: E731
+    spaces = lambda pid: list(Path("/run/netns").glob(f"psl-{pid}-*"))  # noqa: E731
     pids = []
     # A killed one can clean nothing up, but the next run does; and that one cleans up when it is asked to end.
-    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT.format(plan=str(plan), links=links)],
-            env=os.environ | {"TMPDIR": str(tmp_path)},
-        )
-        pids.append(process.pid)
-        try:
-            end = time.monotonic() + 90
-            while not any(has_rounds(folder) for folder in tmp_path.glob(f"psl-run-{pids[-1]}-*")):
-                assert process.poll() is None and time.monotonic() < end
-                time.sleep(0.1)
-            family = descendants(process.pid)
-            assert len(family) == 4  # the nursery, two stages and a relay
-            assert len(left()) == 1 and len(spaces(pids[-1])) == 3 * (links == "kernel"), "its own, nobody else's"
-            process.send_signal(number)
-            assert process.wait(20) == code
-            end = time.monotonic() + 10
-            while any(alive(pid) for pid in family) and time.monotonic() < end:
-                time.sleep(0.05)
-            assert not [pid for pid in family if alive(pid)]
-        finally:
-            process.kill()
-            process.wait()
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        program = nursery.start("pipeline_models", [tmp_path, plan, links], tmp_path / "log")
+        pids.append(program.pid)
+        end = time.monotonic() + 90
+        while not any(has_rounds(folder) for folder in tmp_path.glob(f"psl-run-{program.pid}-*")):
+            assert program.running and time.monotonic() < end, program.last_words()
+            time.sleep(0.1)
+        family = descendants(program.pid)
+        assert len(family) == 4  # the nursery, two stages and a relay
+        assert len(left()) == 1 and len(spaces(program.pid)) == 3 * (links == "kernel"), "its own, nobody else's"
+        program.signal(number)
+        assert program.wait(20) == -number
+        end = time.monotonic() + 10
+        while any(alive(pid) for pid in family) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not [pid for pid in family if alive(pid)]
     assert not left() and not spaces(pids[0]) and not spaces(pids[1])
 
 
@@ -196,10 +179,10 @@ def test_only_what_a_gone_process_made_is_swept(tmp_path, monkeypatch):
 def test_a_pulse_tells_the_silent_from_the_slow_and_the_failed():
     names, store = ["stage 0", "stage 1"], HashStore()
     failures = []
-    with Pulse(store, 0, names, 0.5, failures.append):
-        with Pulse(store, 1, names, 0.5, failures.append):
-            time.sleep(1.2)
-        time.sleep(0.8)
+    with Pulse(store, 0, names, 0.4, failures.append):
+        with Pulse(store, 1, names, 0.4, failures.append):
+            time.sleep(0.8)
+        time.sleep(0.6)
     assert failures == [], "whoever has left need not tell that it lives"
     with Pulse(store, 0, names, 0.3, failures.append):
         store.set("pulse 1", "7")
@@ -208,8 +191,8 @@ def test_a_pulse_tells_the_silent_from_the_slow_and_the_failed():
     assert isinstance(failure, ChannelError)
     assert str(failure).startswith("stage 1: expected a sign of life within 0.3 s, got none")
     failures.clear()
-    with Pulse(store, 0, names, 5.0, failures.append):
-        with pytest.raises(OSError, match="on purpose"), Pulse(store, 1, names, 5.0, failures.append):
+    with Pulse(store, 0, names, 2.0, failures.append):
+        with pytest.raises(OSError, match="on purpose"), Pulse(store, 1, names, 2.0, failures.append):
             raise OSError("on purpose")
-        time.sleep(1.5)
-    assert len(failures) == 1 and "stage 1: expected a sign of life within 5 s, got its end" in str(failures[0])
+        time.sleep(0.8)
+    assert len(failures) == 1 and "stage 1: expected a sign of life within 2 s, got its end" in str(failures[0])

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import threading
 import time
@@ -221,10 +222,11 @@ class Launch:
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP, where nobody handles them, end the program by an exception, so that all is cleaned up."""
-    ours = []
+    """Clean up before SIGTERM or SIGHUP, where nobody handles them, end the program as they do."""
+    ours, received = [], []
 
     def leave(number, frame):
+        received.append(number)
         for each in ours:
             signal.signal(each, signal.SIG_IGN)  # a second one must not stop the cleaning
         raise SystemExit(128 + number)
@@ -238,3 +240,5 @@ def _ended_by_signals() -> Iterator[None]:
     finally:
         for each in ours:
             signal.signal(each, signal.SIG_DFL)
+        for number in received:  # now for good; a notebook would go on after an exception
+            os.kill(os.getpid(), number)
