@@ -59,7 +59,8 @@ class Channel:
         on_transfer: Callable | None = None,
     ):
         self._group, self._peer = group, 1 - member
-        self._place = "cuda" if group.name() == "nccl" else "cpu"  # of what the group sends and receives
+        # Where what the group sends and receives must be; threads do not inherit the current GPU.
+        self._place = f"cuda:{torch.cuda.current_device()}" if group.name() == "nccl" else "cpu"
         self.name, self.timeout, self._chunk = name, timeout, chunk
         self._line, self._broadcast_rate = line, broadcast_rate
         self._on_message, self._on_transfer = on_message, on_transfer
