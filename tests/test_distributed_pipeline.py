@@ -176,7 +176,7 @@ def test_relays_and_links_are_emulated_and_the_result_stays(nursery, links):
     assert left_behind(nursery) == ([], [])
 
 
-def test_torchrun_starts_stages_too(tmp_path):
+def test_torchrun_starts_stages_too_and_its_run_continues_anywhere(nursery, tmp_path):
     plan = relayed_plan(rate=50e6)
     plan.save(tmp_path / "plan.json")
     done = subprocess.run(
@@ -184,17 +184,23 @@ def test_torchrun_starts_stages_too(tmp_path):
             sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "3", "-m", "psl.distributed", "pipeline",
             "--rounds", "2", "--lr", "0.05", "--timeout", "20", "--plan", str(tmp_path / "plan.json"),
             "--emulate", "auto", "--out", str(tmp_path),
+            "--checkpoint", str(tmp_path / "run"),
         ],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 stages, 1 relays, links emulated by: pacing" in done.stdout
+    assert len(list((tmp_path / "run").glob("stage-*-round-2.pt"))) == 2 and (tmp_path / "events-1.json").exists()
     torch.manual_seed(0)
-    want = psl.train("pipeline", psl.models.cnn(), "digits", plan=plan, rounds=2, lr=0.05, progress=False)
-    found = psl.History.load(tmp_path / "history.json")
-    np.testing.assert_allclose(found.train_loss, want.train_loss, rtol=1e-5)
-    np.testing.assert_allclose(found.test_accuracy, want.test_accuracy, atol=0.003)
-    np.testing.assert_array_equal(found.uplink_bits, want.uplink_bits)
+    options = {"plan": plan, "rounds": 3, "lr": 0.05, "progress": False}
+    want = psl.train("pipeline", psl.models.cnn(), "digits", **options)
+    early = psl.History.load(tmp_path / "history.json")
+    np.testing.assert_allclose(early.train_loss, want.train_loss[:2], rtol=1e-5)
+    np.testing.assert_allclose(early.test_accuracy, want.test_accuracy[:2], atol=0.003)
+    np.testing.assert_array_equal(early.uplink_bits, want.uplink_bits[:2])
+    found = run("pipeline", "psl.models:cnn", **options, checkpoint=tmp_path / "run", nursery=nursery)
+    assert_same_run(found.history, want)
+    assert len(found.round_times) == 3 and set(found.events["round"]) == {2}
 
 
 def test_an_interface_is_found_by_its_address():

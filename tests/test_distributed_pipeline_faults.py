@@ -38,14 +38,13 @@ def test_a_killed_stage_ends_the_others_and_is_named(nursery, links):
 
     def watch(launch):
         workers[:] = launch.workers
-        At.__call__(killer, launch)
+        killer(launch)
 
     killer = At(3, kill(1))
-    with pytest.raises(
-        PSLError, match=r"the pipeline stopped\. stage 1 failed: killed by signal 9 \(SIGKILL\)"
-    ) as failure:
+    message = r"the pipeline stopped\. stage 1 failed: killed by signal 9 \(SIGKILL\)"
+    with pytest.raises(PSLError, match=message) as failure:
         in_processes(nursery, watch=watch, emulate=chain(overhead=0.05, links=links), **MANY)
-    assert time.monotonic() - killer.when < 2 and "Traceback" not in str(failure.value)
+    assert time.monotonic() - killer.when < 4 and "Traceback" not in str(failure.value)
     assert not any(worker.running or alive(worker.pid) for worker in workers)
     assert left_behind(nursery) == ([], [])
 
@@ -67,10 +66,10 @@ def test_a_frozen_stage_is_noticed_within_the_timeout(nursery):
 
 def test_a_slow_link_and_a_slow_stage_delay_but_do_not_break(nursery):
     options = {"model": "pipeline_models:wide_chain", "cut": [1, 2], "batch_size": 16, "micro_batch": 32, "rounds": 1}
-    slow = chain(forward=2e6, overhead=0.8)
-    found = in_processes(nursery, emulate=slow, timeout=0.6, **options)
+    slow = chain(forward=2e6, overhead=1.2)
+    found = in_processes(nursery, emulate=slow, timeout=1.0, **options)
     seconds = 32 * 64 * 64 * 32 / 2e6  # one message, much longer than the timeout
-    assert seconds > 2 and seconds + 1.6 < found.round_times[0] < seconds + 1.6 + 2
+    assert seconds > 2 and seconds + 2.4 < found.round_times[0] < seconds + 2.4 + 4
     assert found.emulation == "pacing"
 
 
@@ -179,10 +178,10 @@ def test_only_what_a_gone_process_made_is_swept(tmp_path, monkeypatch):
 def test_a_pulse_tells_the_silent_from_the_slow_and_the_failed():
     names, store = ["stage 0", "stage 1"], HashStore()
     failures = []
-    with Pulse(store, 0, names, 0.4, failures.append):
-        with Pulse(store, 1, names, 0.4, failures.append):
-            time.sleep(0.8)
-        time.sleep(0.6)
+    with Pulse(store, 0, names, 0.8, failures.append):
+        with Pulse(store, 1, names, 0.8, failures.append):
+            time.sleep(1.2)
+        time.sleep(1.0)
     assert failures == [], "whoever has left need not tell that it lives"
     with Pulse(store, 0, names, 0.3, failures.append):
         store.set("pulse 1", "7")
