@@ -99,7 +99,12 @@ def test_processes_started_by_hand_need_no_torchrun_and_a_killed_client_comes_ba
 def test_flags_and_variables_mean_the_same(torchrun, monkeypatch):
     names = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
     assert cli._is_one(None, None, None) and [os.environ[name] for name in names] == ["0", "4", "127.0.0.1", "1"]
-    assert cli._is_one(2, 5, "[::1]:29500") and [os.environ[name] for name in names] == ["2", "5", "[::1]", "29500"]
+    assert cli._is_one(2, 5, "localhost:29500") and [os.environ[name] for name in names] == [
+        "2",
+        "5",
+        "localhost",
+        "29500",
+    ]
     for name in names:
         monkeypatch.delenv(name)
     assert not cli._is_one(None, None, None)

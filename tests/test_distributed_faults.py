@@ -98,6 +98,14 @@ def lied(nursery):
     noted(nursery.pid).unlink()
 
 
+def test_a_client_that_comes_back_with_other_data_is_not_let_in(nursery, lied):
+    data = "distributed_models:other_data_for_whoever_comes_back"
+    options = MANY | {"emulate": star(overhead=0.03), "restarts": 1, "dataset": data}
+    found = in_processes("psl", nursery, watch=At(3, kill(3)), **options)
+    assert found.history.participants[-1] == 2 and len(found.faults) == 2  # and none says that it came back
+    assert re.search("left out client 2: expected the data it had, .*n_tests=30.* got .*n_tests=29", found.faults[1])
+
+
 @pytest.mark.parametrize(
     ("lie", "reason"),
     [
