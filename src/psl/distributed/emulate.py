@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from torch.nn.functional import conv2d
 
 from psl.distributed.namespaces import Namespaces, chain, not_permitted, star, unavailable
 from psl.distributed.pacing import DelayLine, sleep_until
@@ -23,6 +25,8 @@ except ImportError:  # not a POSIX system: computations do not take turns there
 LINKS = ("kernel", "pacing", "none")
 
 _NICENESS = -10
+_own: set[int] = set()  # cores of computations, and of everything else: set by `settle`
+_others: set[int] = set()
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -121,8 +125,9 @@ class Compute:
     What took t seconds of the thread's CPU time ends when ``overhead + factor · t`` seconds have passed since it began.
     It follows what was really computed, never what a formula predicts. Waiting for a core costs nothing as long as it
     ends before that; what it takes beyond adds up in `overrun`. Computations that share a file `turn` run one at a
-    time: two at once on cores that share caches, or that are two threads of one core, would slow each other down,
-    which the devices they stand for do not.
+    time, on a core that `settle` keeps free for them: two at once on cores that share caches, or that are two threads
+    of one core, would slow each other down, and so does a core's work for the network, which Linux books as computing
+    of whoever it interrupts. The devices they stand for do not share.
 
     Args:
         factor: of the computing time; 1 or less changes nothing.
@@ -140,6 +145,8 @@ class Compute:
     def __call__(self, kind: str, number: int = 0):
         start = time.monotonic()
         with self._alone():
+            if self.factor > 1:
+                warm_up()
             cpu = time.thread_time()
             yield
             cpu = time.thread_time() - cpu
@@ -157,16 +164,47 @@ class Compute:
             return
         with open(self._turn, "ab") as file:  # closing it lets go of it
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            with on_own_core():
+                yield
+
+
+def warm_up() -> None:
+    """Compute something small and forget it, as after idling a processor is slow for the first millisecond.
+
+    A device that is emulated idles most of the time, one that is k times slower computes through all of it. Without
+    this, what is stretched k times is that first millisecond rather than the computation.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        x, w = torch.ones(8, 16, 8, 8, requires_grad=True), torch.ones(32, 16, 3, 3, requires_grad=True)
+        torch.autograd.grad(conv2d(x, w, padding=1).relu().sum(), (x, w))
+
+
+@contextlib.contextmanager
+def on_own_core():
+    """Run this thread on the core that `settle` keeps free for computations; anywhere if there is but one core."""
+    if not _others:
+        yield
+        return
+    os.sched_setaffinity(0, _own)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, _others)
 
 
 def settle() -> None:
     """Let this process be disturbed as little as the device that it stands for.
 
-    It keeps the memory that it frees (glibc): otherwise what is given back after one mini-batch is fetched anew, page
-    by page, in the next, when many micro-batches are under way, which a measured profile, with one at a time, does not
-    show. And it goes before other work of this machine where it may (root), so that it wakes up in time.
+    Its threads, those for the network too, leave one core to computations (Linux; see `on_own_core`). It keeps the
+    memory that it frees (glibc): otherwise what is given back after one mini-batch is fetched anew, page by page, in
+    the next, when many micro-batches are under way, which a measured profile, with one at a time, does not show. And
+    it goes before other work of this machine where it may (root), so that it wakes up in time.
     """
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0) | _own | _others)
+        _own.update(cores[-1:])
+        _others.update(cores[:-1])
+        os.sched_setaffinity(0, _others or _own)
     with contextlib.suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
     with contextlib.suppress(OSError, AttributeError):

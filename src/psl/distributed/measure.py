@@ -2,12 +2,13 @@
 
 import json
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from psl.distributed.emulate import settle
+from psl.distributed.emulate import on_own_core, settle, warm_up
 from psl.distributed.job import find
 from psl.distributed.nursery import Nursery
 from psl.errors import PSLError, check_count, expected
@@ -16,7 +17,7 @@ from psl.profiles import Profile
 from psl.training.batches import Samples
 from psl.training.setup import image_layout, open_dataset, prepare_model
 
-_PAUSE = 0.02  # s; emulated devices idle between their computations
+_PAUSE = 0.02  # s
 
 
 def measured_profile(
@@ -31,8 +32,8 @@ def measured_profile(
     """Return the profile of a model as `psl.measure` finds it in a worker process of this machine.
 
     Unlike in a notebook's own process the model runs with one thread, on its data's images in the memory layout of
-    training, idles before every pass as emulated devices do, and the clock is the thread's computing time, which
-    `psl.distributed.emulate.Compute` stretches.
+    training, idles and warms up before every pass as emulated devices do, and the clock is the thread's computing
+    time, which `psl.distributed.emulate.Compute` stretches.
 
     Args:
         model: factory "module:function".
@@ -61,6 +62,12 @@ def measured_profile(
         return Profile.load(found)
 
 
+def idle() -> None:
+    """Wait a little and warm up, as an emulated device between its computations."""
+    time.sleep(_PAUSE)
+    warm_up()
+
+
 def main(arguments: list[str]) -> None:
     """Measure as a file of JSON says, and save the profile where it says."""
     torch.set_num_threads(1)
@@ -71,5 +78,8 @@ def main(arguments: list[str]) -> None:
     model = prepare_model(model, torch.device("cpu"), layout)
     samples = Samples(open_dataset(order["dataset"])[0], "cpu", layout)
     shape = tuple(samples.fetch(np.array([0]))[0].shape[1:])
-    profile = measure(model, shape, batch_size=order["batch_size"], repeats=order["repeats"], clock="cpu", pause=_PAUSE)
+    with on_own_core():
+        profile = measure(
+            model, shape, batch_size=order["batch_size"], repeats=order["repeats"], clock="cpu", before=idle
+        )
     profile.save(order["found"])

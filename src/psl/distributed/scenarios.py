@@ -5,18 +5,21 @@ from dataclasses import replace
 
 import numpy as np
 from torch import nn
+from torch.utils.data import TensorDataset
 
+from psl.data import load
 from psl.errors import check_choice, check_count
 from psl.networks import EdgeCluster, EdgeNetwork, WirelessCell
 
 #: Devices are this many times slower than this machine, so that a few of them compute at once on two cores.
-DEVICE_SLOWDOWN = (8.0, 20.0)
+DEVICE_SLOWDOWN = (8.0, 14.0)
 SERVER_SLOWDOWN = (2.0, 5.0)  # EPSL's, which computes while its clients wait; EdgeSplit's slices are like devices
 
-#: Factory of the experiments' model, and samples per pass by scheduler: what its profile is measured with. For the
-#: pipeline that is the micro-batch, an eighth of the mini-batch.
+#: Factory of the experiments' model, their data, and samples per pass by scheduler, which its profile is measured with:
+#: for the pipeline that is the micro-batch, a sixth of the mini-batch.
 MODEL = "psl.distributed.scenarios:edge_net"
-BATCHES = {"epsl": 48, "edgesplit": 48, "pipeline": 24}
+DATA = "psl.distributed.scenarios:digits_for_training"
+BATCHES = {"epsl": 96, "edgesplit": 96, "pipeline": 64}
 
 
 def edge_net() -> nn.Sequential:
@@ -45,6 +48,12 @@ def edge_net() -> nn.Sequential:
     return nn.Sequential(OrderedDict(layers))
 
 
+def digits_for_training() -> tuple[TensorDataset, TensorDataset]:
+    """Return the handwritten digits with 16 test images: sending all of them over emulated links takes seconds."""
+    train, test = load("digits")
+    return train, TensorDataset(*test[:16])
+
+
 def sample_network(scheduler: str, seed: int):
     """Draw the network of an experiment: a `WirelessCell`, an `EdgeCluster` or an `EdgeNetwork`, by scheduler.
 
@@ -63,12 +72,12 @@ def sample_network(scheduler: str, seed: int):
             9,
             seed,
             "log-distance",
-            subchannel_bandwidth=rng.uniform(0.3e6, 0.8e6),
+            subchannel_bandwidth=rng.uniform(1e6, 2e6),
             client_flops_range=(slow, fast),
             server_flops=1 / rng.uniform(*SERVER_SLOWDOWN),
         )
     if scheduler == "edgesplit":
-        cluster = EdgeCluster.sample(3, seed, bandwidth=30e6)
+        cluster = EdgeCluster.sample(3, seed, bandwidth=40e6)
         *speeds, slice_of_server = 1 / rng.uniform(*DEVICE_SLOWDOWN, 4)
         return replace(
             cluster,
@@ -79,5 +88,5 @@ def sample_network(scheduler: str, seed: int):
         )
     return EdgeNetwork.sample(
         3, seed, ("line", "mesh", "tree")[seed % 3], source_flops=slow, server_flops_range=(slow, 2 * fast),
-        rate_range=(20e6, 100e6), latency_range=(1e-3, 5e-3), overhead=2e-3,
+        rate_range=(25e6, 125e6), latency_range=(1e-3, 5e-3), overhead=2e-3,
     )  # fmt: skip

@@ -2,13 +2,14 @@
 
 import copy
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import fx, nn
 from tqdm.auto import tqdm
 
-from psl.errors import check_choice, check_count, check_number
+from psl.errors import check_choice, check_count
 from psl.models.counting import profile
 from psl.models.tracing import TracedModel, trace
 from psl.profiles import Profile
@@ -24,7 +25,7 @@ def measure(
     warmup: int = 2,
     progress: bool = False,
     clock: str = "wall",
-    pause: float = 0.0,
+    before: Callable[[], object] | None = None,
 ) -> Profile:
     """Measure the forward and backward seconds of every unit of a model on a device.
 
@@ -42,8 +43,8 @@ def measure(
         progress: show a progress bar.
         clock: "wall"; or "cpu": the computing time of this thread, for one torch thread on the CPU of a machine that
             does other work too.
-        pause: s of idling before every forward and backward pass, as on devices that wait for one another: caches
-            are cold then.
+        before: called before every forward and backward pass, outside the time, such as something that idles as
+            devices do that wait for one another.
 
     Returns:
         A measured `Profile` (``unit="s"``): seconds per sample on this device in place of FLOP. Bits
@@ -55,10 +56,9 @@ def measure(
     check_count("batch_size", batch_size, minimum=2)
     check_count("repeats", repeats)
     check_choice("clock", clock, ("wall", "cpu"))
-    check_number("pause", pause, minimum=0, fix="pass seconds")
     counted = profile(model, input_shape)
     traced = trace(copy.deepcopy(model).to(device).train())
-    run = _Stopwatch(traced, torch.device(device), clock, pause)
+    run = _Stopwatch(traced, torch.device(device), clock, before)
     x = torch.randn(batch_size, *input_shape, device=device)
     tables, wholes = [], []
     for k in tqdm(range(warmup + repeats), desc="measure", disable=not progress):
@@ -93,12 +93,12 @@ def _without(units: np.ndarray, excess: np.ndarray) -> np.ndarray:
 class _Stopwatch(fx.Interpreter):
     """Runs a model node by node and reads the clock at every cut."""
 
-    def __init__(self, traced: TracedModel, device: torch.device, clock: str, pause: float):
+    def __init__(self, traced: TracedModel, device: torch.device, clock: str, before: Callable | None):
         super().__init__(traced.model, graph=traced.graph)
         for name, tensor in traced.constants.items():
             setattr(self.module, name, tensor.to(device))
         self.cut_index = {node: j for j, node in enumerate(traced.cut_nodes)}
-        self.device, self.pause = device, pause
+        self.device, self.before = device, before or (lambda: None)
         self.clock = time.perf_counter if clock == "wall" else time.thread_time
 
     def _read(self) -> float:
@@ -121,9 +121,9 @@ class _Stopwatch(fx.Interpreter):
         """Return (2, L+1) seconds: forward and backward of each unit, 0 for the input."""
         last = len(self.cut_index) - 1
         self.passed, self.returned = np.zeros(last + 1), np.full(last + 1, np.nan)
-        time.sleep(self.pause)
+        self.before()
         output = self.run(x)
-        time.sleep(self.pause)
+        self.before()
         if output.requires_grad:  # a frozen model has no backward pass
             output.backward(torch.ones_like(output))
         self.returned[0] = self._read()
@@ -138,11 +138,11 @@ class _Stopwatch(fx.Interpreter):
 
     def plain_pass(self, x: torch.Tensor) -> np.ndarray:
         """Return (2,) seconds: forward and backward of the whole model, run as it is."""
-        time.sleep(self.pause)
+        self.before()
         begin = self._read()
         output = self.module(x)
         forward = self._read() - begin
-        time.sleep(self.pause)
+        self.before()
         begin = self._read()
         if output.requires_grad:
             output.backward(torch.ones_like(output))

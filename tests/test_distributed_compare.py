@@ -1,0 +1,104 @@
+"""Predicted, simulated and measured rounds side by side: profile, scenarios, and what disturbs a measurement."""
+
+import os
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import psl
+from psl.distributed import emulate
+from psl.distributed.compare import TERMS, compare, experiment, make_plan
+from psl.distributed.emulate import Compute, on_own_core, warm_up
+from psl.distributed.measure import measured_profile
+from psl.distributed.namespaces import unavailable
+from psl.distributed.scenarios import BATCHES, sample_network
+from psl.errors import PSLError, ScenarioError
+from psl.profiles import Profile
+from psl.schedulers import edgesplit, epsl, pipeline
+
+
+def test_a_profile_is_measured_in_a_process_of_its_own(nursery):
+    found = measured_profile("psl.models:cnn", batch_size=8, repeats=3, nursery=nursery)
+    counted = psl.profile(psl.models.cnn(), (1, 8, 8))
+    assert found.unit == "s" and found.names == counted.names
+    np.testing.assert_array_equal(found.act_bits, counted.act_bits)
+    assert 0 < found.fwd_flops[-1] < 0.1
+    with pytest.raises(PSLError, match=r"measurement.*no_such"):
+        measured_profile("psl.models:no_such", batch_size=8, nursery=nursery)
+
+
+@pytest.mark.parametrize("scheduler", [epsl, edgesplit, pipeline], ids=list(TERMS))
+def test_measured_seconds_stand_beside_predicted_and_simulated_ones(nursery, scheduler):
+    table = experiment(scheduler, [0], rounds=1, progress=False, nursery=nursery)
+    name = table["scheduler"][0]
+    assert list(table["term"]) == list(TERMS[name])
+    assert set(table["emulation"]) == {"pacing" if unavailable() else "kernel"}
+    predicted = table["predicted_s"].where(table["predicted_s"] > 0)
+    np.testing.assert_allclose(table["error"], table["measured_s"] / predicted - 1)
+    whole = table.set_index("term").loc["round"]
+    # Other work on this machine slows processes down; nothing makes them faster than they computed and links allow.
+    assert whole["measured_s"] > 0.6 * whole["predicted_s"], table.to_string()
+    for column in ("simulated_s", "measured_s"):
+        parts = table[table["term"] != "round"][column].sum()
+        assert name == "pipeline" or parts == pytest.approx(whole[column], rel=0.05), column  # medians do not add up
+    assert not nursery._workers
+
+
+def test_scenarios_follow_from_their_seed():
+    names = ["input", *"abcdefgh"]
+    steps = np.arange(9.0)
+    profile = Profile.measured(names, 1e-4 * steps, 2e-4 * steps, 8192 - 1000 * steps, last_bwd_seconds=1e-4)
+    for scheduler in TERMS:
+        assert sample_network(scheduler, 4) == sample_network(scheduler, 4) != sample_network(scheduler, 5)
+    plan = make_plan(pipeline, profile, sample_network("pipeline", 4))
+    assert plan.n_micro_batches * plan.micro_batch == plan.mini_batch > plan.micro_batch == BATCHES["pipeline"]
+    with pytest.raises(ScenarioError, match=r"plan\.scheduler.*'edgesplit'"):
+        compare(pd.DataFrame())
+    with pytest.raises(ScenarioError, match=r"scheduler.*pass the module"):
+        experiment("epsl", [0])
+
+
+def test_something_may_happen_before_every_pass_that_is_measured():
+    calls = []
+    psl.measure(psl.models.cnn(), (1, 8, 8), batch_size=2, repeats=2, warmup=1, before=lambda: calls.append(0))
+    assert len(calls) == 3 * 2 * 2  # passes, with clocks and without, forward and backward
+
+
+def test_warming_up_leaves_no_trace_and_is_not_counted():
+    torch.manual_seed(0)
+    want = torch.rand(3)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        warm_up()
+    np.testing.assert_array_equal(torch.rand(3), want)
+    seen = []
+    with Compute(2.0, record=lambda kind, number, start, end, cpu: seen.append((end - start, cpu)))("forward"):
+        pass
+    ((seconds, cpu),) = seen
+    assert cpu < 1e-3 < seconds + 1e-3  # an empty computation costs next to nothing, whatever precedes it
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be bound to cores here")
+def test_computations_have_a_core_to_themselves(monkeypatch):
+    at_first = os.sched_getaffinity(0)
+    monkeypatch.setattr(emulate, "_own", set())
+    monkeypatch.setattr(emulate, "_others", set())
+    monkeypatch.setattr(os, "setpriority", lambda *arguments: None)
+    with on_own_core():
+        assert os.sched_getaffinity(0) == at_first, "before settle() nothing is bound"
+    try:
+        emulate.settle()
+        others = os.sched_getaffinity(0)
+        with on_own_core():
+            own = os.sched_getaffinity(0)
+            time.sleep(0.001)
+        assert os.sched_getaffinity(0) == others
+        emulate.settle()  # a second time changes nothing
+        assert os.sched_getaffinity(0) == others
+    finally:
+        os.sched_setaffinity(0, at_first)
+    assert own | others == at_first
+    assert len(own) == 1 and (own.isdisjoint(others) or len(at_first) == 1)
