@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import networkx as nx
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -19,18 +18,15 @@ from distributed_models import assert_same_run, momentum, pixel_loss, small_data
 from pipeline_models import PICKLING
 from psl.distributed import EdgeEmulation, PipelineJob, run
 from psl.distributed import groups as engines
-from psl.distributed.compare import TERMS, compare, experiment, make_plan
-from psl.distributed.measure import measured_profile
 from psl.distributed.messages import Kind, ProtocolError
 from psl.distributed.namespaces import unavailable
 from psl.distributed.pipeline_messages import Order, Partner, agree, begin_round
 from psl.distributed.pipeline_torchrun import interface_of
-from psl.distributed.scenarios import sample_network
 from psl.distributed.stages import EdgeStage
 from psl.errors import PSLError, ScenarioError
 from psl.networks import EdgeNetwork
 from psl.profiles import Profile
-from psl.schedulers import edgesplit, epsl, pipeline
+from psl.schedulers import pipeline
 
 kernel = pytest.mark.skipif(unavailable() is not None, reason=f"no shaped namespaces: {unavailable()}")
 
@@ -310,38 +306,3 @@ def test_a_stage_pickles_nothing():
     for path in Path(psl.distributed.__file__).parent.glob("*.py"):
         text = path.read_text()
         assert not any(word in text for word in ("import pickle", "_object(", "_object_list(", "weights_only=False"))
-
-
-def test_a_profile_is_measured_in_a_worker(nursery):
-    found = measured_profile("psl.models:cnn", batch_size=8, repeats=3, nursery=nursery)
-    counted = psl.profile(psl.models.cnn(), (1, 8, 8))
-    assert found.unit == "s" and found.names == counted.names
-    np.testing.assert_array_equal(found.act_bits, counted.act_bits)
-    assert 0 < found.fwd_flops[-1] < 0.1
-    with pytest.raises(PSLError, match=r"measurement.*no_such"):
-        measured_profile("psl.models:no_such", batch_size=8, nursery=nursery)
-
-
-@pytest.mark.parametrize("scheduler", [epsl, edgesplit, pipeline], ids=list(TERMS))
-def test_measured_seconds_stand_beside_predicted_and_simulated_ones(nursery, scheduler):
-    table = experiment(scheduler, [0], rounds=1, progress=False, nursery=nursery)
-    name = table["scheduler"][0]
-    assert list(table["term"]) == list(TERMS[name])
-    assert set(table["emulation"]) == {"pacing" if unavailable() else "kernel"}
-    np.testing.assert_allclose(table["error"], table["measured_s"] / table["predicted_s"] - 1)
-    whole = table.set_index("term").loc["round"]
-    # Other work on this machine slows processes down; nothing makes them faster than they computed and links allow.
-    assert whole["measured_s"] > 0.6 * whole["predicted_s"], table.to_string()
-    parts = table[table["term"] != "round"]["simulated_s"].sum()
-    assert name == "pipeline" or parts == pytest.approx(whole["simulated_s"])
-    assert left_behind(nursery) == ([], [])
-
-
-def test_scenarios_follow_from_their_seed():
-    profile = relayed_plan().profile
-    for scheduler in TERMS:
-        assert sample_network(scheduler, 4) == sample_network(scheduler, 4) != sample_network(scheduler, 5)
-    plan = make_plan(pipeline, profile, sample_network("pipeline", 4))
-    assert plan.n_micro_batches * plan.micro_batch == plan.mini_batch > plan.micro_batch
-    with pytest.raises(ScenarioError, match=r"plan\.scheduler.*'edgesplit'"):
-        compare(pd.DataFrame())

@@ -170,9 +170,9 @@ class Launch:
                 self.stop()
 
     def stop(self) -> None:
-        """Let the run end after this round, saved; give it the timeout to do so."""
+        """Let the run end after this round or the next, saved; give it the timeout more than that to do so."""
         (self.folder / "stop").touch()
-        wait_all(self.workers, self.job.timeout)
+        wait_all(self.workers, self.job.timeout + 2 * max(self.news["round_times"], default=0.0))
 
     def end(self) -> None:
         """Kill what still runs."""
