@@ -1,8 +1,10 @@
 """A pipeline in real processes: what one process finds, links and relays emulated, and what crosses between them."""
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +24,7 @@ from psl.distributed.messages import Kind, ProtocolError
 from psl.distributed.namespaces import unavailable
 from psl.distributed.pipeline_messages import Order, Partner, agree, begin_round
 from psl.distributed.pipeline_torchrun import interface_of
+from psl.distributed.pipeline_worker import World
 from psl.distributed.stages import EdgeStage
 from psl.errors import PSLError, ScenarioError
 from psl.networks import EdgeNetwork
@@ -271,6 +274,21 @@ def test_a_process_that_was_started_with_something_else_is_refused():
         agree(store, theirs, 1, 0.1)
     with pytest.raises(ProtocolError, match="stage 1: expected seed 5 as in stage 0, got 6"):
         agree(store, ours, 0, 0.1)
+
+
+def test_stages_of_two_runs_end_each_other_before_anything_crosses(nursery, tmp_path):
+    workers = []
+    for rank, seed in enumerate((5, 6)):
+        folder = tmp_path / str(rank)
+        folder.mkdir()
+        PipelineJob.of("pipeline", **NAMES | OPTIONS | {"cut": [2], "seed": seed}).save(folder / "job.json")
+        world = World(str(folder), None, str(tmp_path / "store"), ["lo", "lo"], [0, 1])
+        (folder / "world.json").write_text(json.dumps(asdict(world)))
+        workers.append(nursery.start("psl.distributed.pipeline_worker", [folder, str(rank)], folder / "log"))
+    for rank, worker in enumerate(workers):
+        assert worker.wait(30) == 1
+        other = f"stage {1 - rank}: expected seed {5 + rank} as in stage {rank}, got {6 - rank}"
+        assert worker.last_words().startswith(f"ProtocolError: {other}"), worker.last_words()
 
 
 @pytest.mark.parametrize(
