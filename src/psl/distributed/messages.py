@@ -9,6 +9,7 @@ from psl.errors import PSLError, expected
 
 _MAGIC, _VERSION = 0x50534C_0A0D, 2
 _MAX_DIMS = 8
+_MODULUS = 1 << 63
 #: Numbers of a header, int64: magic, version, kind, step, when it was sent, checksum, dtype, layout, dimensions, sizes.
 HEADER = 9 + _MAX_DIMS
 _DTYPES = (
@@ -81,7 +82,11 @@ class Header:
 
     def check_payload(self, payload: torch.Tensor) -> None:
         """Raise `ProtocolError` if a payload is not the one that was sent."""
-        if checksum(payload) != self.checksum:
+        self.check_sum(checksum(payload))
+
+    def check_sum(self, total: int) -> None:
+        """Raise `ProtocolError` if the checksums of a payload's pieces do not add up to what was sent."""
+        if total % _MODULUS != self.checksum:
             name, fix = (
                 f"{self.kind.name.lower()} of step {self.step}",
                 "see whether the network is sound, and connect again",
@@ -133,7 +138,8 @@ def check_header(
 def checksum(payload: torch.Tensor) -> int:
     """Return the sum of a contiguous tensor's bytes as whole numbers of 8 bytes, those left over, and their number.
 
-    It finds what is missing or damaged by accident; who means to deceive can make it right.
+    Modulo 2⁶³ it is the sum of those of pieces whose lengths, but for the last, are multiples of 8 bytes. It finds
+    what is missing or damaged by accident; who means to deceive can make it right.
     """
     if not payload.numel():
         return 0
@@ -142,7 +148,7 @@ def checksum(payload: torch.Tensor) -> int:
         content = content.clone()
     whole = content.numel() // 8 * 8
     total = int(content[:whole].view(torch.int64).sum()) + int(content[whole:].sum()) + content.numel()
-    return total & (2**63 - 1)
+    return total % _MODULUS
 
 
 def dtype_code(dtype: torch.dtype) -> int:

@@ -167,8 +167,11 @@ class Channel:
         self._wait([self._begin("recv", numbers, _TAG_HEADER)], patience)
         header = check_header(numbers, kind, step, shape, dtype)
         tensor, payload = _empty(header, self._place)
-        self._wait([self._begin("recv", chunk, _TAG_PAYLOAD) for chunk in self._chunks(payload)], self.timeout)
-        header.check_payload(payload)
+        total, chunks = 0, self._chunks(payload)
+        for chunk, work in [(chunk, self._begin("recv", chunk, _TAG_PAYLOAD)) for chunk in chunks]:
+            self._wait([work], self.timeout)
+            total += checksum(chunk)  # while the next one comes
+        header.check_sum(total)
         return header, tensor
 
     def flush(self) -> None:
@@ -221,7 +224,7 @@ def chunk_size(timeout: float) -> int:
     A link of 1 Mbit/s needs half the timeout for them, however long the message; slower ones need a longer timeout.
     """
     least, most = _CHUNKS
-    return int(min(max(timeout / 2 * _SLOWEST / 8, least), most))
+    return int(min(max(timeout / 2 * _SLOWEST / 8, least), most)) // 8 * 8  # whole numbers, for checksums of pieces
 
 
 def _agree(store: Store, member: int, backend: str, chunk: int, name: str, patience: float) -> tuple[str, int, bool]:
@@ -234,7 +237,7 @@ def _agree(store: Store, member: int, backend: str, chunk: int, name: str, patie
     if offer is None:
         fix = "let both ends run the same version of psl"
         raise expected(name, "a backend, a number of bytes, a machine", repr(text[:40]), fix, ProtocolError)
-    return min(backend, offer[1].decode()), min(chunk, int(offer[2])), offer[3].decode() != here
+    return min(backend, offer[1].decode()), min(chunk, int(offer[2]) // 8 * 8), offer[3].decode() != here
 
 
 def serve_store(address: str = LOOPBACK, port: int = 0, timeout: float = 300.0) -> tuple[TCPStore, int]:
