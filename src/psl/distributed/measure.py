@@ -1,7 +1,6 @@
 """Measure a model's profile where it will run: in a process like those of a run, one thread, in training's layout."""
 
 import json
-import tempfile
 import time
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 
 from psl.distributed.emulate import on_own_core, settle, warm_up
 from psl.distributed.job import find
+from psl.distributed.leftovers import run_folder
 from psl.distributed.nursery import Nursery
 from psl.errors import PSLError, check_count, expected
 from psl.models.measuring import measure
@@ -52,8 +52,8 @@ def measured_profile(
             return measured_profile(
                 model, dataset, batch_size=batch_size, repeats=repeats, model_options=model_options, nursery=nursery
             )
-    with tempfile.TemporaryDirectory(prefix="psl-") as name:
-        order, found, log = (Path(name) / file for file in ("order", "profile", "log"))
+    with run_folder() as folder:
+        order, found, log = (folder / file for file in ("order", "profile", "log"))
         spec = {"model": model, "dataset": dataset, "batch_size": batch_size, "repeats": repeats}
         order.write_text(json.dumps(spec | {"model_options": model_options or {}, "found": str(found)}))
         worker = nursery.start("psl.distributed.measure", [str(order)], log)
