@@ -8,7 +8,7 @@ import torch
 
 from psl.distributed.events import EventLog
 from psl.distributed.exchange import receive_model, send_model
-from psl.distributed.job import Job
+from psl.distributed.job import Job, open_named
 from psl.distributed.messages import Kind, ProtocolError, dtype_code
 from psl.distributed.segments import Segments
 from psl.distributed.state import load_state, newest_round, save_state
@@ -22,7 +22,7 @@ from psl.training.frameworks.split import device_backward, device_forward
 from psl.training.link import exchanged
 from psl.training.loop import seed_turn
 from psl.training.partition import partition as divide
-from psl.training.setup import image_layout, open_dataset
+from psl.training.setup import image_layout
 
 
 class Command(enum.IntEnum):
@@ -63,7 +63,7 @@ class Client:
         self.run = job.prepare(number, self.segments)
         (self.device,) = self.run.devices
         layout = image_layout(self.run.setup.model, torch.device(job.device))
-        self.samples, self.tests = (Samples(part, job.device, layout) for part in open_dataset(job.open_dataset()))
+        self.samples, self.tests = (Samples(part, job.device, layout) for part in open_named(job.dataset))
         shares = divide(
             job.partition, len(self.samples), job.n_clients, labels=self.samples.labels, minimum=job.batch_size,
             seed=job.seed,

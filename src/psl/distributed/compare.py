@@ -1,6 +1,8 @@
 """What a plan promises, what its simulation says, and what real processes measure: term by term."""
 
+import contextlib
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,6 +14,7 @@ from psl.distributed.measure import measured_profile
 from psl.distributed.nursery import Nursery
 from psl.distributed.scenarios import BATCHES, DATA, MODEL, sample_network
 from psl.errors import check_choice, check_count
+from psl.profiles import Profile
 from psl.simulation import simulate
 from psl.simulation.timeline import KINDS
 
@@ -40,76 +43,86 @@ TERMS = {
 
 
 _OF_ONE_DEVICE = ("device_compute", "server_compute", "activation_exchange", "model_exchange")
-_PASSES = 15  # that measure a profile
+_PASSES = 10  # that measure a profile
 _WARM_UP = 2  # rounds, in which processes fetch memory from the system that they keep afterwards
 
 
-def compare(
+def compare(plan, *, nursery: Nursery | None = None, **options) -> pd.DataFrame:
+    """Run a plan's scenario in real processes and put the measured times beside the predicted and simulated ones.
+
+    The plan's profile must have been measured on this machine (`measured_profile`), with speeds relative to it. After
+    the run it is measured again, and prediction and simulation take the mean of both: a machine that others share
+    changes its speed from one minute to the next. Nothing is fitted: the prediction knows the profiles and the
+    scenario, the emulation the scenario alone. The first two rounds warm up; of the others the median counts.
+
+    Args:
+        plan: of `epsl.solve`, `edgesplit.solve` or `pipeline.solve`.
+        nursery: what starts the processes, to start it once for several runs; default one of its own.
+        options: model, factory "module:function", default that of `psl.distributed.scenarios`; dataset, name for
+            `psl.data.load` or "module:function", default the digits; rounds that count, default 3; links, who keeps
+            the rates: "kernel", "pacing", "none" or "auto", the kernel where it may; schedule of a pipeline, see
+            `run`, which the simulation follows: "eager" as published, "gpipe" as flush, "1f1b" with as many
+            micro-batches in flight as processes; timeout, s that a process waits for another.
+
+    Returns:
+        One row per term of `TERMS`: scheduler, term, predicted_s, simulated_s, measured_s, error (measured over
+        predicted − 1), simulated_error, overrun_s (computing that found no core in time, per round), drift (the
+        network's computing after the run over that before − 1), emulation.
+
+    Source: ours [B]; the closed forms are EPSL's (arXiv 2303.15991), EdgeSplit's (arXiv 2403.15815) and pipelined
+        split learning's (arXiv 2505.04368).
+    """
+    check_choice("plan.scheduler", getattr(plan, "scheduler", None), TERMS)
+    with contextlib.ExitStack() as stack:
+        return _compared(plan, nursery or stack.enter_context(Nursery()), **options)[0]
+
+
+def _compared(
     plan,
-    *,
-    model: str | None = None,
+    nursery: Nursery,
+    model: str = MODEL,
     dataset: str = DATA,
     rounds: int = 3,
     links: str = "auto",
     schedule: str = "eager",
     timeout: float = 60.0,
-    nursery: Nursery | None = None,
-) -> pd.DataFrame:
-    """Run a plan's scenario in real processes and put the measured times beside the predicted and simulated ones.
-
-    The plan's profile must have been measured on this machine (`measured_profile`), with speeds relative to it. The
-    first two rounds warm up; of the others the median counts. Nothing is fitted: the prediction knows the profile and
-    the scenario, the emulation the scenario alone.
-
-    Args:
-        plan: of `epsl.solve`, `edgesplit.solve` or `pipeline.solve`.
-        model: factory "module:function"; default that of `psl.distributed.scenarios`.
-        dataset: name for `psl.data.load`, or "module:function"; default the digits.
-        rounds: rounds that count.
-        links: who keeps the rates: "kernel", "pacing" or "none"; "auto": the kernel where it may.
-        schedule: of a pipeline, see `run`; the simulation follows: "eager" as published, "gpipe" as flush,
-            "1f1b" with as many micro-batches in flight as processes.
-        timeout: s that a process waits for another.
-        nursery: what starts the processes, to start it once for several runs.
-
-    Returns:
-        One row per term of `TERMS`: scheduler, term, predicted_s, simulated_s, measured_s, error (measured over
-        predicted − 1), simulated_error, overrun_s (computing that found no core in time, of all rounds), emulation.
-
-    Source: ours [B]; the closed forms are EPSL's (arXiv 2303.15991), EdgeSplit's (arXiv 2403.15815) and pipelined
-        split learning's (arXiv 2505.04368).
-    """
-    check_count("rounds", rounds)
-    scheduler = check_choice("plan.scheduler", getattr(plan, "scheduler", None), TERMS)
-    options = {"plan": plan, "emulate": links, "rounds": rounds + _WARM_UP, "lr": 0.01}
-    options["eval_every"] = rounds + _WARM_UP
-    options |= {"timeout": timeout, "progress": False, "nursery": nursery}
-    simulation = {}
-    if scheduler == "pipeline":
+) -> tuple[pd.DataFrame, object]:
+    """Return the table of `compare`, and the profile that was measured after the run."""
+    total, simulation = check_count("rounds", rounds) + _WARM_UP, {}
+    options = {"rounds": total, "eval_every": total, "lr": 0.01, "timeout": timeout}
+    if plan.scheduler == "pipeline":
         options["schedule"] = schedule
         if schedule != "eager":
             simulation = {"gpipe": {"order": "flush"}, "1f1b": {"max_in_flight": len(plan.hops) + 1}}[schedule]
-    done = run(scheduler, model or MODEL, dataset, **options)
-    timeline = simulate(plan, **simulation).to_frame().assign(round=0)
+    done = run(plan.scheduler, model, dataset, plan=plan, emulate=links, progress=False, nursery=nursery, **options)
+    b = plan.micro_batch if plan.scheduler == "pipeline" else plan.batch_size
+    before, after = plan.profile, measured_profile(model, dataset, batch_size=b, repeats=_PASSES, nursery=nursery)
+    plan = replace(plan, profile=_mean(before, after), lower_bound=float("nan"))
     events = done.events[done.events["round"] >= _WARM_UP]
-    predict, measure = _terms_of(scheduler, plan, events)
+    predict, measure = _terms_of(plan, events)
     measured = pd.DataFrame([measure(part) for _, part in events.groupby("round")]).median()
-    predicted, simulated = predict(), measure(timeline)
+    predicted, simulated = predict(), measure(simulate(plan, **simulation).to_frame().assign(round=0))
+    whole = [profile.fwd_flops[-1] + profile.bwd_flops[-1] for profile in (before, after)]
     rows = []
-    for term in TERMS[scheduler]:
+    for term in TERMS[plan.scheduler]:
         values = predicted[term], simulated[term], measured[term]
         errors = [values[2] / known - 1 if known > 1e-9 else np.nan for known in values[:2]]
-        rows.append((scheduler, term, *values, *errors, done.overrun, done.emulation))
+        how = (done.overrun / total, whole[1] / whole[0] - 1, done.emulation)
+        rows.append((plan.scheduler, term, *values, *errors, *how))
     columns = ["scheduler", "term", "predicted_s", "simulated_s", "measured_s", "error", "simulated_error"]
-    return pd.DataFrame(rows, columns=[*columns, "overrun_s", "emulation"])
+    return pd.DataFrame(rows, columns=[*columns, "overrun_s", "drift", "emulation"]), after
+
+
+def _mean(a: Profile, b: Profile) -> Profile:
+    """Return the mean of two measured profiles of a model."""
+    names = ("fwd_flops", "bwd_flops", "last_bwd_flops")
+    return replace(a, **{name: (getattr(a, name) + getattr(b, name)) / 2 for name in names})
 
 
 def experiment(
     scheduler,
     seeds: Iterable[int],
     *,
-    links: str = "auto",
-    rounds: int = 3,
     methods: Iterable[str] = (),
     progress: bool = True,
     nursery: Nursery | None = None,
@@ -117,15 +130,13 @@ def experiment(
 ) -> pd.DataFrame:
     """Compare prediction, simulation and measurement on seeded scenarios, one after the other.
 
-    Every scenario is drawn by its seed (`sample_network`) and planned with a profile that is measured just before it
-    runs, as other work on a machine comes and goes.
+    Every scenario is drawn by its seed (`sample_network`) and planned with a profile that is measured just before.
 
     Args:
         scheduler: the module: ``psl.schedulers.epsl``, ``edgesplit`` or ``pipeline``.
         seeds: one scenario each.
         methods: of the scheduler's `solve` besides its default; each is run too, to see whether methods rank as
             predicted.
-        links, rounds: as in `compare`.
         progress: show a progress bar.
         nursery: what starts the processes; default one of its own.
         options: for `compare`.
@@ -133,29 +144,21 @@ def experiment(
     Returns:
         The rows of `compare` with seed and method in front.
     """
-    name = name_of(scheduler)
-    if nursery is None:
-        with Nursery() as nursery:
-            return experiment(
-                scheduler,
-                seeds,
-                links=links,
-                rounds=rounds,
-                methods=methods,
-                progress=progress,
-                nursery=nursery,
-                **options,
-            )
-    frames = []
-    for seed in tqdm(list(seeds), desc=f"{name}, scenarios", disable=not progress):
-        network = sample_network(name, seed)
-        profile = measured_profile(MODEL, batch_size=BATCHES[name], repeats=_PASSES, nursery=nursery)
-        for method in (None, *methods):
-            plan = make_plan(scheduler, profile, network, method, seed)
-            frame = compare(plan, links=links, rounds=rounds, nursery=nursery, **options)
-            frame.insert(0, "method", plan.method)
-            frame.insert(0, "seed", seed)
-            frames.append(frame)
+    name, frames, methods = name_of(scheduler), [], (None, *methods)
+    with contextlib.ExitStack() as stack:
+        nursery = nursery or stack.enter_context(Nursery())
+        profile = measured_profile(MODEL, DATA, batch_size=BATCHES[name], repeats=_PASSES, nursery=nursery)
+        seeds = list(seeds)
+        bar = stack.enter_context(tqdm(total=len(seeds) * len(methods), desc=f"{name}, runs", disable=not progress))
+        for seed in seeds:
+            network = sample_network(name, seed)
+            for method in methods:
+                plan = make_plan(scheduler, profile, network, method, seed)
+                frame, profile = _compared(plan, nursery, **options)
+                frame.insert(0, "method", plan.method)
+                frame.insert(0, "seed", seed)
+                frames.append(frame)
+                bar.update()
     return pd.concat(frames, ignore_index=True)
 
 
@@ -260,12 +263,12 @@ def _at(events: pd.DataFrame, resource: str) -> pd.DataFrame:
     return events[events["resource"].astype(str) == resource]
 
 
-def _terms_of(scheduler: str, plan, events: pd.DataFrame) -> tuple[Callable, Callable]:
+def _terms_of(plan, events: pd.DataFrame) -> tuple[Callable, Callable]:
     """Return what predicts the terms of a plan, and what measures them in the events of one round."""
-    if scheduler == "edgesplit":
+    if plan.scheduler == "edgesplit":
         device = _slowest_device(plan, events)
         return partial(_edgesplit_predicted, plan, device), partial(_edgesplit_measured, plan, device=device)
     predict, measure = {
         "epsl": (_epsl_predicted, _epsl_measured), "pipeline": (_pipeline_predicted, _pipeline_measured),
-    }[scheduler]  # fmt: skip
+    }[plan.scheduler]  # fmt: skip
     return partial(predict, plan), partial(measure, plan)

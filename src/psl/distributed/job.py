@@ -24,7 +24,14 @@ from psl.training.frameworks import FRAMEWORKS, Framework, Setup
 from psl.training.linearise import cross_entropy
 from psl.training.link import Link
 from psl.training.partition import check_rule
-from psl.training.setup import check_model, check_plan_fits, image_layout, optimizer_factory, prepare_model
+from psl.training.setup import (
+    check_model,
+    check_plan_fits,
+    image_layout,
+    open_dataset,
+    optimizer_factory,
+    prepare_model,
+)
 
 #: Frameworks of a server and clients; a pipeline has `PipelineJob`.
 STAR = ("sl", "sfl", "psl", "epsl", "edgesplit")
@@ -122,7 +129,7 @@ class Job(Record):
         self.optimizer_maker()
         self.loss_function()
         check_model(self.build_model())
-        self.find_dataset()
+        find_dataset(self.dataset)
         return dataclasses.replace(
             self, device=str(device), partition=check_rule(self.partition, self.n_clients),
             seed=check_count("seed", self.seed, minimum=0),
@@ -159,23 +166,6 @@ class Job(Record):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.model_seed)
             return find("model", self.model, "psl.models:cnn")(**self.model_options)
-
-    def open_dataset(self):
-        """Return what `psl.train` takes as data: a name, or a pair (train, test)."""
-        found = self.find_dataset()
-        return found() if callable(found) else found
-
-    def find_dataset(self) -> str | Callable:
-        """Return the name of a data set of `psl.data`, or the function that opens another."""
-        if isinstance(self.dataset, str) and ":" in self.dataset:
-            return find("dataset", self.dataset, "'digits'")
-        want = f"one of {', '.join(NAMES)}, or 'module:function'"
-        if not isinstance(self.dataset, str):
-            fix = "write a function that returns (train, test) into a file that every process can import, and name it"
-            raise expected("dataset", want, f"an object, {type(self.dataset).__name__}", fix, DataError)
-        if self.dataset not in NAMES:
-            raise expected("dataset", want, repr(self.dataset)[:80], "name one that every process finds", DataError)
-        return self.dataset
 
     def optimizer_maker(self) -> Callable:
         """Return the function from parameters to an optimizer."""
@@ -254,3 +244,27 @@ def find(what: str, name: str, such_as: str) -> Callable:
         fix = f"name a function, such as {such_as}"
         raise expected(what, "a function", f"{name!r}, {type(found).__name__}", fix)
     return found
+
+
+def find_dataset(dataset: str) -> str | Callable:
+    """Return the name of a data set of `psl.data`, or the function "module:function" that opens another.
+
+    Raises:
+        DataError: it is neither.
+        ScenarioError: there is no such function.
+    """
+    if isinstance(dataset, str) and ":" in dataset:
+        return find("dataset", dataset, "'digits'")
+    want = f"one of {', '.join(NAMES)}, or 'module:function'"
+    if not isinstance(dataset, str):
+        fix = "write a function that returns (train, test) into a file that every process can import, and name it"
+        raise expected("dataset", want, f"an object, {type(dataset).__name__}", fix, DataError)
+    if dataset not in NAMES:
+        raise expected("dataset", want, repr(dataset)[:80], "name one that every process finds", DataError)
+    return dataset
+
+
+def open_named(dataset: str):
+    """Return (train, test) of a data set by its name, see `find_dataset`."""
+    found = find_dataset(dataset)
+    return open_dataset(found() if callable(found) else found)

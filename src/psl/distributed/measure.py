@@ -8,14 +8,14 @@ import numpy as np
 import torch
 
 from psl.distributed.emulate import on_own_core, settle, warm_up
-from psl.distributed.job import find
+from psl.distributed.job import find, open_named
 from psl.distributed.leftovers import run_folder
 from psl.distributed.nursery import Nursery
 from psl.errors import PSLError, check_count, expected
 from psl.models.measuring import measure
 from psl.profiles import Profile
 from psl.training.batches import Samples
-from psl.training.setup import image_layout, open_dataset, prepare_model
+from psl.training.setup import image_layout, prepare_model
 
 _PAUSE = 0.02  # s
 
@@ -37,9 +37,9 @@ def measured_profile(
 
     Args:
         model: factory "module:function".
-        dataset: name for `psl.data.load`; gives the shape of a sample.
+        dataset: name for `psl.data.load`, or "module:function"; gives the shape of a sample.
         batch_size: samples per pass.
-        repeats: passes, of which the median counts.
+        repeats: passes, of which the mean counts, as a round adds up what happens.
         model_options: the factory's arguments.
         nursery: what starts the process; default one of its own.
 
@@ -76,10 +76,11 @@ def main(arguments: list[str]) -> None:
     model = find("model", order["model"], "psl.models:cnn")(**order["model_options"])
     layout = image_layout(model, torch.device("cpu"))
     model = prepare_model(model, torch.device("cpu"), layout)
-    samples = Samples(open_dataset(order["dataset"])[0], "cpu", layout)
+    samples = Samples(open_named(order["dataset"])[0], "cpu", layout)
     shape = tuple(samples.fetch(np.array([0]))[0].shape[1:])
     with on_own_core():
         profile = measure(
-            model, shape, batch_size=order["batch_size"], repeats=order["repeats"], clock="cpu", before=idle
-        )
+            model, shape, batch_size=order["batch_size"], repeats=order["repeats"], clock="cpu", before=idle,
+            average="mean",
+        )  # fmt: skip
     profile.save(order["found"])

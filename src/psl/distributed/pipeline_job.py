@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from psl.distributed.groups import backend_for, check_device
-from psl.distributed.job import Job
+from psl.distributed.job import Job, open_named
 from psl.distributed.schedules import SCHEDULES
 from psl.errors import check_choice, expected
 from psl.models.shapes import cut_shapes
@@ -22,7 +22,6 @@ from psl.training.partition import partition as divide
 from psl.training.setup import (
     check_plan_fits,
     image_layout,
-    open_dataset,
     prepare_model,
 )
 
@@ -180,7 +179,7 @@ class Source:
     def __init__(self, job: PipelineJob, device: torch.device):
         model = job.build_model()
         layout = image_layout(model, device)
-        self._train, self.test = (Samples(part, device, layout) for part in open_dataset(job.open_dataset()))
+        self._train, self.test = (Samples(part, device, layout) for part in open_named(job.dataset))
         shares = divide(
             job.partition, len(self._train), job.n_clients, labels=self._train.labels, minimum=job.batch_size,
             seed=job.seed,

@@ -26,11 +26,12 @@ def measure(
     progress: bool = False,
     clock: str = "wall",
     before: Callable[[], object] | None = None,
+    average: str = "median",
 ) -> Profile:
     """Measure the forward and backward seconds of every unit of a model on a device.
 
     The whole model runs as it does in training; a clock is read where each cut is passed, forwards
-    and (by a gradient hook) backwards. Per unit the median over `repeats` is kept. Reading clocks takes time too:
+    and (by a gradient hook) backwards. Per unit the average over `repeats` is kept. Reading clocks takes time too:
     passes without are timed in between, and what they take less is taken off the units in equal parts.
 
     Args:
@@ -45,6 +46,7 @@ def measure(
             does other work too.
         before: called before every forward and backward pass, outside the time, such as something that idles as
             devices do that wait for one another.
+        average: "median", which outliers do not move; or "mean", which sums of many passes tend to.
 
     Returns:
         A measured `Profile` (``unit="s"``): seconds per sample on this device in place of FLOP. Bits
@@ -56,6 +58,7 @@ def measure(
     check_count("batch_size", batch_size, minimum=2)
     check_count("repeats", repeats)
     check_choice("clock", clock, ("wall", "cpu"))
+    middle = {"median": np.median, "mean": np.mean}[check_choice("average", average, ("median", "mean"))]
     counted = profile(model, input_shape)
     traced = trace(copy.deepcopy(model).to(device).train())
     run = _Stopwatch(traced, torch.device(device), clock, before)
@@ -66,8 +69,8 @@ def measure(
         if k >= warmup:
             tables.append(table)
             wholes.append(whole)
-    units = np.median(tables, axis=0)  # (2, L+1)
-    forward, backward = _without(units, units.sum(axis=1) - np.median(wholes, axis=0)) / batch_size
+    units = middle(tables, axis=0)  # (2, L+1)
+    forward, backward = _without(units, units.sum(axis=1) - middle(wholes, axis=0)) / batch_size
     # The last layer's share of its unit's time is its share of the unit's operations.
     operations = np.diff(counted.bwd_flops, prepend=0.0)
     unit = int(np.flatnonzero(operations)[-1]) if operations.any() else 0
