@@ -10,7 +10,7 @@ import torch
 
 import psl
 from psl.distributed import emulate
-from psl.distributed.compare import TERMS, compare, experiment, make_plan
+from psl.distributed.comparison import TERMS, compare, experiment, make_plan
 from psl.distributed.emulate import Compute, on_own_core, warm_up
 from psl.distributed.measure import measured_profile
 from psl.distributed.namespaces import unavailable
