@@ -21,8 +21,8 @@ from torch.distributed import PrefixStore, ProcessGroupGloo
 
 from psl.distributed import Nursery, run
 from psl.distributed.job import Job
-from psl.distributed.messages import Kind
-from psl.distributed.transport import LOOPBACK, Channel, open_store, serve_store
+from psl.distributed.wire.messages import Kind
+from psl.distributed.wire.transport import LOOPBACK, Channel, open_store, serve_store
 from psl.training import train
 from training_common import write
 

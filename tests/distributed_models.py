@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from psl.distributed import Job, run
-from psl.distributed.messages import Kind
-from psl.distributed.transport import Channel
+from psl.distributed.wire.messages import Kind
+from psl.distributed.wire.transport import Channel
 from psl.models import thin_resnet
 from psl.training import train
 from psl.training.linearise import cross_entropy

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import psl
-from psl.distributed import emulate
 from psl.distributed.comparison import TERMS, compare, experiment, make_plan
-from psl.distributed.emulate import Compute, on_own_core, warm_up
+from psl.distributed.edge import emulate
+from psl.distributed.edge.emulate import Compute, on_own_core, warm_up
+from psl.distributed.edge.namespaces import unavailable
 from psl.distributed.measure import measured_profile
-from psl.distributed.namespaces import unavailable
 from psl.distributed.scenarios import BATCHES, sample_network
 from psl.errors import PSLError, ScenarioError
 from psl.profiles import Profile

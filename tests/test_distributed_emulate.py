@@ -10,10 +10,10 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from psl.distributed import emulate, namespaces
-from psl.distributed.emulate import Compute, EdgeEmulation, choose_links, emulation_for
-from psl.distributed.namespaces import Namespaces, VirtualLink, chain, star, sweep, unavailable
-from psl.distributed.pacing import DelayLine
+from psl.distributed.edge import emulate, namespaces
+from psl.distributed.edge.emulate import Compute, EdgeEmulation, choose_links, emulation_for
+from psl.distributed.edge.namespaces import Namespaces, VirtualLink, chain, star, sweep, unavailable
+from psl.distributed.edge.pacing import DelayLine
 from psl.errors import PSLError, ScenarioError
 from psl.networks import EdgeCluster, EdgeNetwork, WirelessCell
 from psl.profiles import Profile

@@ -1,10 +1,7 @@
 """Clients and servers that are killed, freeze, come back, or have slow links; and that nothing is left behind."""
 
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -217,35 +214,8 @@ def test_an_interrupted_run_is_saved_and_leaves_no_process(nursery, tmp_path):
         in_processes("psl", nursery, watch=At(1, interrupt), **options | {"checkpoint": None})
 
 
-SCRIPT = """
-import sys; sys.path[:0] = {path!r}
-from distributed_models import in_processes
-in_processes("psl", None, rounds=100_000, eval_every=100_000, partition="iid")
-"""
-
-
-def test_no_process_is_left_when_the_launcher_is_killed(tmp_path):
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT.format(path=sys.path)], env=environment)
-    try:
-        end = time.monotonic() + 90
-        while not list(tmp_path.glob("psl-run-*/progress.json")):
-            assert process.poll() is None and time.monotonic() < end
-            time.sleep(0.1)
-        family = descendants(process.pid)
-        assert len(family) == 5  # the nursery and four workers
-        process.kill()
-        end = time.monotonic() + 10
-        while any(alive(pid) for pid in family) and time.monotonic() < end:
-            time.sleep(0.05)
-        assert not [pid for pid in family if alive(pid)]
-    finally:
-        process.kill()
-        process.wait()
-
-
 def test_a_worker_tells_why_it_ended(nursery, tmp_path):
-    broken = nursery.start("psl.distributed.worker", [tmp_path / "nothing", "0"], tmp_path / "log")
+    broken = nursery.start("psl.distributed.star.worker", [tmp_path / "nothing", "0"], tmp_path / "log")
     assert broken.wait(20) == 1 and "No such file" in broken.last_words()
 
 

@@ -15,17 +15,17 @@ import pytest
 import torch
 
 import psl
-import psl.distributed.pipeline_messages as wire
+import psl.distributed.pipeline.messages as wire
 from distributed_models import assert_same_run, momentum, pixel_loss, small_data, small_model
 from pipeline_models import PICKLING
 from psl.distributed import EdgeEmulation, PipelineJob, run
-from psl.distributed import groups as engines
-from psl.distributed.messages import Kind, ProtocolError
-from psl.distributed.namespaces import unavailable
-from psl.distributed.pipeline_messages import Order, Partner, agree, begin_round
-from psl.distributed.pipeline_torchrun import interface_of
-from psl.distributed.pipeline_worker import World
-from psl.distributed.stages import EdgeStage
+from psl.distributed.edge.namespaces import unavailable
+from psl.distributed.pipeline.messages import Order, Partner, agree, begin_round
+from psl.distributed.pipeline.stages import EdgeStage
+from psl.distributed.pipeline.torchrun import interface_of
+from psl.distributed.pipeline.worker import World
+from psl.distributed.wire import groups as engines
+from psl.distributed.wire.messages import Kind, ProtocolError
 from psl.errors import PSLError, ScenarioError
 from psl.networks import EdgeNetwork
 from psl.profiles import Profile
@@ -284,7 +284,7 @@ def test_stages_of_two_runs_end_each_other_before_anything_crosses(nursery, tmp_
         PipelineJob.of("pipeline", **NAMES | OPTIONS | {"cut": [2], "seed": seed}).save(folder / "job.json")
         world = World(str(folder), None, str(tmp_path / "store"), ["lo", "lo"], [0, 1])
         (folder / "world.json").write_text(json.dumps(asdict(world)))
-        workers.append(nursery.start("psl.distributed.pipeline_worker", [folder, str(rank)], folder / "log"))
+        workers.append(nursery.start("psl.distributed.pipeline.worker", [folder, str(rank)], folder / "log"))
     for rank, worker in enumerate(workers):
         assert worker.wait(30) == 1
         other = f"stage {1 - rank}: expected seed {5 + rank} as in stage {rank}, got {6 - rank}"
@@ -321,6 +321,6 @@ def test_a_stage_pickles_nothing():
     with pytest.raises(PSLError, match="to pickle"):
         EdgeStage._send_meta(stage, None, 0)
     assert {"send_object_list", "recv_object_list", "broadcast_object_list"} <= set(PICKLING)
-    for path in Path(psl.distributed.__file__).parent.glob("*.py"):
+    for path in Path(psl.distributed.__file__).parent.rglob("*.py"):
         text = path.read_text()
         assert not any(word in text for word in ("import pickle", "_object(", "_object_list(", "weights_only=False"))

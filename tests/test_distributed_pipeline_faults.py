@@ -12,12 +12,12 @@ from torch.distributed import HashStore
 
 from distributed_models import OPTIONS, assert_same_run
 from psl.distributed import EdgeEmulation, PipelineJob, run
+from psl.distributed.edge.namespaces import unavailable
 from psl.distributed.leftovers import orphans, owner, run_folder
-from psl.distributed.messages import ChannelError
-from psl.distributed.namespaces import unavailable
-from psl.distributed.pipeline_books import Books
-from psl.distributed.pipeline_job import Source
-from psl.distributed.pulse import Pulse
+from psl.distributed.pipeline.books import Books
+from psl.distributed.pipeline.job import Source
+from psl.distributed.wire.messages import ChannelError
+from psl.distributed.wire.pulse import Pulse
 from psl.errors import CheckpointError, PSLError
 from test_distributed_faults import At, alive, descendants, kill
 from test_distributed_pipeline import NAMES, in_one_process, in_processes, left_behind, relayed_plan

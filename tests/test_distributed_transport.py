@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.distributed import PrefixStore
 
-from psl.distributed import clocks, groups, messages, transport
-from psl.distributed.messages import ChannelError, Header, Kind, Layout, ProtocolError, checksum
-from psl.distributed.pacing import DelayLine
-from psl.distributed.transport import Channel, chunk_size, open_store, serve_store
+from psl.distributed.edge.pacing import DelayLine
+from psl.distributed.wire import clocks, groups, messages, transport
+from psl.distributed.wire.messages import ChannelError, Header, Kind, Layout, ProtocolError, checksum
+from psl.distributed.wire.transport import Channel, chunk_size, open_store, serve_store
 from psl.errors import ScenarioError
 
 

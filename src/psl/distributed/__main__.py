@@ -12,13 +12,13 @@ from pathlib import Path
 
 from torch.distributed import PrefixStore, Store, TCPStore
 
-from psl.distributed.groups import listen
 from psl.distributed.job import STAR, Job
 from psl.distributed.launch import emulation_of, run
 from psl.distributed.leftovers import run_folder
-from psl.distributed.pipeline_torchrun import attend
-from psl.distributed.transport import LOOPBACK, open_store, serve_store
-from psl.distributed.worker import START, World, work
+from psl.distributed.pipeline.torchrun import attend
+from psl.distributed.star.worker import START, World, work
+from psl.distributed.wire.groups import listen
+from psl.distributed.wire.transport import LOOPBACK, open_store, serve_store
 from psl.errors import PSLError, expected
 from psl.records import Record
 from psl.training.history import History

@@ -11,9 +11,9 @@ from torch import nn
 
 from psl.distributed.job import Job
 from psl.distributed.nursery import Worker, wait_all
-from psl.distributed.pipeline_job import PipelineJob
-from psl.distributed.pipeline_worker import World as ChainWorld
-from psl.distributed.worker import World
+from psl.distributed.pipeline.job import PipelineJob
+from psl.distributed.pipeline.worker import World as ChainWorld
+from psl.distributed.star.worker import World
 from psl.errors import PSLError, check_count, expected
 
 
@@ -26,7 +26,7 @@ class Star:
         restart: starts a rank again.
     """
 
-    module = "psl.distributed.worker"
+    module = "psl.distributed.star.worker"
 
     def __init__(self, job: Job, restarts: int, restart: Callable[[int], None]):
         self.job, self._restart = job, restart
@@ -91,7 +91,7 @@ class Chain:
         restarts: must be 0.
     """
 
-    module = "psl.distributed.pipeline_worker"
+    module = "psl.distributed.pipeline.worker"
 
     def __init__(self, job: PipelineJob, restarts: int = 0):
         if restarts:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from psl.distributed.emulate import Compute
+from psl.distributed.edge.emulate import Compute
 
 _COLUMNS = ("round", "resource", "kind", "micro_batch", "stage", "samples", "start_s", "end_s", "cpu_s")
 

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from psl.data import NAMES
-from psl.distributed.emulate import EdgeEmulation
-from psl.distributed.groups import BACKENDS, check_device
+from psl.distributed.edge.emulate import EdgeEmulation
 from psl.distributed.segments import Segments
+from psl.distributed.wire.groups import BACKENDS, check_device
 from psl.errors import DataError, check_choice, check_count, check_number, expected
 from psl.records import Record
 from psl.slots import aggregated_slots
@@ -51,7 +51,7 @@ class Job(Record):
         cut: one number or name, or a tuple with one per client.
         partition: "iid", a Dirichlet α, or C index arrays.
         device: "cpu", or "cuda": the processes of a machine take its GPUs in turn.
-        backend: of the channels: "auto", "gloo" or "nccl", see `psl.distributed.groups.backend_for`.
+        backend: of the channels: "auto", "gloo" or "nccl", see `psl.distributed.wire.groups.backend_for`.
         timeout: s without an answer after which a client counts as gone.
         save_every: s between two checkpoints.
         record: keep every tensor that crosses, for tests of privacy.

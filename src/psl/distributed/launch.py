@@ -17,11 +17,11 @@ from tqdm.auto import tqdm
 
 from psl.distributed import events
 from psl.distributed.crews import Chain, Star
-from psl.distributed.emulate import EdgeEmulation, emulation_for
+from psl.distributed.edge.emulate import EdgeEmulation, emulation_for
 from psl.distributed.job import STAR, Job
 from psl.distributed.leftovers import run_folder
 from psl.distributed.nursery import Nursery, Worker, wait_all
-from psl.distributed.pipeline_job import PipelineJob
+from psl.distributed.pipeline.job import PipelineJob
 from psl.errors import check_choice, expected
 from psl.training.history import History
 

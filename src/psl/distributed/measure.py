@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from psl.distributed.emulate import on_own_core, settle, warm_up
+from psl.distributed.edge.emulate import on_own_core, settle, warm_up
 from psl.distributed.job import find, open_named
 from psl.distributed.leftovers import run_folder
 from psl.distributed.nursery import Nursery
@@ -33,7 +33,7 @@ def measured_profile(
 
     Unlike in a notebook's own process the model runs with one thread, on its data's images in the memory layout of
     training, idles and warms up before every pass as emulated devices do, and the clock is the thread's computing
-    time, which `psl.distributed.emulate.Compute` stretches.
+    time, which `psl.distributed.edge.emulate.Compute` stretches.
 
     Args:
         model: factory "module:function".

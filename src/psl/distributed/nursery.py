@@ -19,7 +19,7 @@ from psl.errors import PSLError, expected
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 _PR_SET_PDEATHSIG, _CLONE_NEWNET = 1, 0x40000000
-_PRELOADED = "psl.distributed.worker"
+_PRELOADED = "psl.distributed.star.worker"
 _IN_WORKER = "PSL_WORKER"  # set in the environment of workers, which may not start workers of their own
 
 

@@ -14,7 +14,7 @@ class Segments:
     next part begins. So the step function itself stays that of `psl.train`.
 
     Args:
-        compute: ``compute(kind, number)`` returns the context of a part; `psl.distributed.emulate.Compute`.
+        compute: ``compute(kind, number)`` returns the context of a part; `psl.distributed.edge.emulate.Compute`.
     """
 
     def __init__(self, compute: Callable):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from psl.distributed.groups import backend_for, check_device
 from psl.distributed.job import Job, open_named
-from psl.distributed.schedules import SCHEDULES
+from psl.distributed.pipeline.schedules import SCHEDULES
+from psl.distributed.wire.groups import backend_for, check_device
 from psl.errors import check_choice, expected
 from psl.models.shapes import cut_shapes
 from psl.models.tracing import trace

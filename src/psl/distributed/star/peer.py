@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from psl.distributed.client import COMMAND, DESCRIBED, HELLO, Command
-from psl.distributed.exchange import receive_model, send_model
 from psl.distributed.job import Job
-from psl.distributed.messages import Kind, ProtocolError, dtype_of
-from psl.distributed.transport import Channel
+from psl.distributed.star.client import COMMAND, DESCRIBED, HELLO, Command
+from psl.distributed.wire.exchange import receive_model, send_model
+from psl.distributed.wire.messages import Kind, ProtocolError, dtype_of
+from psl.distributed.wire.transport import Channel
 from psl.errors import expected
 from psl.models.shapes import meta_copy
 from psl.training.evaluate import test_batches

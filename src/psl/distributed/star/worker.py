@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 from torch.distributed import Store
 
-from psl.distributed.client import Client
-from psl.distributed.emulate import Compute, settle
+from psl.distributed.edge.emulate import Compute, settle
 from psl.distributed.events import EventLog
-from psl.distributed.groups import backend_for, device_of
 from psl.distributed.job import Job
-from psl.distributed.messages import Kind
-from psl.distributed.peer import Peer
-from psl.distributed.server import Server
-from psl.distributed.transport import LOOPBACK, Channel, open_store, serve_store
+from psl.distributed.star.client import Client
+from psl.distributed.star.peer import Peer
+from psl.distributed.star.server import Server
+from psl.distributed.wire.groups import backend_for, device_of
+from psl.distributed.wire.messages import Kind
+from psl.distributed.wire.transport import LOOPBACK, Channel, open_store, serve_store
 
 #: Seconds that processes wait for each other at the start: importing takes a while.
 START = 120.0

@@ -10,9 +10,18 @@ from datetime import timedelta
 import torch
 from torch.distributed import PrefixStore, Store, TCPStore
 
-from psl.distributed.clocks import compare_clocks, machine
-from psl.distributed.groups import end_group, two_member_group
-from psl.distributed.messages import HEADER, ChannelError, Header, Kind, Layout, ProtocolError, check_header, checksum
+from psl.distributed.wire.clocks import compare_clocks, machine
+from psl.distributed.wire.groups import end_group, two_member_group
+from psl.distributed.wire.messages import (
+    HEADER,
+    ChannelError,
+    Header,
+    Kind,
+    Layout,
+    ProtocolError,
+    check_header,
+    checksum,
+)
 from psl.errors import expected
 
 _SLOWEST = 1e6  # bit/s; see `chunk_size`
@@ -34,7 +43,7 @@ class Channel:
         member: 0 or 1, this end.
         name: of the other end, for messages.
         timeout: s without progress after which the other end counts as gone.
-        line: delays what is sent (`psl.distributed.pacing.DelayLine`), None for no pacing.
+        line: delays what is sent (`psl.distributed.edge.pacing.DelayLine`), None for no pacing.
         chunk: bytes that are waited for at a time, the same at both ends.
         broadcast_rate: bit/s on that line of broadcasts, None for the line's own.
         on_message: called with "out" or "in", the kind, the step and the tensor of everything that crosses.

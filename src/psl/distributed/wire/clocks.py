@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from psl.distributed.messages import Kind
+from psl.distributed.wire.messages import Kind
 
 _TURNS = 8
 
@@ -28,7 +28,7 @@ def compare_clocks(channel, member: int, now: Callable[[], int] = time.monotonic
     are not followed.
 
     Args:
-        channel: `psl.distributed.transport.Channel`.
+        channel: `psl.distributed.wire.transport.Channel`.
         member: 0 for the server, 1 for the client.
         now: this end's clock, ns.
     """

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from psl.distributed.client import Command
 from psl.distributed.job import Job
-from psl.distributed.peer import Peer
 from psl.distributed.segments import Segments
+from psl.distributed.star.client import Command
+from psl.distributed.star.peer import Peer
 from psl.training.evaluate import hits
 from psl.training.frameworks.local import Average
 from psl.training.link import Link, exchanged

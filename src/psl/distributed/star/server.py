@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from psl.distributed.client import Command
 from psl.distributed.events import EventLog
 from psl.distributed.job import Job
-from psl.distributed.messages import ChannelError, ProtocolError
-from psl.distributed.peer import Peer
-from psl.distributed.separate import STARS
+from psl.distributed.star.client import Command
+from psl.distributed.star.peer import Peer
+from psl.distributed.star.separate import STARS
 from psl.distributed.state import load_state, newest_round, save_state
+from psl.distributed.wire.messages import ChannelError, ProtocolError
 from psl.errors import CheckpointError, expected
 from psl.training.curves import Curves
 from psl.training.fingerprint import settings_of
@@ -32,7 +32,7 @@ class Server:
         job: the run.
         meet: ``meet(number, patience)`` returns a `Peer` if a client waits to be let in, else None; waits for it for
             `patience` s.
-        compute: as for `psl.distributed.star.Star`.
+        compute: as for `psl.distributed.star.rounds.Star`.
         log: where events go.
         folder: where progress and results go.
         checkpoint: folder of checkpoints, None for none.

@@ -10,8 +10,17 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from psl.distributed.messages import HEADER, ChannelError, Header, Kind, Layout, ProtocolError, check_header, checksum
-from psl.distributed.pipeline_job import PipelineJob
+from psl.distributed.pipeline.job import PipelineJob
+from psl.distributed.wire.messages import (
+    HEADER,
+    ChannelError,
+    Header,
+    Kind,
+    Layout,
+    ProtocolError,
+    check_header,
+    checksum,
+)
 from psl.errors import expected
 
 _TAG = 1  # micro-batches have torch's own

@@ -5,9 +5,9 @@ import threading
 
 import torch
 
-from psl.distributed.client import Command
 from psl.distributed.segments import Segments
-from psl.distributed.star import Parallel, Sequential, SplitFed, Star
+from psl.distributed.star.client import Command
+from psl.distributed.star.rounds import Parallel, Sequential, SplitFed, Star
 from psl.training.frameworks.local import Average, copy_into
 from psl.training.link import Link, exchanged
 from psl.training.loop import seed_turn

@@ -7,8 +7,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.pipelining import PipelineStage
 
-from psl.distributed.emulate import Compute
-from psl.distributed.pacing import DelayLine
+from psl.distributed.edge.emulate import Compute
+from psl.distributed.edge.pacing import DelayLine
 from psl.errors import PSLError, expected
 
 

@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 from psl.distributed.launch import emulation_of
 from psl.distributed.leftovers import run_folder
-from psl.distributed.pipeline_job import PipelineJob
-from psl.distributed.pipeline_worker import World, work
+from psl.distributed.pipeline.job import PipelineJob
+from psl.distributed.pipeline.worker import World, work
 from psl.errors import expected
 from psl.training.history import History
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.nn.functional import conv2d
 
-from psl.distributed.namespaces import Namespaces, chain, not_permitted, star, unavailable
-from psl.distributed.pacing import DelayLine, sleep_until
+from psl.distributed.edge.namespaces import Namespaces, chain, not_permitted, star, unavailable
+from psl.distributed.edge.pacing import DelayLine, sleep_until
 from psl.errors import check_array, check_choice, expected
 from psl.records import Record
 

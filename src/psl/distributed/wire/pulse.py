@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from torch.distributed import Store
 
-from psl.distributed.messages import ChannelError
+from psl.distributed.wire.messages import ChannelError
 from psl.errors import expected
 
 _BEATS = 5  # in a timeout

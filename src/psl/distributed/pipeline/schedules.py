@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 
-from psl.distributed.stages import EdgeStage, begin
+from psl.distributed.pipeline.stages import EdgeStage, begin
 
 
 class _MicroBatches:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from psl.distributed.pipeline_job import PipelineJob, Source
-from psl.distributed.pipeline_messages import Order
+from psl.distributed.pipeline.job import PipelineJob, Source
+from psl.distributed.pipeline.messages import Order
 from psl.errors import CheckpointError, expected
 from psl.training.curves import Curves
 from psl.training.evaluate import evaluate

@@ -14,18 +14,18 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from psl.distributed.emulate import Compute, settle
+from psl.distributed.edge.emulate import Compute, settle
 from psl.distributed.events import EventLog
-from psl.distributed.exchange import receive_model, send_model
-from psl.distributed.groups import device_of
-from psl.distributed.messages import ChannelError, Kind
-from psl.distributed.pipeline_books import Books
-from psl.distributed.pipeline_job import PipelineJob, Source
-from psl.distributed.pipeline_messages import Order, Partner, agree, begin_round, wait_for
-from psl.distributed.pulse import Pulse
-from psl.distributed.schedules import SCHEDULES
-from psl.distributed.stages import EdgeStage
+from psl.distributed.pipeline.books import Books
+from psl.distributed.pipeline.job import PipelineJob, Source
+from psl.distributed.pipeline.messages import Order, Partner, agree, begin_round, wait_for
+from psl.distributed.pipeline.schedules import SCHEDULES
+from psl.distributed.pipeline.stages import EdgeStage
 from psl.distributed.state import load_state, newest_round, save_state
+from psl.distributed.wire.exchange import receive_model, send_model
+from psl.distributed.wire.groups import device_of
+from psl.distributed.wire.messages import ChannelError, Kind
+from psl.distributed.wire.pulse import Pulse
 from psl.errors import CheckpointError, expected
 from psl.training.loop import round_generator
 from psl.training.setup import image_layout

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from psl.distributed.messages import Kind
-from psl.distributed.transport import Channel
+from psl.distributed.wire.messages import Kind
+from psl.distributed.wire.transport import Channel
 
 
 def pack(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 from psl.distributed.events import EventLog
-from psl.distributed.exchange import receive_model, send_model
 from psl.distributed.job import Job, open_named
-from psl.distributed.messages import Kind, ProtocolError, dtype_code
 from psl.distributed.segments import Segments
 from psl.distributed.state import load_state, newest_round, save_state
-from psl.distributed.transport import Channel
+from psl.distributed.wire.exchange import receive_model, send_model
+from psl.distributed.wire.messages import Kind, ProtocolError, dtype_code
+from psl.distributed.wire.transport import Channel
 from psl.errors import expected
 from psl.training.batches import Sampler, Samples
 from psl.training.evaluate import test_batches
@@ -52,7 +52,7 @@ class Client:
     Args:
         job: the run.
         number: of this client.
-        compute: context of computations, called with kind and number; `psl.distributed.emulate.Compute`.
+        compute: context of computations, called with kind and number; `psl.distributed.edge.emulate.Compute`.
         log: where events go.
         checkpoint: folder of its checkpoints, None for none.
     """

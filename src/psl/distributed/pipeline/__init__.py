@@ -1,0 +1,1 @@
+"""A chain of stages on torch.distributed.pipelining: their processes, schedules and messages."""
