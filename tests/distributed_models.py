@@ -154,6 +154,14 @@ def other_data_for_whoever_comes_back():
     return train, test if first else TensorDataset(*test[1:])
 
 
+def data_that_may_change():
+    """The data; other labels once the file `noted` is there."""
+    train, test = small_data()
+    if noted(os.getppid()).exists():
+        train.tensors[1].copy_(3 - train.tensors[1])
+    return train, test
+
+
 def noted(parent):
     """File where the children of a process note that they opened the data."""
     return Path(tempfile.gettempdir()) / f"psl-opened-{parent}"

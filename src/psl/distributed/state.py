@@ -9,7 +9,7 @@ from psl.training.checkpoint import Checkpoint
 _KEPT = 2  # the server's newest may be one behind a client's
 
 
-def save_state(folder: Path, who: str, index: int, job: Job, state: dict) -> None:
+def save_state(folder: Path, who: str, index: int, job: Job, state: dict, data: str | None = None) -> None:
     """Write the state of a process after a round and delete those before the last but one.
 
     Args:
@@ -18,19 +18,20 @@ def save_state(folder: Path, who: str, index: int, job: Job, state: dict) -> Non
         index: of the round.
         job: the run.
         state: tensors and plain values.
+        data: digest of the data of the process, None if it has none or keeps it in the state.
     """
-    _checkpoint(folder, who, index, job).save(state)
+    _checkpoint(folder, who, index, job, data).save(state)
     for old in _rounds(folder, who)[:-_KEPT]:
         _path(folder, who, old).unlink(missing_ok=True)
 
 
-def load_state(folder: Path, who: str, index: int, job: Job) -> dict:
+def load_state(folder: Path, who: str, index: int, job: Job, data: str | None = None) -> dict:
     """Return the state that a process saved after a round.
 
     Raises:
-        CheckpointError: there is none, it is broken, or it is of another run.
+        CheckpointError: there is none, it is broken, or it is of another run or other data.
     """
-    state = _checkpoint(folder, who, index, job).load()
+    state = _checkpoint(folder, who, index, job, data).load()
     if state is None:
         fix = "bring the files of all processes, or delete the folder to start anew"
         raise expected(str(_path(folder, who, index)), "a checkpoint", "none", fix, CheckpointError)
@@ -43,8 +44,9 @@ def newest_round(folder: Path | None, who: str) -> int | None:
     return rounds[-1] if rounds else None
 
 
-def _checkpoint(folder, who, index, job):
-    return Checkpoint(_path(folder, who, index), job.identity())
+def _checkpoint(folder, who, index, job, data):
+    identity = job.identity() | ({} if data is None else {"hash of the data": data})
+    return Checkpoint(_path(folder, who, index), identity)
 
 
 def _path(folder, who, index):

@@ -1,6 +1,7 @@
 """A client process: it keeps its data and its part of the model, and does what the server commands."""
 
 import enum
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from psl.distributed.state import load_state, newest_round, save_state
 from psl.distributed.wire.exchange import receive_model, send_model
 from psl.distributed.wire.messages import Kind, ProtocolError, dtype_code
 from psl.distributed.wire.transport import Channel
-from psl.errors import expected
+from psl.errors import CheckpointError, expected
 from psl.training.batches import Sampler, Samples
 from psl.training.evaluate import test_batches
 from psl.training.frameworks.full import full_step
@@ -40,6 +41,8 @@ class Command(enum.IntEnum):
 
 #: Numbers of a command: what, round, argument.
 COMMAND = 3
+#: Bytes in which a client says whether it loaded its checkpoint: zeros, or why it did not.
+LOADED = 512
 #: Numbers that describe a tensor in a hello: dtype, dimensions, sizes.
 DESCRIBED = 8
 #: Numbers of a hello; see `Client.hello`.
@@ -167,19 +170,40 @@ class Client:
 
     def save(self, index: int, argument: int) -> None:
         """Write a checkpoint after round `index`, keep the one before, and report."""
-        save_state(self.checkpoint, f"client-{self.number}", index, self.job, self.run.state_dict())
+        state = self.run.state_dict()
+        save_state(self.checkpoint, f"client-{self.number}", index, self.job, state, self._digest)
         self.report(index, 0)
 
     def load(self, index: int, argument: int) -> None:
-        """Continue from the checkpoint after round `index`, and report."""
-        self.run.load_state_dict(load_state(self.checkpoint, f"client-{self.number}", index, self.job))
-        self.report(index, 0)
+        """Continue from the checkpoint after round `index`, and say so.
+
+        Raises:
+            CheckpointError: it cannot, and has told the server why.
+        """
+        failure = None
+        try:
+            self._load(index)
+        except CheckpointError as cause:
+            failure = cause
+        words = str(failure or "").encode()[:LOADED].ljust(LOADED, b"\0")
+        self.channel.send(Kind.REPORT, index, torch.frombuffer(bytearray(words), dtype=torch.uint8))
+        if failure is not None:
+            self.channel.flush()
+            raise failure
 
     def recover(self) -> None:
         """Continue from this client's newest checkpoint, if it has one."""
         newest = newest_round(self.checkpoint, f"client-{self.number}")
         if newest is not None:
-            self.run.load_state_dict(load_state(self.checkpoint, f"client-{self.number}", newest, self.job))
+            self._load(newest)
+
+    def _load(self, index):
+        state = load_state(self.checkpoint, f"client-{self.number}", index, self.job, self._digest)
+        self.run.load_state_dict(state)
+
+    @cached_property
+    def _digest(self):
+        return f"{self.samples.digest()} training, {self.tests.digest()} test"
 
 
 def _described(tensor: torch.Tensor) -> list[int]:

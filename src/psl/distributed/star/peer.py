@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from psl.distributed.job import Job
-from psl.distributed.star.client import COMMAND, DESCRIBED, HELLO, Command
+from psl.distributed.star.client import DESCRIBED, HELLO, LOADED, Command
 from psl.distributed.wire.exchange import receive_model, send_model
 from psl.distributed.wire.messages import Kind, ProtocolError, dtype_of
 from psl.distributed.wire.transport import Channel
-from psl.errors import expected
+from psl.errors import CheckpointError, expected
 from psl.models.shapes import meta_copy
 from psl.training.evaluate import test_batches
 
@@ -107,7 +107,6 @@ class Peer:
     def command(self, what: Command, index: int, argument: int = 0) -> None:
         """Tell the client what to do."""
         self.channel.send(Kind.COMMAND, 0, torch.tensor([what, index, argument], dtype=torch.int64))
-        assert COMMAND == 3
 
     def batch(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Receive activations and labels of step `number`; labels that the loss does not take are refused here."""
@@ -150,6 +149,18 @@ class Peer:
     def acknowledged(self, index: int) -> None:
         """Receive the client's word that it is done."""
         self.channel.recv(Kind.REPORT, index, (1,))
+
+    def load(self, index: int) -> None:
+        """Let the client continue from its checkpoint after round `index`.
+
+        Raises:
+            CheckpointError: it cannot; with its reason.
+        """
+        self.command(Command.LOAD, index)
+        words = bytes(self.channel.recv(Kind.REPORT, index, (LOADED,), torch.uint8).tolist()).rstrip(b"\0")
+        if words:
+            said = "".join(c if c.isprintable() else " " for c in words.decode(errors="replace"))
+            raise CheckpointError(f"client {self.number}: {said}")
 
     def close(self) -> None:
         """Close its channels."""

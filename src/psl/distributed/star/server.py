@@ -174,7 +174,7 @@ class Server:
             self.curves.forget_evaluations(self.job.eval_every)
         self.star.load_state_dict(state["star"])
         self.participants, self.round_times = state["participants"], state["round_times"]
-        self._command_all(Command.LOAD, newest)
+        self.each(self.present, lambda peer: peer.load(newest))
         self._tell()
         return newest + 1
 
