@@ -23,7 +23,7 @@ from test_distributed_faults import At, alive, descendants, kill
 from test_distributed_pipeline import NAMES, in_one_process, in_processes, left_behind, relayed_plan
 from test_distributed_pipeline import OPTIONS as CHAIN
 
-MANY = {"rounds": 1000, "eval_every": 1000, "timeout": 2.0}
+MANY = {"rounds": 1000, "eval_every": 1000, "timeout": 20.0}
 
 
 def chain(forward=np.inf, overhead=0.0, links="pacing"):
@@ -44,32 +44,33 @@ def test_a_killed_stage_ends_the_others_and_is_named(nursery, links):
     message = r"the pipeline stopped\. stage 1 failed: killed by signal 9 \(SIGKILL\)"
     with pytest.raises(PSLError, match=message) as failure:
         in_processes(nursery, watch=watch, emulate=chain(overhead=0.05, links=links), **MANY)
-    assert time.monotonic() - killer.when < 4 and "Traceback" not in str(failure.value)
+    assert time.monotonic() - killer.when < 15, "at once, not after the timeout"
+    assert "Traceback" not in str(failure.value)
     assert not any(worker.running or alive(worker.pid) for worker in workers)
     assert left_behind(nursery) == ([], [])
 
 
 def test_a_client_that_is_killed_before_the_first_round_ends_the_run_at_once(nursery):
-    begun, options = time.monotonic(), OPTIONS | {"progress": False, "nursery": nursery, "watch": At(0, kill(2))}
+    begun, options = time.monotonic(), OPTIONS | {"progress": False, "nursery": nursery, "timeout": 60.0}
     with pytest.raises(PSLError, match=r"client 1 failed: killed by signal 9 \(SIGKILL\)"):
-        run("psl", **options)
-    assert time.monotonic() - begun < 10
+        run("psl", watch=At(0, kill(2)), **options)
+    assert time.monotonic() - begun < 50, "not after the timeout"
 
 
 def test_a_frozen_stage_is_noticed_within_the_timeout(nursery):
     freezer = At(3, kill(1, signal.SIGSTOP))
-    with pytest.raises(PSLError, match="ChannelError: stage 1: expected a sign of life within 2 s, got none"):
-        in_processes(nursery, watch=freezer, **MANY)
-    assert 1.5 < time.monotonic() - freezer.when < 5
+    with pytest.raises(PSLError, match="ChannelError: stage 1: expected a sign of life within 3 s, got none"):
+        in_processes(nursery, watch=freezer, **MANY | {"timeout": 3.0})
+    assert 2.0 < time.monotonic() - freezer.when < 30  # its last sign may be older than its freezing
     assert left_behind(nursery) == ([], [])
 
 
 def test_a_slow_link_and_a_slow_stage_delay_but_do_not_break(nursery):
     options = {"model": "pipeline_models:wide_chain", "cut": [1, 2], "batch_size": 16, "micro_batch": 32, "rounds": 1}
     slow = chain(forward=2e6, overhead=1.2)
-    found = in_processes(nursery, emulate=slow, timeout=1.0, **options)
+    found = in_processes(nursery, emulate=slow, timeout=2.0, **options)
     seconds = 32 * 64 * 64 * 32 / 2e6  # one message, much longer than the timeout
-    assert seconds > 2 and seconds + 2.4 < found.round_times[0] < seconds + 2.4 + 4
+    assert seconds > 2 and seconds + 2.4 < found.round_times[0]
     assert found.emulation == "pacing"
 
 
@@ -164,10 +165,11 @@ def test_only_what_a_gone_process_made_is_swept(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     gone = subprocess.Popen(["true"])
     gone.wait()
-    for name in (f"psl-run-{gone.pid}-1-abc", f"psl-run-{owner()}-abc", "psl-run-notes", "other"):
+    left = f"psl-run-{gone.pid}-1-{owner().split('-')[-1]}-abc"
+    for name in (left, f"psl-run-{owner()}-abc", "psl-run-notes", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
-    assert orphans(tmp_path, "psl-run") == [f"psl-run-{gone.pid}-1-abc"]
+    assert orphans(tmp_path, "psl-run") == [left]
     with run_folder() as folder:
         assert orphans(tmp_path, "psl-run") == [] and folder.parent == tmp_path
         assert folder.name.startswith(f"psl-run-{owner()}-")
@@ -175,23 +177,31 @@ def test_only_what_a_gone_process_made_is_swept(tmp_path, monkeypatch):
     assert not folder.exists()
 
 
+def wait_for(condition):
+    end = time.monotonic() + 20
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+
+
 def test_a_pulse_tells_the_silent_from_the_slow_and_the_failed():
     names, store = ["stage 0", "stage 1"], HashStore()
     failures = []
-    with Pulse(store, 0, names, 0.8, failures.append):
-        with Pulse(store, 1, names, 0.8, failures.append):
-            time.sleep(1.2)
-        time.sleep(1.0)
+    with Pulse(store, 0, names, 10.0, failures.append), Pulse(store, 1, names, 10.0, failures.append):
+        signs = store.get("pulse 0"), store.get("pulse 1")
+        time.sleep(3.0)  # a beat takes 2 s
+        assert all(a != b for a, b in zip(signs, (store.get("pulse 0"), store.get("pulse 1")), strict=True))
+    with Pulse(store, 0, names, 0.3, failures.append):
+        time.sleep(0.8)
     assert failures == [], "whoever has left need not tell that it lives"
     with Pulse(store, 0, names, 0.3, failures.append):
         store.set("pulse 1", "7")
-        time.sleep(0.6)
+        wait_for(lambda: failures)
     (failure,) = failures
     assert isinstance(failure, ChannelError)
     assert str(failure).startswith("stage 1: expected a sign of life within 0.3 s, got none")
     failures.clear()
-    with Pulse(store, 0, names, 2.0, failures.append):
-        with pytest.raises(OSError, match="on purpose"), Pulse(store, 1, names, 2.0, failures.append):
+    with Pulse(store, 0, names, 10.0, failures.append):
+        with pytest.raises(OSError, match="on purpose"), Pulse(store, 1, names, 10.0, failures.append):
             raise OSError("on purpose")
-        time.sleep(0.8)
-    assert len(failures) == 1 and "stage 1: expected a sign of life within 2 s, got its end" in str(failures[0])
+        wait_for(lambda: failures)
+    assert len(failures) == 1 and "stage 1: expected a sign of life within 10 s, got its end" in str(failures[0])

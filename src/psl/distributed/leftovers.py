@@ -1,6 +1,7 @@
 """Names that tell who made a thing, so that what a killed process left behind is found and removed by the next one."""
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -8,17 +9,22 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from psl.distributed.wire.clocks import machine
+
 _FOLDER = "psl-run"
 
 
 def owner() -> str:
-    """Return what names this process for good: its number and when it started."""
-    return f"{os.getpid()}-{_born(os.getpid())}"
+    """Return what names this process for good: its number, when it started, and where such numbers mean the same."""
+    return f"{os.getpid()}-{_born(os.getpid())}-{_place()}"
 
 
 def orphans(folder: Path, prefix: str) -> list[str]:
-    """Return the names ``PREFIX-PID-START-…`` in a folder whose process is gone; others' names are left out."""
-    name = re.compile(rf"{prefix}-(?P<pid>\d+)-(?P<born>\d+)-.+")
+    """Return the names ``PREFIX-PID-START-PLACE-…`` in a folder whose process was of this place and is gone.
+
+    Other machines and containers may share the folder: whether their processes live cannot be told from here.
+    """
+    name = re.compile(rf"{prefix}-(?P<pid>\d+)-(?P<born>\d+)-{_place()}-.+")
     found = []
     for entry in sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ():
         made_by = name.fullmatch(entry)
@@ -33,10 +39,19 @@ def run_folder() -> Iterator[Path]:
     place = Path(tempfile.gettempdir())
     for name in orphans(place, _FOLDER):
         with contextlib.suppress(OSError):
-            if (place / name).stat().st_uid == os.geteuid():
+            if (place / name).lstat().st_uid == os.geteuid():
                 shutil.rmtree(place / name, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f"{_FOLDER}-{owner()}-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
+
+
+def _place() -> str:
+    """Return what names a machine since its start, and on it the namespace of process numbers (of a container)."""
+    try:
+        numbers = os.readlink("/proc/self/ns/pid")
+    except OSError:  # no Linux
+        numbers = ""
+    return hashlib.sha256(f"{machine()} {numbers}".encode()).hexdigest()[:12]
 
 
 def _born(pid: int) -> str | None:

@@ -50,8 +50,8 @@ class Namespaces:
     Each direction is shaped by a token bucket (``tc … tbf``) at the sending end. Its rate is the payload's times the
     share of headers in a full frame, so that a message of n bits takes n / rate seconds. Members have an address per
     plane; a plane must be a tree, over whose links all of its members reach each other. Nothing leads outside.
-    Names hold the number and start time of the process that made them, so that leftovers of one that was killed are
-    found and removed by the next.
+    Names hold the number, the start time and the machine of the process that made them (`leftovers.owner`), so that
+    leftovers of one that was killed are found and removed by the next.
 
     Args:
         n_members: members, numbered from 0.
