@@ -1,7 +1,6 @@
 """Channels carry tensors unchanged, refuse what is not expected, and never wait for ever."""
 
 import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -175,7 +174,7 @@ def test_clocks_of_two_machines_are_compared(monkeypatch):
         return lambda *what: lines.setdefault(end, []).append(what)
 
     with ThreadPoolExecutor(2) as pool:
-        options = {"patience": 10, "timeout": 5}
+        options = {"patience": 10, "timeout": 10}
         server = pool.submit(Channel.connect, store, "c", 0, name="c", on_transfer=note(0), **options)
         other = open_store("127.0.0.1", port, 10)
         client = pool.submit(Channel.connect, other, "c", 1, name="s", on_transfer=note(1), **options).result()
@@ -235,7 +234,7 @@ def test_silence_and_a_closed_connection_end_a_wait(pair):
     begun = time.monotonic()
     with pytest.raises(ChannelError, match=r"client 0: expected an answer within 0.2 s, got nothing"):
         server.recv(Kind.HELLO, 0, (1,), patience=0.2)
-    assert time.monotonic() - begun < 1
+    assert 0.2 <= time.monotonic() - begun < 10
     with pytest.raises(ChannelError, match="server: expected an answer within 1 s, got a closed connection"):
         client.recv(Kind.COMMAND, 0, (1,))
 
@@ -260,23 +259,25 @@ def test_the_store_listens_on_loopback_only():
 
 def test_a_paced_channel_keeps_order_and_takes_the_time_of_its_rates():
     store, port = serve_store(timeout=10)
-    line = DelayLine([(8e6, 0.05)])
+    line = DelayLine([(1.6e6, 0.05)])
     with ThreadPoolExecutor(2) as pool:
         ends = [
-            pool.submit(Channel.connect, where, "p", k, name="other", patience=10, timeout=5, **more)
+            pool.submit(Channel.connect, where, "p", k, name="other", patience=10, timeout=10, **more)
             for k, (where, more) in enumerate(
-                [(store, {"line": line, "broadcast_rate": 80e6}), (open_store("127.0.0.1", port, 10), {})]
+                [(store, {"line": line, "broadcast_rate": 640e6}), (open_store("127.0.0.1", port, 10), {})]
             )
         ]
         server, client = (end.result() for end in ends)
     begun = time.monotonic()
-    server.send(Kind.GRADIENT, 0, torch.ones(50_000))  # 0.2 s at 8 Mbit/s
-    server.send(Kind.BROADCAST, 0, torch.ones(50_000))  # 0.02 s
-    assert time.monotonic() - begun < 0.1  # sending does not wait
+    server.send(Kind.GRADIENT, 0, torch.ones(50_000))  # 1 s at 1.6 Mbit/s
+    server.send(Kind.BROADCAST, 0, torch.ones(2_000_000))  # 0.1 s, at the line's own rate 40 s
+    assert time.monotonic() - begun < 1  # sending does not wait
     assert torch.equal(client.recv(Kind.GRADIENT, 0, (50_000,)), torch.ones(50_000))
-    client.recv(Kind.BROADCAST, 0, (50_000,))
-    assert 0.27 <= time.monotonic() - begun < 0.6
+    client.recv(Kind.BROADCAST, 0, (2_000_000,))
+    assert 1.14 <= time.monotonic() - begun < 20
     server.flush()
+    thread = line._thread
     for end in (server, client):
         end.close()
-    assert not [t for t in threading.enumerate() if t.name == "delay line" and t.is_alive()] or line._thread is None
+    thread.join(10)
+    assert not thread.is_alive(), "it ends with its channel"
