@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import importlib
+import itertools
 import json
 import os
 import selectors
@@ -96,7 +97,8 @@ class Nursery:
         )  # fmt: skip
         self._workers: dict[int, Worker] = {}
         self._lock = threading.Lock()
-        self._started: list[int] = []
+        self._started: dict[int, Worker] = {}  # by the number of their order
+        self._orders = itertools.count()
         self._over = False
         self._news = threading.Condition(self._lock)
         self._reader = threading.Thread(target=self._read, name="nursery", daemon=True)
@@ -124,16 +126,17 @@ class Nursery:
         """
         order = {"module": module, "arguments": list(map(str, arguments)), "log": str(log), "namespace": namespace}
         with self._news:
+            order["id"] = number = next(self._orders)
             try:
                 self._process.stdin.write(json.dumps(order) + "\n")
             except (OSError, ValueError) as cause:
                 fix = "see what it wrote to the terminal"
                 raise expected("worker", "a nursery that runs", "one that has ended", fix, PSLError) from cause
-            while not self._started:
+            while number not in self._started:
                 if self._over or not self._news.wait(60):
                     fix = "see what it wrote to the terminal"
                     raise expected("worker", "a process within 60 s", "none", fix, PSLError)
-            worker = self._workers[self._started.pop(0)]
+            worker = self._started.pop(number)
             worker.log = Path(log)
         return worker
 
@@ -152,8 +155,8 @@ class Nursery:
                 if "code" in news:
                     self._workers.pop(news["pid"])._end(news["code"])
                 else:
-                    self._workers[news["pid"]] = Worker(news["pid"], Path())
-                    self._started.append(news["pid"])
+                    worker = self._workers[news["pid"]] = Worker(news["pid"], Path())
+                    self._started[news["id"]] = worker
                     self._news.notify_all()
         with self._news:
             self._over = True
@@ -186,11 +189,12 @@ def serve() -> None:
                     return
                 *lines, inbox = (inbox + data).split(b"\n")
                 for line in lines:
+                    order = json.loads(line)
                     pid = os.fork()
                     if pid == 0:
-                        _become(json.loads(line), (wake_out, wake_in))
+                        _become(order, (wake_out, wake_in))
                     workers.add(pid)
-                    _tell({"pid": pid})
+                    _tell({"pid": pid, "id": order["id"]})
 
 
 def _tell(news: dict) -> None:
