@@ -13,6 +13,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
+from torch.distributed.pipelining import PipelineStage
 
 import psl
 import psl.distributed.pipeline.messages as wire
@@ -22,9 +23,9 @@ from psl.distributed import EdgeEmulation, PipelineJob, run
 from psl.distributed.edge.namespaces import unavailable
 from psl.distributed.pipeline.messages import Order, Partner, agree, begin_round
 from psl.distributed.pipeline.stages import EdgeStage
-from psl.distributed.pipeline.torchrun import interface_of
 from psl.distributed.pipeline.worker import World
 from psl.distributed.wire import groups as engines
+from psl.distributed.wire.groups import interface_of
 from psl.distributed.wire.messages import Kind, ProtocolError
 from psl.errors import PSLError, ScenarioError
 from psl.networks import EdgeNetwork
@@ -92,10 +93,11 @@ def test_only_activations_and_gradients_of_the_cuts_cross_and_never_an_image(run
         (2, "out"): {"header", "vote", "gradient", "loss", "model"},
         (2, "in"): {"header", "vote", "activation", "labels"},
     }  # fmt: skip
+    votes = 4 if hasattr(PipelineStage, "_warmup_forward_vote") else 0  # from torch 2.12 on
     images = torch.cat([train.tensors[0], test.tensors[0]]).flatten(1)  # (130, 64)
     for (rank, way), allowed in kinds.items():
         crossed = [message[1:] for message in messages[rank] if message[0] == way]
-        assert {kind for kind, _, _ in crossed} == allowed, f"stage {rank} {way}"
+        assert {kind for kind, _, _ in crossed} == (allowed if votes else allowed - {"vote"}), f"stage {rank} {way}"
         for kind, step, tensor in crossed:
             if kind in ("activation", "gradient"):
                 forward = (way == "out") == (kind == "activation")
@@ -107,7 +109,7 @@ def test_only_activations_and_gradients_of_the_cuts_cross_and_never_an_image(run
                 assert not holds_an_image(tensor, images), f"{kind} of stage {rank}"
     # Whatever one process sent another received, in three rounds of four micro-batches.
     count = lambda way, kind: sum(m[:2] == (way, kind) for own in messages.values() for m in own)  # noqa: E731
-    for kind, n in {"activation": 24, "gradient": 24, "labels": 3, "loss": 3, "vote": 4}.items():
+    for kind, n in {"activation": 24, "gradient": 24, "labels": 3, "loss": 3, "vote": votes}.items():
         assert count("out", kind) == count("in", kind) == n
     assert count("out", "header") == count("in", "header")
 

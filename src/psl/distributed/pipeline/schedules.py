@@ -50,14 +50,15 @@ class _MicroBatches:
         self._step_microbatches(arguments, [{} for _ in self.sizes], targets, losses, False)
         return sum((loss.detach() for loss in losses), torch.zeros(()))
 
-    def _initialize_stage(self, args, kwargs, target=None):
+    def _initialize_stage(self, *arguments):  # torch 2.12 passes a target too
         if self._stage_forward_initialized:
             return
-        super()._initialize_stage(args, kwargs, target)
+        super()._initialize_stage(*arguments)
         for m, n in enumerate(self.sizes):
             for info in (*self._stage.args_recv_info[m], *self._stage.grad_recv_info[m]):
-                if info.buffer is not None and len(info.buffer) != n:
-                    info.buffer = info.buffer[:n].clone()
+                buffer = getattr(info, "buffer", None)  # the data's place in the first stage has none
+                if buffer is not None and len(buffer) != n:
+                    info.buffer = buffer[:n].detach().clone().requires_grad_(buffer.requires_grad)
 
 
 class GPipe(_MicroBatches, ScheduleGPipe):

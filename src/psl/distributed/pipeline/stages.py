@@ -94,6 +94,12 @@ class EdgeStage(PipelineStage):
         for tensor in tensors if self._record is not None else ():
             self._record(way, kind, self.round * (self.chunks or 1) + number, tensor)
 
+    def _validate_fwd_input(self, *arguments):
+        """Torch 2.11 wants all micro-batches as large as the first; their sizes are agreed on before every round."""
+
+    def _validate_fwd_outputs(self, *arguments):
+        """As `_validate_fwd_input`."""
+
     def forward_one_chunk(self, fwd_chunk_id, args, kwargs=None, save_forward_output=True):
         """Compute one micro-batch forward, as slowly as the device emulated."""
         self._layers.number = fwd_chunk_id
