@@ -1,9 +1,6 @@
-"""Be one process of a pipeline that torchrun started, on this machine or on several."""
+"""Be one process of a pipeline that torchrun, or somebody by hand, started on this machine or several."""
 
-import fcntl
 import os
-import socket
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +10,9 @@ from psl.distributed.launch import emulation_of
 from psl.distributed.leftovers import run_folder
 from psl.distributed.pipeline.job import PipelineJob
 from psl.distributed.pipeline.worker import World, work
+from psl.distributed.wire.groups import interface_of
 from psl.errors import expected
 from psl.training.history import History
-
-_SIOCGIFADDR = 0x8915
 
 
 def attend(
@@ -28,20 +24,20 @@ def attend(
     The first process holds the data; the others learn the shapes of the activations from it through the store.
 
     Args:
-        store: of torchrun's rendezvous.
+        store: where the processes meet.
         address: of the network interface to use, or its name.
         plan, emulate, checkpoint, options: as for `psl.distributed.run`; links cannot be the kernel's here.
         out: folder for history, model and this process's events; None: they are not kept.
         tell: called in the first process with a line about every round.
 
     Raises:
-        ScenarioError: an argument is out of range, or torchrun started another number of processes.
+        ScenarioError: an argument is out of range, or another number of processes was started.
     """
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     job = PipelineJob.of("pipeline", plan=plan, emulation=emulation_of(emulate, plan), **options)
     if job.n_processes != count:
-        fix = f"torchrun with {job.n_processes} processes in all, or other cuts"
-        raise expected("torchrun", f"{job.n_processes} processes, one per stage and relay", count, fix)
+        fix = f"start {job.n_processes} processes in all, or take other cuts"
+        raise expected("processes", f"{job.n_processes}, one per stage and relay", count, fix)
     n_local = int(os.environ.get("LOCAL_WORLD_SIZE", count))
     first = rank - int(os.environ.get("LOCAL_RANK", rank))
     place = None if checkpoint is None else str(Path(checkpoint).absolute())
@@ -54,25 +50,3 @@ def attend(
                  f"links emulated by: {links}")  # fmt: skip
         work(job, world, rank, store, tell)
         return History.load(Path(folder) / "history.json") if rank == 0 else None
-
-
-def interface_of(address: str) -> str:
-    """Return the name of the network interface with an IPv4 address, or that has this name itself.
-
-    Raises:
-        ScenarioError: there is none.
-    """
-    names = [name for _, name in socket.if_nameindex()]
-    if address in names:
-        return address
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        for name in names:
-            try:
-                answer = fcntl.ioctl(asking.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:  # an interface without an address
-                continue
-            if socket.inet_ntoa(answer[20:24]) == address:
-                return name
-    raise expected(
-        "--bind", f"an interface or an address of one: {', '.join(names)}", repr(address), "name one of them"
-    )

@@ -26,12 +26,11 @@ from psl.distributed.wire.exchange import receive_model, send_model
 from psl.distributed.wire.groups import device_of
 from psl.distributed.wire.messages import ChannelError, Kind
 from psl.distributed.wire.pulse import Pulse
+from psl.distributed.wire.transport import START
 from psl.errors import CheckpointError, expected
 from psl.training.loop import round_generator
 from psl.training.setup import image_layout
 
-#: Seconds that processes wait for each other at the start: importing takes a while, and so does opening the data.
-START = 120.0
 _NEVER = timedelta(days=1)  # a message may take any time while its sender lives; see `Pulse`
 
 

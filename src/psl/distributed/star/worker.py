@@ -18,10 +18,8 @@ from psl.distributed.star.peer import Peer
 from psl.distributed.star.server import Server
 from psl.distributed.wire.groups import backend_for, device_of
 from psl.distributed.wire.messages import Kind
-from psl.distributed.wire.transport import LOOPBACK, Channel, open_store, serve_store
+from psl.distributed.wire.transport import LOOPBACK, START, Channel, open_store, serve_store
 
-#: Seconds that processes wait for each other at the start: importing takes a while.
-START = 120.0
 _POLL = 0.02
 _EVENTS = {
     Kind.ACTIVATION: "activation", Kind.LABELS: "labels", Kind.GRADIENT: "gradient", Kind.BROADCAST: "broadcast",

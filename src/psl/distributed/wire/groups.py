@@ -2,6 +2,7 @@
 
 import os
 import socket
+import struct
 from datetime import timedelta
 
 import torch
@@ -10,6 +11,7 @@ from torch.distributed import ProcessGroupGloo, Store
 from psl.errors import check_choice, expected
 
 BACKENDS = ("auto", "gloo", "nccl")
+_SIOCGIFADDR = 0x8915
 _NEVER = timedelta(days=1)  # for NCCL's own watch: whoever waits says for how long
 
 
@@ -77,17 +79,19 @@ def two_member_group(backend: str, store: Store, member: int, address: str, pati
         backend: "gloo" or "nccl", the same at both.
         store: where they find each other, for this group alone.
         member: 0 or 1, this process.
-        address: of the network interface for gloo to listen on, or its name. NCCL takes that of NCCL_SOCKET_IFNAME.
+        address: of the network interface to listen on, or its name; NCCL is told by NCCL_SOCKET_IFNAME.
         patience: s to wait for the other; NCCL connects when the first message is sent.
 
     Raises:
         RuntimeError: it did not come.
+        ScenarioError: no interface has this address.
     """
     if backend == "nccl":
         from torch.distributed import ProcessGroupNCCL  # not in every torch
 
         # `wait` blocks and raises at its timeout, and a peer's end is not the end of this process.
         os.environ["TORCH_NCCL_BLOCKING_WAIT"], os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "1", "0"
+        os.environ["NCCL_SOCKET_IFNAME"] = f"={interface_of(address)}"  # else it listens wherever it likes
         settings = ProcessGroupNCCL.Options()
         settings._timeout = _NEVER
         return ProcessGroupNCCL(store, member, 2, settings)
@@ -115,3 +119,27 @@ def listen(where: str):
     except RuntimeError as cause:
         want = f"an address of this machine, or an interface: {', '.join(interfaces)}"
         raise expected("--bind", want, repr(where), "name one of them") from cause
+
+
+def interface_of(address: str) -> str:
+    """Return the name of the network interface with an IPv4 address, or that has this name itself.
+
+    Raises:
+        ScenarioError: there is none.
+    """
+    import fcntl  # not on Windows
+
+    names = [name for _, name in socket.if_nameindex()]
+    if address in names:
+        return address
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for name in names:
+            try:
+                answer = fcntl.ioctl(asking.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            except OSError:  # an interface without an address
+                continue
+            if socket.inet_ntoa(answer[20:24]) == address:
+                return name
+    raise expected(
+        "--bind", f"an interface or an address of one: {', '.join(names)}", repr(address), "name one of them"
+    )

@@ -28,6 +28,8 @@ _SLOWEST = 1e6  # bit/s; see `chunk_size`
 _CHUNKS = 1 << 12, 1 << 22  # bytes
 _TAG_HEADER, _TAG_PAYLOAD = 0, 1
 LOOPBACK = "127.0.0.1"
+#: Seconds that processes wait for each other at the start: importing takes a while, and so does opening the data.
+START = 120.0
 
 
 class Channel:
