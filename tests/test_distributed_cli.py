@@ -42,7 +42,10 @@ def torchrun(monkeypatch):
 def test_torchrun_starts_a_server_and_clients(tmp_path):
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
     command = ["-m", "psl.distributed", "edgesplit", *ARGUMENTS, "--cut", "pool1", "linear1", "10", "--rounds", "2"]
-    done = subprocess.run([*start, *command, "--out", str(tmp_path)], capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [*start, *command, "--out", str(tmp_path)], capture_output=True, text=True, timeout=240,
+        env=os.environ | {"TMPDIR": str(tmp_path)},  # torchrun leaves a folder
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert "edgesplit: server and 3 clients, links emulated by: none" in done.stdout
     assert "round 2/2: loss" in done.stdout and "History(edgesplit: 2 rounds" in done.stdout
@@ -167,17 +170,42 @@ def test_a_plan_from_a_file_supplies_cut_and_time(launcher, tmp_path, capsys):
         (["psl", "--rounds", "1"], "CutError: cut: expected number or name of a cut, got none"),
         (["psl", "--rounds", "1", "--rank", "4"], "--rank: expected less than 4, the number of processes, got 4"),
         (["psl", "--rounds", "1", "--rank", "-1"], "RANK: expected a whole number, got '-1'"),
-        (["psl", "--rounds", "1", "--server", "here"], "MASTER_ADDR: expected an address, got ''"),
-        (["psl", "--rounds", "1", "--server", "here:x"], "MASTER_PORT: expected a whole number, got 'x'"),
-        (["psl", "--rounds", "1", "--clients", "5"], "torchrun: expected 6 processes, got 4"),
-        (["psl", "--rounds", "1", "--emulate", "kernel"], "--emulate: expected 'pacing' or 'none' under torchrun"),
-        (["psl", "--rounds", "1", "--emulate", "auto"], "emulate: expected a plan to emulate, got none"),
-        (["psl", "--rounds", "1", "--cut", "1", "--model", "x"], "model: expected 'module:function', got 'x'"),
+        (["psl", "--rounds", "1", "--server", "here"], "--server: expected ADDRESS:PORT, got 'here'"),
+        (["psl", "--rounds", "1", "--server", "here:x"], "--server: expected ADDRESS:PORT, got 'here:x'"),
+        (["psl", "--rounds", "1", "--server", "127.0.0.1:99999"], "--server: expected ADDRESS:PORT, got '127.0.0.1:9"),
+        (["psl", "--rounds", "1", "--clients", "5"], "processes: expected 6, got 4"),
+        (["psl", "--rounds", "1", "--plan", "nofile"], "--plan: expected a file written by plan.save(), got 'nofile'"),
+        (["psl", "--rounds", "1", "--out", __file__], "--out: expected a folder, or a place for one, got"),
+        (["psl", "--rounds", "1", "--checkpoint", f"{__file__}/x"], "--checkpoint: expected a folder, or a place for"),
+        (
+            ["psl", "--rounds", "1", "--micro-batch", "4"],
+            "micro_batch: expected none for 'psl', as it is for",
+        ),
+        (["psl", "--rounds", "1", "--emulate", "kernel"], "--emulate: expected 'pacing' or 'none' for torchrun"),
+        (["psl", "--rounds", "1", "--emulate", "auto"], "a plan to emulate, got none. Fix: pass --plan FILE"),
+        (["psl", "--rounds", "1", "--cut", "1", "--model", "x"], "got 'x' (No module named 'x'). Fix"),
     ],
 )
 def test_what_torchrun_cannot_do_is_said(torchrun, capsys, options, message):
     assert cli.main(options) == 1
     assert message in capsys.readouterr().err
+
+
+def test_processes_started_by_hand_are_not_told_of_torchrun(torchrun, monkeypatch, capsys):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    start = ["psl", "--rounds", "1", "--cut", "1"]
+    for more in (
+        ["--restarts", "1"],
+        ["--clients", "5"],
+        ["--emulate", "kernel"],
+        ["--server", "here"],
+        ["--rank", "11"],
+    ):
+        assert cli.main([*start, *more]) == 1
+        assert "torchrun" not in capsys.readouterr().err
+    monkeypatch.setenv("MASTER_PORT", "65536")
+    assert cli.main(start) == 1
+    assert "MASTER_PORT: expected a port, 1 to 65535, got 65536" in capsys.readouterr().err
 
 
 def test_over_several_machines_the_address_must_be_given(torchrun, monkeypatch, capsys):

@@ -1,5 +1,6 @@
-"""``torchrun --nproc-per-node C+1 -m psl.distributed FRAMEWORK --rounds R …``: rank 0 is the server.
+"""``torchrun --nproc-per-node N -m psl.distributed FRAMEWORK --rounds R …``: be one of the N processes of a run.
 
+Rank 0 is the server of C = N − 1 clients; in a pipeline, of N stages and relays, it is the first stage.
 Without torchrun each process of a run can also be started by hand, with ``--rank``, ``--world-size`` and ``--server``,
 and a client that has died again; or, without these, all of them from here.
 """
@@ -16,9 +17,9 @@ from psl.distributed.job import STAR, Job
 from psl.distributed.launch import emulation_of, run
 from psl.distributed.leftovers import run_folder
 from psl.distributed.pipeline.torchrun import attend
-from psl.distributed.star.worker import START, World, work
+from psl.distributed.star.worker import World, work
 from psl.distributed.wire.groups import listen
-from psl.distributed.wire.transport import LOOPBACK, open_store, serve_store
+from psl.distributed.wire.transport import LOOPBACK, START, open_store, serve_store
 from psl.errors import PSLError, expected
 from psl.records import Record
 from psl.training.history import History
@@ -28,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     asked = vars(_parser().parse_args(arguments))
     try:
+        for name in ("out", "checkpoint"):
+            _check_folder(name, asked[name])
         if _is_one(*(asked.pop(name) for name in ("rank", "world_size", "server"))):
             _as_one(asked)
         else:
@@ -42,19 +45,44 @@ def _is_one(rank: int | None, count: int | None, server: str | None) -> bool:
     """Tell whether to be one process of a run, whose place torchrun's variables then hold."""
     here = {"RANK": rank, "WORLD_SIZE": count}
     if server is not None:
-        here["MASTER_ADDR"], _, here["MASTER_PORT"] = server.rpartition(":")
+        address, _, port = server.rpartition(":")
+        here["MASTER_ADDR"], here["MASTER_PORT"] = address, port
+        if not (address and _is_port(port)):
+            raise expected("--server", "ADDRESS:PORT", repr(server), "pass it as in --server 127.0.0.1:29500")
     os.environ.update({name: str(value) for name, value in here.items() if value is not None})
     if "RANK" not in os.environ and count is None and server is None:
         return False
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         value = os.environ.get(name, "")
         if not value or not (value.isdecimal() or name == "MASTER_ADDR"):
-            fix = "pass --rank 1 --world-size 4 --server 127.0.0.1:29500, or set torchrun's variables"
+            fix = "pass all three, as in --rank 1 --world-size 4 --server 127.0.0.1:29500, or set these variables"
             raise expected(name, "a whole number" if name != "MASTER_ADDR" else "an address", repr(value), fix)
+    if not _is_port(os.environ["MASTER_PORT"]):
+        raise expected("MASTER_PORT", "a port, 1 to 65535", os.environ["MASTER_PORT"], "set it to one")
     if int(os.environ["RANK"]) >= int(os.environ["WORLD_SIZE"]):
-        want, fix = f"less than {os.environ['WORLD_SIZE']}, the number of processes", "count from 0, the server"
+        want, fix = f"less than {os.environ['WORLD_SIZE']}, the number of processes", "count from 0"
         raise expected("--rank", want, os.environ["RANK"], fix)
     return True
+
+
+def _is_port(text: str) -> bool:
+    return text.isdecimal() and 1 <= int(text) <= 65535
+
+
+def _check_folder(name: str, path: str | None) -> None:
+    """Raise now rather than at the end if there can be no folder of that name."""
+    if path is None:
+        return
+    place = Path(path).absolute()
+    found = next(p for p in (place, *place.parents) if p.exists())
+    if not (found.is_dir() and os.access(found, os.W_OK)):
+        got = f"{path!r}, where {found} is " + ("not writable" if found.is_dir() else "a file")
+        raise expected(f"--{name}", "a folder, or a place for one", got, "name another")
+
+
+def _starter() -> str:
+    """Return who started this process of a run, for messages."""
+    return "torchrun" if "LOCAL_WORLD_SIZE" in os.environ else "processes started by hand"
 
 
 def _alone(asked: dict) -> None:
@@ -62,7 +90,7 @@ def _alone(asked: dict) -> None:
     framework, emulate = asked.pop("framework"), asked.pop("emulate")
     out, restarts = asked.pop("out"), asked.pop("restarts")
     _refuse("processes of one machine", bind=asked.pop("bind"))
-    plan = _plan(asked.pop("plan"))
+    plan = _plan(asked.pop("plan"), emulate)
     options = _given(asked)
     found = run(framework, plan=plan, emulate=emulate, restarts=restarts, **options)
     print(found)
@@ -84,24 +112,23 @@ def _as_one(asked: dict) -> None:
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     framework, emulate = asked.pop("framework"), asked.pop("emulate")
     out, bind = asked.pop("out"), asked.pop("bind")
-    _refuse("torchrun", restarts=asked.pop("restarts"))
-    plan = _plan(asked.pop("plan"))
-    options = _given(asked)
+    _refuse(_starter(), restarts=asked.pop("restarts"))
     if emulate == "kernel":
-        fix = "leave torchrun out: python -m psl.distributed starts processes in namespaces of their own"
-        raise expected("--emulate", "'pacing' or 'none' under torchrun", "'kernel'", fix)
+        fix = "let python -m psl.distributed start all of them, in namespaces of their own"
+        raise expected("--emulate", f"'pacing' or 'none' for {_starter()}", "'kernel'", fix)
+    plan = _plan(asked.pop("plan"), emulate)
+    options = _given(asked)
     emulation = emulation_of("pacing" if emulate == "auto" else emulate, plan)
     if framework == "pipeline":
         history = attend(_store(rank), _address(bind), plan=plan, emulate=emulation, out=out, **options)
         if history is not None:
-            print(history, flush=True)
+            _conclude(history, out)
         return
     if count < 2:
-        fix = "start the server and at least one client: torchrun --nproc-per-node 2 or more"
-        raise expected("torchrun", "2 processes or more", count, fix)
+        raise expected("processes", "2 or more", count, "start the server and at least one client")
     if options.setdefault("n_clients", count - 1) != count - 1:
         fix = f"start {options['n_clients'] + 1} processes in all: the server and the clients"
-        raise expected("torchrun", f"{options['n_clients'] + 1} processes", count, fix)
+        raise expected("processes", f"{options['n_clients'] + 1}", count, fix)
     checkpoint = options.pop("checkpoint", None)
     job = Job.of(framework, options.pop("model"), options.pop("dataset"), plan=plan, emulation=emulation, **options)
     with run_folder() as own:
@@ -113,7 +140,14 @@ def _as_one(asked: dict) -> None:
             print(f"{framework}: server and {job.n_clients} clients, links emulated by: {links}", flush=True)
         work(job, world, rank, _store(rank), tell=print if rank == 0 else None)
         if rank == 0:
-            print(History.load(folder / "history.json"), flush=True)
+            _conclude(History.load(folder / "history.json"), out)
+
+
+def _conclude(history: History, out: str | None) -> None:
+    """Say how the run went, and what of it is not kept."""
+    print(history, flush=True)
+    if out is None:
+        print("the trained parts were not kept; --out FOLDER keeps them", flush=True)
 
 
 def _store(rank: int) -> Store:
@@ -163,15 +197,23 @@ def _given(asked: dict) -> dict:
     return options
 
 
-def _plan(path: str | None):
-    return None if path is None else Record.load(path)
+def _plan(path: str | None, emulate: str | None):
+    if path is None:
+        if emulate is not None:
+            raise expected("--emulate", "a plan to emulate", "none", "pass --plan FILE, or leave it out")
+        return None
+    try:
+        return Record.load(path)
+    except (OSError, UnicodeDecodeError) as cause:
+        got = f"{path!r} ({getattr(cause, 'strerror', None) or 'no text'})"
+        raise expected("--plan", "a file written by plan.save()", got, "name one that can be read") from cause
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m psl.distributed",
         description="Train with a server and clients as real processes. Under torchrun, or with --rank, each process "
-        "takes its rank (0 is the server); else all are started on this machine.",
+        "takes its rank (0 is the server, or the first stage); else all are started on this machine.",
     )
     add = parser.add_argument
     add("framework", choices=[*STAR, "pipeline"])
@@ -201,10 +243,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpoint", help="folder to save to and continue from")
     add("--save-every", type=float, help="s between two checkpoints")
     add("--restarts", type=int, default=0, help="how often each client may be started again; not under torchrun")
-    add("--out", help="folder for history and events")
+    add("--out", help="folder for history and events; under torchrun or by hand also progress and the trained parts")
     add("--bind", help="address or interface to listen on; default this machine only")
-    add("--rank", type=int, help="be this process of a run: 0 is the server, c + 1 is client c; as torchrun's RANK")
-    add("--world-size", type=int, help="processes of the run, C + 1; as WORLD_SIZE")
+    add("--rank", type=int, help="be this process of a run: 0 is the server, c + 1 client c; or a pipeline's; as RANK")
+    add("--world-size", type=int, help="processes of the run: C + 1, or of the pipeline; as WORLD_SIZE")
     add("--server", metavar="ADDRESS:PORT", help="where rank 0 is found; as MASTER_ADDR and MASTER_PORT")
     return parser
 

@@ -95,7 +95,10 @@ class Job(Record):
         fix = "use one of them; a pipeline has PipelineJob"
         check_choice("framework", framework, STAR, fix)
         known = [f.name for f in fields(cls)] + ["plan"]
-        for name in options:
+        for name, value in options.items():
+            if name in ("micro_batch", "schedule"):
+                fix = "leave it out, or take the framework 'pipeline'"
+                raise expected(name, f"none for {framework!r}, as it is for pipelines", repr(value)[:80], fix)
             check_choice("argument", name, known)
         given = {name: options.pop(name, None) for name in _RESOLVED}
         found = resolve(framework, plan=plan, **given)
@@ -239,7 +242,7 @@ def find(what: str, name: str, such_as: str) -> Callable:
         found = getattr(importlib.import_module(place), attribute)
     except (ImportError, AttributeError, ValueError) as cause:
         fix = f"name a function that every process can import, such as {such_as}"
-        raise expected(what, "'module:function'", repr(name)[:80], fix) from cause
+        raise expected(what, "'module:function'", f"{name[:80]!r} ({str(cause)[:160]})", fix) from cause
     if not callable(found) or (what == "dataset" and inspect.isclass(found)):
         fix = f"name a function, such as {such_as}"
         raise expected(what, "a function", f"{name!r}, {type(found).__name__}", fix)
