@@ -12,7 +12,8 @@ from distributed_models import LIE_AT, OPTIONS, assert_same_run, in_one_process,
 from psl.distributed import EdgeEmulation, Job, Launch, Nursery
 from psl.errors import CheckpointError, PSLError
 
-MANY = {"rounds": 20, "eval_every": 20, "partition": "iid", "timeout": 2.0}
+MANY = {"rounds": 20, "eval_every": 20, "partition": "iid", "timeout": 10.0}
+SILENT = MANY | {"timeout": 3.0}  # where silence itself is waited for
 
 
 def star(overhead=0.0, up=(np.inf,) * 3):
@@ -38,15 +39,15 @@ def kill(rank, number=signal.SIGKILL):
 
 
 def test_a_frozen_server_ends_the_run_with_a_message(nursery):
-    job = Job.of("psl", **OPTIONS | MANY | {"rounds": 100_000, "timeout": 0.5})
+    job = Job.of("psl", **OPTIONS | MANY | {"rounds": 100_000, "timeout": 1.0})
     with Launch(job, nursery=nursery) as launch:
         while launch.news["rounds"] < 3:
             launch.look()
             time.sleep(0.02)
         launch.workers[0].signal(signal.SIGSTOP)
         begun = time.monotonic()
-        with pytest.raises(PSLError, match="the server: expected an end, got none for 2.5 s"):
-            while time.monotonic() - begun < 30:
+        with pytest.raises(PSLError, match="the server: expected an end, got none for 5 s"):
+            while time.monotonic() - begun < 60:
                 launch.look()
                 time.sleep(0.05)
 
@@ -92,7 +93,7 @@ def test_a_killed_client_comes_back_in_a_later_round(nursery, framework, options
 def lied(nursery):
     """Forget afterwards who lied."""
     yield
-    noted(nursery.pid).unlink()
+    noted(nursery.pid).unlink(missing_ok=True)
 
 
 def test_a_client_that_comes_back_with_other_data_is_not_let_in(nursery, lied):
@@ -133,9 +134,9 @@ def test_a_client_that_sends_more_than_it_says_is_named_as_the_reason(nursery, l
 
 
 def test_a_frozen_client_is_noticed_within_the_timeout(nursery):
-    found = in_processes("psl", nursery, watch=At(5, kill(1, signal.SIGSTOP)), **MANY)
-    assert 2.0 <= found.round_times.max() < 4 and sorted(found.round_times)[-2] < 2
-    assert "expected an answer within 2 s, got nothing" in found.faults[0] and found.history.participants[-1] == 2
+    found = in_processes("psl", nursery, watch=At(5, kill(1, signal.SIGSTOP)), **SILENT)
+    assert 3.0 <= found.round_times.max() < 30
+    assert "expected an answer within 3 s, got nothing" in found.faults[0] and found.history.participants[-1] == 2
 
 
 def test_with_a_killed_server_every_client_ends_with_its_reason(nursery):
@@ -160,10 +161,11 @@ def test_with_a_killed_server_every_client_ends_with_its_reason(nursery):
     ("framework", "options"),
     [("sl", {}), ("sfl", {"local_steps": 2}), ("psl", {}), ("edgesplit", {"cut": (1, 6, 12), "local_steps": 2})],
 )
-def test_a_killed_run_continues_from_its_checkpoint_with_the_same_result(nursery, tmp_path, framework, options):
+def test_a_killed_run_continues_from_its_checkpoint_with_the_same_result(nursery, lied, tmp_path, framework, options):
     options = {"rounds": 12, "eval_every": 12, "save_every": 0, "checkpoint": tmp_path / "run"} | options
+    options["dataset"] = "distributed_models:data_that_may_change"
     with pytest.raises(PSLError, match="the server failed"):
-        in_processes(framework, nursery, watch=At(4, kill(0)), **options | {"timeout": 2})
+        in_processes(framework, nursery, watch=At(4, kill(0)), **options)
     saved = len(list((tmp_path / "run").iterdir()))
     assert 4 <= saved <= 9  # up to two rounds of each process, or one that was being written
     found = in_processes(framework, nursery, **options)
@@ -173,14 +175,19 @@ def test_a_killed_run_continues_from_its_checkpoint_with_the_same_result(nursery
     with pytest.raises(PSLError, match="seed: expected '6', got '5' in the checkpoint") as failure:
         in_processes(framework, nursery, **options | {"seed": 6})
     assert CheckpointError.__name__ in str(failure.value)
+    if framework == "psl":
+        noted(nursery.pid).touch()  # labels of equal number and shape, but others
+        message = "the server failed: CheckpointError: client .*hash of the data: expected .* got .* in the checkpoint"
+        with pytest.raises(PSLError, match=message):
+            in_processes(framework, nursery, **options | {"rounds": 13})
 
 
 def test_a_slow_link_delays_but_does_not_break(nursery):
-    options = {"rounds": 1, "timeout": 1.5, "cut": 1, "batch_size": 20, "partition": "iid"}
+    options = {"rounds": 1, "timeout": 2.4, "cut": 1, "batch_size": 20, "partition": "iid"}
     slow = star(up=(np.inf, 3e6, np.inf))
     found = in_processes("psl", nursery, emulate=slow, model="distributed_models:wide_model", **options)
     seconds = (32 * 20 * 192 * 64 + 64 * 20) / 3e6  # of activations and labels: longer than the timeout
-    assert seconds > 2.5 and (found.round_times > seconds).all() and (found.round_times < seconds + 2).all()
+    assert seconds > 2.5 and (found.round_times > seconds).all()
     assert found.faults == () and found.emulation == "pacing"
 
 
