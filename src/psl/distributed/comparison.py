@@ -21,9 +21,13 @@ from psl.simulation.timeline import KINDS
 #: What the rows of `compare` are, by scheduler; "round" is the whole.
 TERMS = {
     "epsl": {
-        "uplink": "slowest client's forward and upload",
+        "forward": "computing of the client whose activations came last",
+        "upload": "its activations on the way",
         "server": "server forward and backward",
-        "downlink": "broadcast, then the slowest client's download and backward",
+        "broadcast": "gradients for all clients on the way, to the slowest",
+        "download": "the other gradients on the way to the client that ended last",
+        "backward": "its computing",
+        "rest": "the server's optimizer step, labels, and waiting: in no formula",
         "round": "the round",
     },
     "edgesplit": {
@@ -44,6 +48,7 @@ TERMS = {
 
 _OF_ONE_DEVICE = ("device_compute", "server_compute", "activation_exchange", "model_exchange")
 _PASSES = 10  # that measure a profile
+_TINY = 1e-6  # s; of a shorter term no error is told
 _WARM_UP = 2  # rounds, in which processes fetch memory from the system that they keep afterwards
 
 
@@ -66,8 +71,10 @@ def compare(plan, *, nursery: Nursery | None = None, **options) -> pd.DataFrame:
 
     Returns:
         One row per term of `TERMS`: scheduler, term, predicted_s, simulated_s, measured_s, error (measured over
-        predicted − 1), simulated_error, overrun_s (computing that found no core in time, per round), drift (the
-        network's computing after the run over that before − 1), emulation.
+        predicted − 1), simulated_error, error_as_planned (by the profile measured before alone), overrun_s (computing
+        that found no core in time, per round), drift (the network's computing after the run over that before − 1),
+        emulation. A round lasts from the first event that the formula covers to the last: what the formula lacks in
+        between counts, what comes after, such as a client's report, does not.
 
     Source: ours [B]; the closed forms are EPSL's (arXiv 2303.15991), EdgeSplit's (arXiv 2403.15815) and pipelined
         split learning's (arXiv 2505.04368).
@@ -97,20 +104,22 @@ def _compared(
     done = run(plan.scheduler, model, dataset, plan=plan, emulate=links, progress=False, nursery=nursery, **options)
     b = plan.micro_batch if plan.scheduler == "pipeline" else plan.batch_size
     before, after = plan.profile, measured_profile(model, dataset, batch_size=b, repeats=_PASSES, nursery=nursery)
-    plan = replace(plan, profile=_mean(before, after), lower_bound=float("nan"))
+    planned, plan = plan, replace(plan, profile=_mean(before, after), lower_bound=float("nan"))
     events = done.events[done.events["round"] >= _WARM_UP]
     predict, measure = _terms_of(plan, events)
     measured = pd.DataFrame([measure(part) for _, part in events.groupby("round")]).median()
-    predicted, simulated = predict(), measure(simulate(plan, **simulation).to_frame().assign(round=0))
+    predicted, simulated = predict(plan), measure(simulate(plan, **simulation).to_frame())
     whole = [profile.fwd_flops[-1] + profile.bwd_flops[-1] for profile in (before, after)]
-    rows = []
-    for term in TERMS[plan.scheduler]:
-        values = predicted[term], simulated[term], measured[term]
-        errors = [values[2] / known - 1 if known > 1e-9 else np.nan for known in values[:2]]
-        how = (done.overrun / total, whole[1] / whole[0] - 1, done.emulation)
-        rows.append((plan.scheduler, term, *values, *errors, *how))
-    columns = ["scheduler", "term", "predicted_s", "simulated_s", "measured_s", "error", "simulated_error"]
-    return pd.DataFrame(rows, columns=[*columns, "overrun_s", "drift", "emulation"]), after
+    known = {"predicted_s": predicted, "simulated_s": simulated, "measured_s": measured}
+    table = pd.DataFrame({name: pd.Series(values) for name, values in known.items()}).loc[list(TERMS[plan.scheduler])]
+    sources = {"error": predicted, "simulated_error": simulated, "error_as_planned": predict(planned)}
+    for name, promised in sources.items():
+        promised = pd.Series(promised)[table.index]
+        table[name] = table["measured_s"] / promised.where(promised > _TINY) - 1
+    table = table.rename_axis("term").reset_index()
+    table.insert(0, "scheduler", plan.scheduler)
+    how = {"overrun_s": done.overrun / total, "drift": whole[1] / whole[0] - 1, "emulation": done.emulation}
+    return table.assign(**how), after
 
 
 def _mean(a: Profile, b: Profile) -> Profile:
@@ -187,23 +196,36 @@ def name_of(scheduler) -> str:
     return check_choice("scheduler", name, TERMS, "pass the module, such as psl.schedulers.epsl")
 
 
-def _epsl_predicted(plan) -> dict[str, float]:
-    terms = plan.latency()
-    return {
-        "uplink": terms.uplink,
-        "server": terms.server_forward + terms.server_backward,
-        "downlink": terms.broadcast + terms.downlink,
-        "round": terms.total,
+def _epsl_predicted(plan, first: int, last: int) -> dict[str, float]:
+    """Each client's part of the closed form: the event simulation has it, and ends when the formula does."""
+    terms = _epsl_measured(plan, simulate(plan).to_frame(), first, last)
+    return terms | {"rest": 0.0, "round": plan.latency().total}
+
+
+def _epsl_measured(plan, events: pd.DataFrame, first: int, last: int) -> dict[str, float]:
+    kinds, seconds = events["kind"].astype(str), events["end_s"] - events["start_s"]
+    at_server = events["resource"].astype(str) == "server"
+    computing = kinds.isin(["forward", "backward"])
+    by_client = {kind: seconds[~at_server & (kinds == kind)].groupby(events["stage"]).sum() for kind in set(kinds)}
+    spans = events[~at_server & computing]
+    terms = {
+        "forward": by_client["forward"][first],
+        "upload": by_client["activation"][first],
+        "server": seconds[at_server & computing].sum(),
+        "broadcast": by_client["broadcast"].max() if "broadcast" in by_client else 0.0,
+        "download": by_client["gradient"].get(last, 0.0),
+        "backward": by_client["backward"][last],
     }
+    whole = spans["end_s"].max() - spans["start_s"].min()
+    return {**terms, "rest": whole - sum(terms.values()), "round": whole}
 
 
-def _epsl_measured(plan, events: pd.DataFrame) -> dict[str, float]:
-    at_server = _at(events, "server").loc[lambda e: e["kind"].isin(["forward", "backward"])]
-    clients = events[events["resource"].astype(str).str.match(r"client \d+$")]
-    clients = clients[clients["kind"].isin(["forward", "backward"])]
-    start, end = clients["start_s"].min(), clients["end_s"].max()
-    first, last = at_server["start_s"].min(), at_server["end_s"].max()
-    return {"uplink": first - start, "server": last - first, "downlink": end - last, "round": end - start}
+def _slowest_clients(events: pd.DataFrame) -> tuple[int, int]:
+    """The client whose activations come last, and the one whose backward pass ends last, by the median round."""
+    clients = events[events["resource"].astype(str) != "server"]
+    ends = clients.groupby(["kind", "stage", "round"])["end_s"].max() - events.groupby("round")["start_s"].min()
+    late = ends.groupby(["kind", "stage"]).median()
+    return int(late["activation"].idxmax()), int(late["backward"].idxmax())
 
 
 def _edgesplit_predicted(plan, device: int) -> dict[str, float]:
@@ -264,11 +286,14 @@ def _at(events: pd.DataFrame, resource: str) -> pd.DataFrame:
 
 
 def _terms_of(plan, events: pd.DataFrame) -> tuple[Callable, Callable]:
-    """Return what predicts the terms of a plan, and what measures them in the events of one round."""
+    """Return what predicts the terms of a plan, and what measures them in the events of one round.
+
+    Whose terms they are is asked of the measured events: in a good plan several clients are predicted to end at once.
+    """
     if plan.scheduler == "edgesplit":
         device = _slowest_device(plan, events)
-        return partial(_edgesplit_predicted, plan, device), partial(_edgesplit_measured, plan, device=device)
-    predict, measure = {
-        "epsl": (_epsl_predicted, _epsl_measured), "pipeline": (_pipeline_predicted, _pipeline_measured),
-    }[plan.scheduler]  # fmt: skip
-    return partial(predict, plan), partial(measure, plan)
+        return partial(_edgesplit_predicted, device=device), partial(_edgesplit_measured, plan, device=device)
+    if plan.scheduler == "pipeline":
+        return _pipeline_predicted, partial(_pipeline_measured, plan)
+    first, last = _slowest_clients(events)
+    return partial(_epsl_predicted, first=first, last=last), partial(_epsl_measured, plan, first=first, last=last)
