@@ -131,7 +131,7 @@ def _measured(figures: Path) -> list[str]:
     rounds = table[(table.term == "round") & ~table.method.isin(baselines)]
     lines = [
         "**Measured in real processes** on one machine with emulated devices and links (notebook 07): how far a",
-        "measured round is from the one predicted by a profile measured before and after, of scenarios chosen by seed; the",
+        "measured round is from the one predicted by a profile measured before and after, of scenarios by seed; the",
         "target is a median of 10 %.",
         "",
         "| | scenarios | median | largest | median, from the event simulation |",
