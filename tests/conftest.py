@@ -1,11 +1,16 @@
 """What all tests share."""
 
+import signal
+
 import pytest
 import torch
 from torch.utils.data import TensorDataset
 
 # Tensors are small here: more threads only wait for each other, up to twenty times slower on a busy machine.
 torch.set_num_threads(1)
+
+# A shell that starts tests in the background lets them ignore Ctrl-C, which some of them send to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
