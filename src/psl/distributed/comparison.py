@@ -281,10 +281,6 @@ def _pipeline_measured(plan, events: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def _at(events: pd.DataFrame, resource: str) -> pd.DataFrame:
-    return events[events["resource"].astype(str) == resource]
-
-
 def _terms_of(plan, events: pd.DataFrame) -> tuple[Callable, Callable]:
     """Return what predicts the terms of a plan, and what measures them in the events of one round.
 
