@@ -29,7 +29,7 @@ from psl.networks import EdgeCluster
 from psl.schedulers import edgesplit
 from psl.schedulers.edgesplit.bisection import bisect_deadline
 from psl.schedulers.edgesplit.enumeration import EnumeratedProblem
-from psl.schedulers.edgesplit.exact import best_split
+from psl.schedulers.edgesplit.policy_iteration import best_split
 from psl.schedulers.edgesplit.problem import EdgeSplitProblem
 from solver_common import RESULTS, record, write
 
@@ -109,14 +109,14 @@ def growth(sizes, repeats: int) -> None:
             rng = np.random.default_rng(seed)
             profile = random_profile(rng, 50)
             cluster = random_cluster(rng, profile, n, memory=True)
-            own = [measured(profile, profile.fwd_flops / s, profile.bwd_flops / s) for s in rng.lognormal(25, 1, 8)]
+            own = [measured(profile, profile.fwd_cost / s, profile.bwd_cost / s) for s in rng.lognormal(25, 1, 8)]
             tables = EdgeCluster(
-                cluster.device_flops, cluster.device_memory, cluster.spectral_efficiency, cluster.bandwidth,
-                cluster.server_flops, profiles=tuple(own[k] for k in rng.integers(8, size=n)),
+                cluster.device_speed, cluster.device_memory, cluster.spectral_efficiency, cluster.bandwidth,
+                cluster.server_speed, profiles=tuple(own[k] for k in rng.integers(8, size=n)),
             )  # fmt: skip
             in_blocks = EdgeCluster(
-                cluster.device_flops, cluster.device_memory, cluster.spectral_efficiency, cluster.bandwidth,
-                cluster.server_flops, resource_block=cluster.bandwidth / (10 * n),
+                cluster.device_speed, cluster.device_memory, cluster.spectral_efficiency, cluster.bandwidth,
+                cluster.server_speed, resource_block=cluster.bandwidth / (10 * n),
             )  # fmt: skip
             of = lambda kind, cluster=cluster, profile=profile: kind(profile, cluster, BATCH, STEPS)  # noqa: E731
             slow, ready = of(EnumeratedProblem), of(EdgeSplitProblem)
@@ -169,7 +169,7 @@ def speed_ups(seeds: int) -> None:
     print(f"Speed-up of the plan, ResNet-50 at 224×224, b = 32: {len(grid)} scenarios, memory without limit")
     gains = {name: [] for name in ("fedavg", "sfl", "adaptive-equal", "common-optimal")}
     for n, bandwidth, server, steps, seed in grid:
-        cluster = EdgeCluster.sample(n, seed, bandwidth=bandwidth, server_flops=server, memory_limits=False)
+        cluster = EdgeCluster.sample(n, seed, bandwidth=bandwidth, server_speed=server, memory_limits=False)
         plan = edgesplit.solve(profile, cluster, local_steps=steps)
         for name, values in gains.items():
             other = edgesplit.solve(profile, cluster, local_steps=steps, method=name, bound=False)

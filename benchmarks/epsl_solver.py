@@ -48,7 +48,7 @@ def umi_cell(n_clients: int, n_subchannels: int, seed: int) -> psl.WirelessCell:
     """Return a UMi cell whose server and total power are scaled with the clients."""
     cell = psl.WirelessCell.sample(n_clients, n_subchannels, seed=seed)
     scale = n_clients / 5
-    return dataclasses.replace(cell, server_flops=cell.server_flops * scale, total_power=cell.total_power * scale)
+    return dataclasses.replace(cell, server_speed=cell.server_speed * scale, total_power=cell.total_power * scale)
 
 
 def cvxpy_power(problem: RoundProblem, cut: int, owner: np.ndarray) -> np.ndarray:

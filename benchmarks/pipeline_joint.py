@@ -62,7 +62,7 @@ def closed_forms(models: dict, networks: int) -> None:
                 for seed in range(networks):
                     network = EdgeNetwork.sample(8, seed, rate_range=rates)
                     options = {"micro_batch": 32, "method": method, "seed": seed, "bound": False}
-                    plan = pipeline.solve(profile, network, mini_batch=MINI_BATCH, **options)
+                    plan = pipeline.solve(profile, network, batch_size=MINI_BATCH, **options)
                     curve = pipeline.MicroBatchCurve.of_plan(plan)
                     best = float(curve.total(curve.scan()))
                     found = curve.closed_form(32), curve.bottleneck(32), curve.envelope()
@@ -83,7 +83,7 @@ def alternation(models: dict, optima: dict, networks: int) -> None:
                 problem = pipeline.PipelineProblem(profile, network, MINI_BATCH)
                 for (start, rule), values in excess.items():
                     value = alternate(problem, start=start, rule=rule).value
-                    values.append(max(value / optima[links, name, seed].total_time - 1, 0.0))
+                    values.append(max(value / optima[links, name, seed].round_time - 1, 0.0))
         for (start, rule), values in excess.items():
             spread("alternation", f"{links}, from b = {start}, b by {rule}", values)
 
@@ -101,8 +101,8 @@ def gains(models: dict, optima: dict, networks: int) -> None:
                 times = []
                 for seed, optimum in enumerate(plans):
                     network = EdgeNetwork.sample(8, seed, rate_range=rates)
-                    options = {"mini_batch": MINI_BATCH, "method": method, "seed": seed, "bound": False}
-                    times.append(pipeline.solve(profile, network, **options).total_time / optimum.total_time)
+                    options = {"batch_size": MINI_BATCH, "method": method, "seed": seed, "bound": False}
+                    times.append(pipeline.solve(profile, network, **options).round_time / optimum.round_time)
                 record("gains", f"{links}, {name}: {method} / optimum, median", float(np.median(times)), "times")
 
 
@@ -149,7 +149,7 @@ def main() -> None:
         for name, profile in models.items():
             for seed in range(networks):
                 network = EdgeNetwork.sample(8, seed, rate_range=rates)
-                optima[links, name, seed] = pipeline.solve(profile, network, mini_batch=MINI_BATCH)
+                optima[links, name, seed] = pipeline.solve(profile, network, batch_size=MINI_BATCH)
     alternation(models, optima, networks)
     gains(models, optima, networks)
     pruning(models, 2 if args.quick else 5, 1 if args.quick else 3)

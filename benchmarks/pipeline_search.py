@@ -112,7 +112,7 @@ def growth(sizes, draws: int) -> None:
 def simulated(problem: PipelineProblem, placement) -> float:
     """Return the seconds that a placement really takes; a node or link that it books twice then waits for itself."""
     plan = SimpleNamespace(
-        scheduler="pipeline", profile=problem.profile, network=problem.network, mini_batch=problem.mini_batch,
+        scheduler="pipeline", profile=problem.profile, network=problem.network, batch_size=problem.batch_size,
         micro_batch=placement.micro_batch, stages=placement.stages, hops=placement.hops,
     )  # fmt: skip
     return psl.simulate(plan).makespan

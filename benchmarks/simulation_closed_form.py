@@ -47,7 +47,7 @@ def predicted(plan) -> tuple[float, np.ndarray]:
     node = np.array([step[0] == "compute" for step in way[:turn]])
     both = forward + backward
     occupancy = both if plan.network.duplex == "half" else np.where(node, both, np.maximum(forward, backward))
-    count = -(-plan.mini_batch // plan.micro_batch)
+    count = -(-plan.batch_size // plan.micro_batch)
     fill = seconds.sum() + sum(step[3] for step in way)
     return fill + (count - 1) * occupancy.max(), occupancy
 
@@ -101,7 +101,7 @@ def growing(draws: int) -> None:
                 plan = random_chain(rng, duplex=duplex)
                 while len(plan.stages) < 3:
                     plan = random_chain(rng, duplex=duplex)
-                plan.mini_batch = count
+                plan.batch_size = count
                 ratio.append(simulate(plan).makespan / predicted(plan)[0])
             for name, value in (("min", min(ratio)), ("median", np.median(ratio)), ("max", max(ratio))):
                 record(part, f"M={count}: simulated / predicted, {name}", float(value), "times")
@@ -125,10 +125,10 @@ def one(part: str, profile: psl.Profile, rates, networks: int) -> None:
     figures = defaultdict(list)
     for seed in range(networks):
         network = EdgeNetwork.sample(8, seed=seed, rate_range=rates)
-        plan = pipeline.solve(profile, network, mini_batch=512)
+        plan = pipeline.solve(profile, network, batch_size=512)
         free = simulate(plan)
-        figures["ratio"].append(free.makespan / plan.total_time)
-        figures["equal"].append(simulate(plan, equal_micro_batches=True).makespan / plan.total_time)
+        figures["ratio"].append(free.makespan / plan.round_time)
+        figures["equal"].append(simulate(plan, equal_micro_batches=True).makespan / plan.round_time)
         figures["bound"].append(free.makespan / lower_bound(plan))
         figures["flush"].append(simulate(plan, order="flush").makespan / free.makespan)
         limited = simulate(plan, max_in_flight=len(plan.stages))
@@ -137,8 +137,8 @@ def one(part: str, profile: psl.Profile, rates, networks: int) -> None:
         figures["memory"].append(activations(limited) / activations(free))
         figures["stages"].append(len(plan.stages))
         figures["count"].append(plan.n_micro_batches)
-        separate = pipeline.solve(profile, network, mini_batch=512, links="separate")
-        figures["separate"].append(simulate(separate).makespan / separate.total_time)
+        separate = pipeline.solve(profile, network, batch_size=512, links="separate")
+        figures["separate"].append(simulate(separate).makespan / separate.round_time)
     record(part, "stages, mean", float(np.mean(figures["stages"])), "")
     record(part, "micro-batches, mean", float(np.mean(figures["count"])), "")
     spread(part, "simulated / predicted", figures["ratio"])
@@ -163,7 +163,7 @@ def speed() -> None:
     print("Speed")
     rng = np.random.default_rng(0)
     for count in (64, 512, 4096):
-        plan = chain(*rng.uniform(1, 2, (2, 8)), *rng.uniform(0.1, 0.5, (2, 7)), latency=0.1, mini_batch=count)
+        plan = chain(*rng.uniform(1, 2, (2, 8)), *rng.uniform(0.1, 0.5, (2, 7)), latency=0.1, batch_size=count)
         took = []
         for _ in range(5 if count < 4096 else 1):
             begin = time.process_time()

@@ -9,10 +9,10 @@ import pandas as pd
 import torch
 from torchvision.models import resnet18
 
+from psl.training.communication import Link
+from psl.training.config import image_layout, prepare_model
 from psl.training.frameworks import FRAMEWORKS, Framework, Setup
-from psl.training.linearise import cross_entropy
-from psl.training.link import Link
-from psl.training.setup import image_layout, prepare_model
+from psl.training.gradient_aggregation import cross_entropy
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -14,9 +14,9 @@ import pandas as pd
 import torch
 from torchvision.models import resnet18
 
+from psl.aggregation import aggregated_rows
 from psl.models import profile
-from psl.slots import aggregated_slots
-from psl.training.linearise import server_backward
+from psl.training.gradient_aggregation import server_backward
 from training_common import batches, build, seconds, write
 
 
@@ -66,7 +66,7 @@ def main():
 
     def step(phi):
         training.server.zero_grad(set_to_none=True)
-        server_backward(training.server, smashed, labels, weights, n_agg=aggregated_slots(phi, b), rng=rng)
+        server_backward(training.server, smashed, labels, weights, n_agg=aggregated_rows(phi, b), rng=rng)
 
     backward, whole = ({phi: [] for phi in arguments.phis} for _ in range(2))
     for repeat in range(arguments.repeats + 1):
@@ -79,11 +79,11 @@ def main():
 
     costs = profile(resnet18(num_classes=10), (3, 32, 32))
     j = costs.cut_index(arguments.cut)
-    rest = costs.bwd_flops[-1] - costs.bwd_flops[j]
+    rest = costs.bwd_cost[-1] - costs.bwd_cost[j]
     base, rows = np.median(backward[arguments.phis[0]]), []
     for phi in arguments.phis:
-        n = aggregated_slots(phi, b) + n_clients * (b - aggregated_slots(phi, b))
-        promised = (n * (rest - costs.last_bwd_flops) + n_clients * b * costs.last_bwd_flops) / (n_clients * b * rest)
+        n = aggregated_rows(phi, b) + n_clients * (b - aggregated_rows(phi, b))
+        promised = (n * (rest - costs.last_bwd_cost) + n_clients * b * costs.last_bwd_cost) / (n_clients * b * rest)
         measured = np.median(backward[phi]) / base
         rows.append({
             "clients": n_clients, "batch_size": b, "cut": arguments.cut, "threads": arguments.threads,

@@ -10,13 +10,13 @@ from scipy.optimize import brentq
 
 def compute_seconds(profile, cluster, i, j, b, h):
     """Return c_i(j)."""
-    f, w, n = profile.fwd_flops, profile.bwd_flops, cluster.n_devices
+    f, w, n = profile.fwd_cost, profile.bwd_cost, cluster.n_devices
     own = cluster.profiles[i] if cluster.profiles else None
     if own is None:
-        device = h * b * (f[j] + w[j]) / cluster.device_flops[i]
+        device = h * b * (f[j] + w[j]) / cluster.device_speed[i]
     else:
-        device = h * b * (own.fwd_flops[j] + own.bwd_flops[j])
-    return device + h * b * ((f[-1] - f[j]) + (w[-1] - w[j])) / (cluster.server_flops / n)
+        device = h * b * (own.fwd_cost[j] + own.bwd_cost[j])
+    return device + h * b * ((f[-1] - f[j]) + (w[-1] - w[j])) / (cluster.server_speed / n)
 
 
 def bits(profile, j, b, h):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from epsl_scenarios import random_profile
-from psl.networks.cluster import EdgeCluster
+from psl.networks.edge_cluster import EdgeCluster
 from psl.profiles import Profile
 
 BATCH, STEPS = 16, 3
@@ -16,7 +16,7 @@ def random_cluster(rng, profile, n_devices, blocks=None, memory=None) -> EdgeClu
     """
     speed = rng.lognormal(25, rng.choice([0.3, 1.0, 2.0]), n_devices)
     efficiency = rng.uniform(0.3, 6, n_devices)
-    work = BATCH * STEPS * (profile.fwd_flops + profile.bwd_flops)[-1]
+    work = BATCH * STEPS * (profile.fwd_cost + profile.bwd_cost)[-1]
     bits = np.median(BATCH * STEPS * (profile.act_bits + profile.grad_bits)[:-1] + 2 * profile.param_bits[1:])
     server = np.median(speed) * n_devices * 10 ** rng.uniform(-0.5, 2)
     bandwidth = (bits / efficiency).sum() / np.median(work / speed) * 10 ** rng.uniform(-1, 1.5)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from psl.networks.wireless import WirelessCell
+from psl.networks.wireless_cell import WirelessCell
 from psl.profiles import Profile
 
 
@@ -13,13 +13,13 @@ def random_profile(rng, n_units=4, bits=None) -> Profile:
     activation = rng.lognormal(14.5, 1.2, n_units + 1) if bits is None else np.full(n_units + 1, bits)
     return Profile(
         names=["input", *(f"unit{j}" for j in range(1, n_units)), "output"],
-        fwd_flops=forward,
-        bwd_flops=backward,
+        fwd_cost=forward,
+        bwd_cost=backward,
         act_bits=activation,
         grad_bits=activation * rng.choice([0.5, 1.0]),
         param_bits=np.concatenate([[0.0], np.cumsum(rng.lognormal(15, 1, n_units))]),
         act_memory=np.concatenate([[0.0], np.cumsum(activation[1:])]),
-        last_bwd_flops=(backward[-1] - backward[-2]) * rng.choice([0.5, 1.0]),
+        last_bwd_cost=(backward[-1] - backward[-2]) * rng.choice([0.5, 1.0]),
     )
 
 
@@ -32,8 +32,8 @@ def random_cell(rng, n_clients, n_subchannels, total_dbm=None, unequal=None, spe
     unequal = rng.random() < 0.5 if unequal is None else unequal
     speed = rng.choice([1.0, 10.0, 100.0]) if speed is None else speed  # fast machines: communication dominates
     return WirelessCell(
-        client_flops=base.client_flops * speed,
-        server_flops=base.server_flops * speed,
+        client_speed=base.client_speed * speed,
+        server_speed=base.server_speed * speed,
         uplink_gain=base.uplink_gain * shadowing * fading,
         bandwidth=base.bandwidth * (rng.uniform(0.3, 2.0, n_subchannels) if unequal else 1.0),
         noise_psd=base.noise_psd,

@@ -63,7 +63,7 @@ def all_assignments(n_clients, n_subchannels):
 
 def exhaustive(profile, cell, batch_size, phi):
     """Return (optimal round time, cut, assignment) by trying every cut and assignment with optimal power."""
-    b, n_clients = batch_size, len(cell.client_flops)
+    b, n_clients = batch_size, len(cell.client_speed)
     n_a = math.ceil(phi * b - 1e-9)
     snr = cell.uplink_gain / cell.noise_psd
     down_rate = cell.bandwidth * np.log2(1 + cell.downlink_psd * snr)
@@ -71,14 +71,14 @@ def exhaustive(profile, cell, batch_size, phi):
     down = np.stack([((owner == i) * down_rate[i]).sum(axis=1) for i in range(n_clients)], axis=1)  # (N, C)
     best = (np.inf, None, None)
     for j in range(1, len(profile.names) - 1):
-        forward, backward = profile.fwd_flops, profile.bwd_flops
-        rest = max(backward[-1] - backward[j] - profile.last_bwd_flops, 0)
+        forward, backward = profile.fwd_cost, profile.bwd_cost
+        rest = max(backward[-1] - backward[j] - profile.last_bwd_cost, 0)
         server = n_clients * b * (forward[-1] - forward[j])
-        server += (n_a + n_clients * (b - n_a)) * rest + n_clients * b * profile.last_bwd_flops
-        fixed = server / cell.server_flops + n_a * profile.grad_bits[j] / down_rate.sum(axis=1).min()
-        unicast = (b - n_a) * profile.grad_bits[j] / down + b * backward[j] / cell.client_flops
+        server += (n_a + n_clients * (b - n_a)) * rest + n_clients * b * profile.last_bwd_cost
+        fixed = server / cell.server_speed + n_a * profile.grad_bits[j] / down_rate.sum(axis=1).min()
+        unicast = (b - n_a) * profile.grad_bits[j] / down + b * backward[j] / cell.client_speed
         uplink = uplink_deadlines(
-            b * forward[j] / cell.client_flops, b * profile.act_bits[j], snr, cell.bandwidth, cell.client_power,
+            b * forward[j] / cell.client_speed, b * profile.act_bits[j], snr, cell.bandwidth, cell.client_power,
             cell.total_power, owner,
         )  # fmt: skip
         time = uplink + unicast.max(axis=1) + fixed

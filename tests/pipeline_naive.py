@@ -12,13 +12,13 @@ import networkx as nx
 from pipeline_oracles import hop_cost, stage_cost, together
 
 
-def state_edges(profile, network, mini_batch, b):
+def state_edges(profile, network, batch_size, b):
     """Yield (tail, head, linear cost, occupancy); vertices are (cut, node, arrived?), the end is "end"."""
     n_units = len(profile.names) - 1
     for n in network.graph:
         for i in range(n_units) if n == network.source else range(1, n_units):
             for j in range(i + 1, n_units + 1):
-                if (cost := stage_cost(profile, network.graph.nodes[n], i, j, mini_batch, b)) is not None:
+                if (cost := stage_cost(profile, network.graph.nodes[n], i, j, batch_size, b)) is not None:
                     yield (i, n, True), ("end" if j == n_units else (j, n, False)), cost, cost
     for cut in range(1, n_units):
         for u, v in network.graph.edges:
@@ -27,12 +27,12 @@ def state_edges(profile, network, mini_batch, b):
                 yield (cut, u, arrived), (cut, v, True), linear, together((forward, backward), network.duplex)
 
 
-def state_graph(profile, network, mini_batch, b) -> nx.DiGraph:
+def state_graph(profile, network, batch_size, b) -> nx.DiGraph:
     """Return the state graph with edge attributes weight and occupancy; vertices are numbers: 0 start, 1 end."""
     numbers = {(0, network.source, True): 0, "end": 1}
     graph = nx.DiGraph()
     graph.add_nodes_from(numbers.values())
-    for tail, head, linear, occupancy in state_edges(profile, network, mini_batch, b):
+    for tail, head, linear, occupancy in state_edges(profile, network, batch_size, b):
         u, v = (numbers.setdefault(vertex, len(numbers)) for vertex in (tail, head))
         graph.add_edge(u, v, weight=linear, occupancy=occupancy)
     return graph

@@ -15,17 +15,17 @@ from scipy.sparse import coo_array
 def unit_seconds(profile, node, i, j):
     """Return forward and backward seconds per sample of units i+1..j on a node, or None if it only relays."""
     if (own := node.get("profile")) is not None:
-        return own.fwd_flops[j] - own.fwd_flops[i], own.bwd_flops[j] - own.bwd_flops[i]
-    if (speed := node.get("flops") or 0.0) <= 0:
+        return own.fwd_cost[j] - own.fwd_cost[i], own.bwd_cost[j] - own.bwd_cost[i]
+    if (speed := node.get("speed") or 0.0) <= 0:
         return None
-    return (profile.fwd_flops[j] - profile.fwd_flops[i]) / speed, (profile.bwd_flops[j] - profile.bwd_flops[i]) / speed
+    return (profile.fwd_cost[j] - profile.fwd_cost[i]) / speed, (profile.bwd_cost[j] - profile.bwd_cost[i]) / speed
 
 
-def stage_cost(profile, node, i, j, mini_batch, b):
+def stage_cost(profile, node, i, j, batch_size, b):
     """Return F + K of stage (i, j], or None if the node cannot compute it or does not hold it."""
     spent = unit_seconds(profile, node, i, j)
     needed = 3 * (profile.param_bits[j] - profile.param_bits[i]) / 8
-    needed += mini_batch * (profile.act_memory[j] - profile.act_memory[i])
+    needed += batch_size * (profile.act_memory[j] - profile.act_memory[i])
     # Differences of cumulative sums: the last bits of a memory that fits exactly must not decide.
     if spent is None or needed > node.get("memory", math.inf) * (1 + 1e-12):
         return None
@@ -44,14 +44,14 @@ def together(loads, duplex):
     return max(loads) if duplex == "full" else sum(loads)
 
 
-def evaluate(profile, network, stages, hops, mini_batch, b, links="once", check=True):
+def evaluate(profile, network, stages, hops, batch_size, b, links="once", check=True):
     """Return (T_f, T_i, T) of a plan by the formula, after asserting that it is a plan at all."""
-    graph, n_micro = network.graph, -(-mini_batch // b)
+    graph, n_micro = network.graph, -(-batch_size // b)
     if check:
-        assert_valid(profile, network, stages, hops, mini_batch, links)
+        assert_valid(profile, network, stages, hops, batch_size, links)
     fill = interval = 0.0
     for node, i, j in stages:
-        cost = stage_cost(profile, graph.nodes[node], i, j, mini_batch, b)
+        cost = stage_cost(profile, graph.nodes[node], i, j, batch_size, b)
         assert cost is not None, f"stage ({i}, {j}] does not fit on {node}"
         fill, interval = fill + cost, max(interval, cost)
     loads = {}
@@ -66,7 +66,7 @@ def evaluate(profile, network, stages, hops, mini_batch, b, links="once", check=
     return fill, interval, fill + (n_micro - 1) * interval
 
 
-def assert_valid(profile, network, stages, hops, mini_batch, links):
+def assert_valid(profile, network, stages, hops, batch_size, links):
     """Assert: stages cover 1..L from the source on distinct nodes, hops lead from each to the next, links as asked."""
     assert stages[0][0] == network.source and stages[0][1] == 0 and stages[-1][2] == len(profile.names) - 1
     assert len({node for node, _, _ in stages}) == len(stages), f"a node hosts two stages: {stages}"
@@ -88,14 +88,14 @@ def assert_valid(profile, network, stages, hops, mini_batch, links):
         assert len(set(used)) == len(used), f"a link serves two hops: {hops}"
 
 
-def brute_force(profile, network, mini_batch, micro_batch, links="once", objective="time"):
+def brute_force(profile, network, batch_size, micro_batch, links="once", objective="time"):
     """Return (objective value, stages, hops) of the best plan by walking all of them; value inf if there is none.
 
     Stages stand on distinct nodes; between two of them the activations take any simple path. A walk is given up only
     when what it has collected already costs as much as the best: costs never fall along a walk.
     """
     graph, b = network.graph, micro_batch
-    more = -(-mini_batch // micro_batch) - 1
+    more = -(-batch_size // micro_batch) - 1
     n_units = len(profile.names) - 1
     near = {u: list(graph.successors(u)) for u in graph}
     stage = {
@@ -103,7 +103,7 @@ def brute_force(profile, network, mini_batch, micro_batch, links="once", objecti
         for n in graph
         for i in range(n_units)
         for j in range(i + 1, n_units + 1)
-        if (cost := stage_cost(profile, graph.nodes[n], i, j, mini_batch, b)) is not None
+        if (cost := stage_cost(profile, graph.nodes[n], i, j, batch_size, b)) is not None
     }
     hop = {(c, u, v): hop_cost(profile, graph, c, u, v, b) for c in range(1, n_units) for u, v in graph.edges}
     best = [math.inf, None, None]
@@ -172,32 +172,32 @@ class _Programme:
         return milp(cost, integrality=integral, bounds=Bounds(0, upper), constraints=constraints, options=options)
 
 
-def mixed_integer(profile, network, mini_batch, micro_batch, links="once", objective="time", seconds=120):
+def mixed_integer(profile, network, batch_size, micro_batch, links="once", objective="time", seconds=120):
     """Return (objective value, stages, hops) from HiGHS, the value evaluated by the formula; (inf, None, None) if none.
 
     Flow over (cut, node): a stage (i, j] on n carries one unit from (i, n) to (j, n), a hop from (c, u) to (c, v);
     every node at most one stage, with links="once" every link at most one hop. Two passes: the first minimises the fill
     time, which bounds the optimum, so that columns that cost more can go and the rest is scaled by the bound.
     """
-    fewest = _mixed_integer(profile, network, mini_batch, micro_batch, links, 0.0, 1.0, math.inf, seconds)
+    fewest = _mixed_integer(profile, network, batch_size, micro_batch, links, 0.0, 1.0, math.inf, seconds)
     if fewest is None:
         return math.inf, None, None
     which = 2 if objective == "time" else 1
-    bound = evaluate(profile, network, *fewest, mini_batch, micro_batch, links)[which] * (1 + 1e-9)
-    weights = (1.0, -(-mini_batch // micro_batch) - 1.0) if objective == "time" else (0.0, 1.0)
-    found = _mixed_integer(profile, network, mini_batch, micro_batch, links, weights[1], weights[0], bound, seconds)
-    values = [evaluate(profile, network, *plan, mini_batch, micro_batch, links)[which] for plan in (fewest, found)]
+    bound = evaluate(profile, network, *fewest, batch_size, micro_batch, links)[which] * (1 + 1e-9)
+    weights = (1.0, -(-batch_size // micro_batch) - 1.0) if objective == "time" else (0.0, 1.0)
+    found = _mixed_integer(profile, network, batch_size, micro_batch, links, weights[1], weights[0], bound, seconds)
+    values = [evaluate(profile, network, *plan, batch_size, micro_batch, links)[which] for plan in (fewest, found)]
     best = int(values[1] < values[0])
     return values[best], *(fewest, found)[best]
 
 
-def _mixed_integer(profile, network, mini_batch, b, links, on_interval, on_fill, bound, seconds):
+def _mixed_integer(profile, network, batch_size, b, links, on_interval, on_fill, bound, seconds):
     graph, n_units = network.graph, len(profile.names) - 1
     columns, linear, busy = [], [], []
     for n in graph:
         for i in range(n_units) if n == network.source else range(1, n_units):
             for j in range(i + 1, n_units + 1):
-                if (cost := stage_cost(profile, graph.nodes[n], i, j, mini_batch, b)) is not None:
+                if (cost := stage_cost(profile, graph.nodes[n], i, j, batch_size, b)) is not None:
                     columns.append(("stage", n, i, j))
                     linear.append(cost)
                     busy.append((cost,))

@@ -14,33 +14,33 @@ def make_profile(forward, backward, act_bits, grad_bits, rng=None) -> Profile:
     extra = np.zeros(n_units) if rng is None else rng.integers(0, 5, n_units)
     total = lambda values: np.concatenate([[0.0], np.cumsum(values)])  # noqa: E731
     return Profile(
-        names=[f"cut{j}" for j in range(n_units + 1)], fwd_flops=total(forward), bwd_flops=total(backward),
+        names=[f"cut{j}" for j in range(n_units + 1)], fwd_cost=total(forward), bwd_cost=total(backward),
         act_bits=act_bits, grad_bits=grad_bits, param_bits=total(8 * extra), act_memory=total(extra + 1),
     )  # fmt: skip
 
 
-def make_plan(profile, graph, stages, hops, mini_batch, micro_batch, duplex="full"):
+def make_plan(profile, graph, stages, hops, batch_size, micro_batch, duplex="full"):
     """Return what `psl.simulate` needs of a pipelined plan, without any scheduler."""
     network = SimpleNamespace(graph=graph, source=stages[0][0], duplex=duplex)
     return SimpleNamespace(
-        scheduler="pipeline", profile=profile, network=network, mini_batch=mini_batch, micro_batch=micro_batch,
+        scheduler="pipeline", profile=profile, network=network, batch_size=batch_size, micro_batch=micro_batch,
         stages=tuple(stages), hops=tuple(hops),
     )  # fmt: skip
 
 
-def chain(forward, backward, act=(), grad=(), latency=0.0, overhead=0.0, mini_batch=1, micro_batch=1, duplex="full"):
+def chain(forward, backward, act=(), grad=(), latency=0.0, overhead=0.0, batch_size=1, micro_batch=1, duplex="full"):
     """Return the plan of one stage per node in a row: seconds per sample of every stage (S,) and hop (S-1,)."""
     n = len(forward)
     bits = lambda values: np.concatenate([[0.0], values, [0.0]])  # noqa: E731
     graph = nx.DiGraph()
     for node in range(n):
-        graph.add_node(node, flops=1.0, overhead=overhead)
+        graph.add_node(node, speed=1.0, overhead=overhead)
     for node in range(n - 1):
         graph.add_edge(node, node + 1, rate=1.0, latency=latency)
         graph.add_edge(node + 1, node, rate=1.0, latency=latency)
     return make_plan(
         make_profile(forward, backward, bits(act), bits(grad)), graph, [(k, k, k + 1) for k in range(n)],
-        [(k + 1, k, k + 1) for k in range(n - 1)], mini_batch, micro_batch, duplex,
+        [(k + 1, k, k + 1) for k in range(n - 1)], batch_size, micro_batch, duplex,
     )  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def random_chain(rng, max_stages=8, max_micro_batches=40, spread=1.0, micro_batc
     left = micro_batch if even or count == 1 else int(rng.integers(1, micro_batch + 1))
     return chain(
         forward, forward * rng.uniform(1, 3, n), act, act * rng.choice([0.5, 1.0]), latency=float(rng.choice([0, 0.3])),
-        overhead=float(rng.choice([0, 0.2])), mini_batch=(count - 1) * micro_batch + left, micro_batch=micro_batch,
+        overhead=float(rng.choice([0, 0.2])), batch_size=(count - 1) * micro_batch + left, micro_batch=micro_batch,
         duplex=duplex,
     )  # fmt: skip
 
@@ -64,7 +64,7 @@ def random_walk_plan(rng):
     n_units = n_stages + int(rng.integers(0, 2))
     graph = nx.DiGraph()
     for node in nodes:
-        graph.add_node(node, flops=1.0, overhead=float(rng.integers(0, 3)))
+        graph.add_node(node, speed=1.0, overhead=float(rng.integers(0, 3)))
     for u in nodes:
         for v in nodes:
             if u != v:
@@ -80,9 +80,9 @@ def random_walk_plan(rng):
             hops.append((cuts[k + 1], here, to))
             here = to
     micro_batch = int(rng.integers(1, 4))
-    mini_batch = int(rng.integers(micro_batch, 7 * micro_batch))
+    batch_size = int(rng.integers(micro_batch, 7 * micro_batch))
     duplex = str(rng.choice(["full", "half"]))
-    return make_plan(profile, graph, stages, hops, mini_batch, micro_batch, duplex)
+    return make_plan(profile, graph, stages, hops, batch_size, micro_batch, duplex)
 
 
 def walk_of(plan, n):
@@ -90,9 +90,9 @@ def walk_of(plan, n):
     graph, profile, there, back = plan.network.graph, plan.profile, [], []
     hops = list(plan.hops)
     for node, i, j in plan.stages:
-        o, s = graph.nodes[node]["overhead"], graph.nodes[node]["flops"]
-        there.append(("compute", node, o + n * (profile.fwd_flops[j] - profile.fwd_flops[i]) / s, 0))
-        back.append(("compute", node, o + n * (profile.bwd_flops[j] - profile.bwd_flops[i]) / s, 0))
+        o, s = graph.nodes[node]["overhead"], graph.nodes[node]["speed"]
+        there.append(("compute", node, o + n * (profile.fwd_cost[j] - profile.fwd_cost[i]) / s, 0))
+        back.append(("compute", node, o + n * (profile.bwd_cost[j] - profile.bwd_cost[i]) / s, 0))
         for cut, u, v in [hop for hop in hops if hop[0] == j]:
             name = (lambda a, b: (a, b)) if plan.network.duplex == "full" else (lambda a, b: tuple(sorted((a, b))))
             out, home = graph.edges[u, v], graph.edges[v, u]
@@ -106,9 +106,9 @@ def second_by_second(plan, order="1f1b", window=None):
 
     Needs durations of at least one whole second. Slow, and shares nothing with the library's engine.
     """
-    count = -(-plan.mini_batch // plan.micro_batch)
+    count = -(-plan.batch_size // plan.micro_batch)
     window = window or count
-    sizes = [plan.micro_batch] * (count - 1) + [plan.mini_batch - (count - 1) * plan.micro_batch]
+    sizes = [plan.micro_batch] * (count - 1) + [plan.batch_size - (count - 1) * plan.micro_batch]
     ways = [walk_of(plan, n)[0] for n in sizes]
     turn = walk_of(plan, 1)[1]  # position of the first backward
     position, arrival, end_of = [0] * count, [0.0] * count, [None] * count

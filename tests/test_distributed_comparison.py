@@ -25,7 +25,7 @@ def test_a_profile_is_measured_in_a_process_of_its_own(nursery):
     counted = psl.profile(psl.models.cnn(), (1, 8, 8))
     assert found.unit == "s" and found.names == counted.names
     np.testing.assert_array_equal(found.act_bits, counted.act_bits)
-    assert 0 < found.fwd_flops[-1] < 0.1
+    assert 0 < found.fwd_cost[-1] < 0.1
     with pytest.raises(PSLError, match=r"measurement.*no_such"):
         measured_profile("psl.models:no_such", batch_size=8, nursery=nursery)
 
@@ -54,7 +54,7 @@ def test_scenarios_follow_from_their_seed():
     for scheduler in TERMS:
         assert sample_network(scheduler, 4) == sample_network(scheduler, 4) != sample_network(scheduler, 5)
     plan = make_plan(pipeline, profile, sample_network("pipeline", 4))
-    assert plan.n_micro_batches * plan.micro_batch == plan.mini_batch > plan.micro_batch == BATCHES["pipeline"]
+    assert plan.n_micro_batches * plan.micro_batch == plan.batch_size > plan.micro_batch == BATCHES["pipeline"]
     with pytest.raises(ScenarioError, match=r"plan\.scheduler.*'edgesplit'"):
         compare(pd.DataFrame())
     with pytest.raises(ScenarioError, match=r"scheduler.*pass the module"):

@@ -241,10 +241,10 @@ SECONDS = Profile.measured(
 
 
 def test_emulation_of_an_epsl_plan_has_its_rates_and_speeds():
-    cell = WirelessCell.sample(3, 6, 0, "log-distance", client_flops_range=(0.05, 0.1), server_flops=0.5)
+    cell = WirelessCell.sample(3, 6, 0, "log-distance", client_speed_range=(0.05, 0.1), server_speed=0.5)
     plan = epsl.solve(SECONDS, cell, batch_size=4)
     found, rates = emulation_for(plan, "none"), plan.to_frame()
-    np.testing.assert_allclose(found.slowdown, [2.0, *(1 / cell.client_flops)])
+    np.testing.assert_allclose(found.slowdown, [2.0, *(1 / cell.client_speed)])
     np.testing.assert_allclose(found.forward, rates["uplink_bit_s"])
     np.testing.assert_allclose(found.backward, rates["downlink_bit_s"])
     shared = plan.latency().broadcast  # n_A χ / R_bc
@@ -254,7 +254,7 @@ def test_emulation_of_an_epsl_plan_has_its_rates_and_speeds():
 
 
 def test_emulation_of_an_edgesplit_plan_slows_a_slice_of_the_server():
-    cluster = EdgeCluster([0.1, 0.2], np.inf, [2.0, 4.0], 1e6, server_flops=1.0)
+    cluster = EdgeCluster([0.1, 0.2], np.inf, [2.0, 4.0], 1e6, server_speed=1.0)
     plan = edgesplit.solve(SECONDS, cluster, batch_size=4)
     found = emulation_for(plan, "pacing")
     np.testing.assert_allclose(found.slowdown, [2.0, 10.0, 5.0])
@@ -265,7 +265,7 @@ def test_emulation_of_an_edgesplit_plan_slows_a_slice_of_the_server():
 def relayed_plan():
     """A pipeline over a node that only relays."""
     graph = nx.DiGraph()
-    graph.add_nodes_from([(0, {"flops": 0.1, "overhead": 1e-3}), (1, {}), (2, {"flops": 0.2})])
+    graph.add_nodes_from([(0, {"speed": 0.1, "overhead": 1e-3}), (1, {}), (2, {"speed": 0.2})])
     for u, v, rate in ((0, 1, 1e6), (1, 0, 2e6), (1, 2, 3e6), (2, 1, 4e6)):
         graph.add_edge(u, v, rate=rate, latency=1e-3 * (u + 1))
     network = EdgeNetwork(graph, 0)
@@ -294,11 +294,11 @@ def test_lines_carry_what_the_kernel_does_not():
 
 
 def test_what_no_factor_imitates_is_refused():
-    flops = Profile(["in", "out"], [0, 1e6], [0, 2e6], [8, 8], [8, 8], [0, 0], [0, 0])
-    cluster = EdgeCluster([1e9], np.inf, [2.0], 1e6, server_flops=1e9)
+    speed = Profile(["in", "out"], [0, 1e6], [0, 2e6], [8, 8], [8, 8], [0, 0], [0, 0])
+    cluster = EdgeCluster([1e9], np.inf, [2.0], 1e6, server_speed=1e9)
     with pytest.raises(ScenarioError, match=r"plan\.profile.*measured.*FLOP.*psl\.measure"):
-        emulation_for(edgesplit.solve(flops, cluster, batch_size=2))
-    cluster = EdgeCluster([1.0], np.inf, [2.0], 1e6, server_flops=1.0, profiles=(SECONDS,))
+        emulation_for(edgesplit.solve(speed, cluster, batch_size=2))
+    cluster = EdgeCluster([1.0], np.inf, [2.0], 1e6, server_speed=1.0, profiles=(SECONDS,))
     with pytest.raises(ScenarioError, match="a profile of its own"):
         emulation_for(edgesplit.solve(SECONDS, cluster, batch_size=2))
     with pytest.raises(ScenarioError, match="links.*'kernel'"):

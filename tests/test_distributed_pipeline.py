@@ -137,11 +137,11 @@ def relayed_plan(rate=4e6, latency=5e-3):
     """Two stages of `psl.models.cnn` with a relay between them, on a profile of invented seconds."""
     counted = psl.profile(psl.models.cnn(), (1, 8, 8))
     profile = Profile.measured(
-        counted.names, counted.fwd_flops * 1e-10, counted.bwd_flops * 1e-10, counted.act_bits, counted.grad_bits,
+        counted.names, counted.fwd_cost * 1e-10, counted.bwd_cost * 1e-10, counted.act_bits, counted.grad_bits,
         counted.param_bits, counted.act_memory,
     )  # fmt: skip
     graph = nx.DiGraph()
-    graph.add_nodes_from([(0, {"flops": 0.1}), (1, {}), (2, {"flops": 0.1})])
+    graph.add_nodes_from([(0, {"speed": 0.1}), (1, {}), (2, {"speed": 0.1})])
     for u, v in ((0, 1), (1, 0), (1, 2), (2, 1)):
         graph.add_edge(u, v, rate=rate, latency=latency)
     return pipeline.PipelinePlan(profile, EdgeNetwork(graph, 0), 32, 8, [(0, 0, 3), (2, 3, 10)], [(3, 0, 1), (3, 1, 2)])

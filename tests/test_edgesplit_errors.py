@@ -7,7 +7,7 @@ import pytest
 
 from edgesplit_scenarios import BATCH, STEPS, measured, random_case
 from psl.errors import InfeasibleError, ScenarioError
-from psl.networks.cluster import EdgeCluster
+from psl.networks.edge_cluster import EdgeCluster
 from psl.schedulers import edgesplit
 
 METHODS = edgesplit.METHODS
@@ -80,8 +80,8 @@ def test_a_bound_of_another_scenario_is_no_certificate():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"device_flops": [1e-300, 1e9]}, r"EdgeCluster\.device_flops: expected a round of less than 1e\+100 s, got "),
-        ({"server_flops": 1e-300}, r"EdgeCluster\.server_flops: expected a round of less than 1e\+100 s"),
+        ({"device_speed": [1e-300, 1e9]}, r"EdgeCluster\.device_speed: expected a round of less than 1e\+100 s, got "),
+        ({"server_speed": 1e-300}, r"EdgeCluster\.server_speed: expected a round of less than 1e\+100 s"),
         ({"bandwidth": 1e-305}, r"EdgeCluster\.bandwidth: expected a round of less than 1e\+100 s"),
         ({"bandwidth": 1e-323}, r"EdgeCluster\.bandwidth: expected a round of less than 1e\+100 s, got inf s"),
         ({"spectral_efficiency": [1.0, 1e-300]}, r"EdgeCluster\.bandwidth: expected a round of less than 1e\+100 s"),
@@ -91,8 +91,8 @@ def test_a_bound_of_another_scenario_is_no_certificate():
 def test_times_beyond_floating_point_are_refused(change, message):
     profile, _ = random_case(0, n_units=(4, 4))
     good = {
-        "device_flops": [1e9, 1e9], "device_memory": np.inf, "spectral_efficiency": 1.0, "bandwidth": 1e6,
-        "server_flops": 1e12,
+        "device_speed": [1e9, 1e9], "device_memory": np.inf, "spectral_efficiency": 1.0, "bandwidth": 1e6,
+        "server_speed": 1e12,
     }  # fmt: skip
     for method in METHODS:
         with pytest.raises(ScenarioError, match=message):
@@ -148,7 +148,7 @@ def test_other_frameworks_and_profiles_are_refused():
     plan = solve(profile, cluster)
     with pytest.raises(ScenarioError, match=r"framework: expected one of 'edgesplit', 'fedavg', .*got 'epsl'"):
         plan.framework_round_time("epsl")
-    seconds = measured(profile, profile.fwd_flops / 1e10, profile.bwd_flops / 1e10)
+    seconds = measured(profile, profile.fwd_cost / 1e10, profile.bwd_cost / 1e10)
     other = dataclasses.replace(cluster, profiles=(None, dataclasses.replace(seconds, names=range(len(profile.names)))))
     with pytest.raises(ScenarioError, match=r"profiles\[1\]: expected the \d+ cuts of the profile, .*got .*'0', '1'"):
         solve(profile, other)

@@ -8,15 +8,15 @@ import pytest
 
 from edgesplit_oracles import bits, compute_seconds, cuts_that_fit, cvxpy_bandwidth, exhaustive, exhaustive_blocks
 from edgesplit_scenarios import BATCH, STEPS, measured, random_case
-from psl.networks.cluster import EdgeCluster
+from psl.networks.edge_cluster import EdgeCluster
 from psl.profiles import Profile
 from psl.schedulers import edgesplit
+from psl.schedulers.edgesplit.bandwidth import share_band
 from psl.schedulers.edgesplit.bisection import bisect_deadline
 from psl.schedulers.edgesplit.enumeration import SMALL, EnumeratedProblem, make_problem
 from psl.schedulers.edgesplit.envelope import lowest_lines, undominated
-from psl.schedulers.edgesplit.exact import best_split
+from psl.schedulers.edgesplit.policy_iteration import best_split
 from psl.schedulers.edgesplit.problem import EdgeSplitProblem
-from psl.schedulers.edgesplit.sharing import share_band
 
 
 def solve(profile, cluster, method="exact", **options):
@@ -92,7 +92,7 @@ def test_exact_equals_bisection_on_larger_clusters_of_every_kind():
         blocks = (1, 20) if seed % 2 else None
         profile, cluster = random_case(seed, n_units=(5, 30), n_devices=(80, 300), blocks_per_device=blocks)
         if seed % 3 == 0:
-            own = [measured(profile, profile.fwd_flops / s, profile.bwd_flops / s) for s in rng.lognormal(25, 1, 3)]
+            own = [measured(profile, profile.fwd_cost / s, profile.bwd_cost / s) for s in rng.lognormal(25, 1, 3)]
             picks = rng.integers(4, size=cluster.n_devices)
             cluster = dataclasses.replace(cluster, profiles=tuple([*own, None][k] for k in picks))
         if seed % 5 == 0:
@@ -110,7 +110,7 @@ def test_exact_equals_bisection_on_larger_clusters_of_every_kind():
 def test_small_clusters_are_enumerated_and_large_ones_not():
     profile, cluster = random_case(1, n_units=(5, 5), n_devices=(SMALL + 1, SMALL + 1), memory=True)
     few = dataclasses.replace(
-        cluster, device_flops=cluster.device_flops[1:], device_memory=cluster.device_memory[1:],
+        cluster, device_speed=cluster.device_speed[1:], device_memory=cluster.device_memory[1:],
         spectral_efficiency=cluster.spectral_efficiency[1:],
     )  # fmt: skip
     for case, kind in ((cluster, EdgeSplitProblem), (few, EnumeratedProblem)):
@@ -123,16 +123,16 @@ def test_small_clusters_are_enumerated_and_large_ones_not():
 
 def _optimum_in_fractions(profile, cluster):
     """Return the optimal round time of a continuous band in exact arithmetic, by bisection; memory without limit."""
-    fwd, bwd = ([Fraction(v) for v in row.tolist()] for row in (profile.fwd_flops, profile.bwd_flops))
+    fwd, bwd = ([Fraction(v) for v in row.tolist()] for row in (profile.fwd_cost, profile.bwd_cost))
     samples, total = BATCH * STEPS, Fraction(cluster.bandwidth)
-    share = Fraction(cluster.n_devices) / Fraction(cluster.server_flops)
+    share = Fraction(cluster.n_devices) / Fraction(cluster.server_speed)
     cuts = range(1, profile.n_units + 1)
     load = [Fraction(bits(profile, j, BATCH, STEPS)) for j in cuts]
     own = [samples * (fwd[j] + bwd[j]) for j in cuts]
     rest = [samples * ((fwd[-1] - fwd[j]) + (bwd[-1] - bwd[j])) * share for j in cuts]
     options = [
         [(c / Fraction(s) + r, q / Fraction(e)) for c, r, q in zip(own, rest, load, strict=True)]
-        for s, e in zip(cluster.device_flops.tolist(), cluster.spectral_efficiency.tolist(), strict=True)
+        for s, e in zip(cluster.device_speed.tolist(), cluster.spectral_efficiency.tolist(), strict=True)
     ]
     low = max(min(c for c, _ in device) for device in options)
     high = max(min(c + q * cluster.n_devices / total for c, q in device) for device in options)
@@ -154,7 +154,7 @@ def test_digits_of_a_small_backward_pass_beside_a_large_forward_pass():
         n = int(rng.integers(1, 4))
         forward = np.minimum(np.arange(profile.n_units + 1), 1) * 1e12  # all of it in the first unit
         backward = np.concatenate([[0], np.cumsum(rng.lognormal(-4, 1, profile.n_units))])
-        profile = dataclasses.replace(profile, fwd_flops=forward, bwd_flops=backward, last_bwd_flops=0.0)
+        profile = dataclasses.replace(profile, fwd_cost=forward, bwd_cost=backward, last_bwd_cost=0.0)
         # A server so slow that the rest of the backward pass takes as long as the devices' forward pass.
         cluster = EdgeCluster(rng.lognormal(27, 1, n), np.inf, rng.uniform(1, 5, n), 1e12, n * 10 ** rng.uniform(-3, 0))
         optimum = _optimum_in_fractions(profile, cluster)
@@ -244,9 +244,9 @@ def test_extreme_clusters_keep_their_digits():
         wild = dataclasses.replace(
             cluster,
             bandwidth=cluster.bandwidth * 10 ** rng.choice([-8.0, 0.0, 12.0, 30.0]),
-            device_flops=cluster.device_flops * 10 ** rng.normal(0, 4, cluster.n_devices),
+            device_speed=cluster.device_speed * 10 ** rng.normal(0, 4, cluster.n_devices),
             spectral_efficiency=cluster.spectral_efficiency * 10 ** rng.normal(0, 3, cluster.n_devices),
-            server_flops=cluster.server_flops * 10 ** rng.choice([-6.0, 0.0, 12.0]),
+            server_speed=cluster.server_speed * 10 ** rng.choice([-6.0, 0.0, 12.0]),
         )
         plan = solve(profile, wild)
         slow = solve(profile, wild, "bisection", bound=False)

@@ -10,7 +10,7 @@ import pytest
 
 from edgesplit_oracles import bits, compute_seconds, exhaustive
 from edgesplit_scenarios import BATCH, STEPS, measured, random_case
-from psl.networks.cluster import EdgeCluster
+from psl.networks.edge_cluster import EdgeCluster
 from psl.profiles import Profile
 from psl.schedulers import edgesplit
 
@@ -141,17 +141,17 @@ def test_more_is_never_slower():
         best = lambda **change: solve(profile, dataclasses.replace(cluster, **change), "exact").round_time  # noqa: B023, E731
         time = best()
         assert best(bandwidth=2 * cluster.bandwidth) <= time * (1 + 1e-12)
-        assert best(server_flops=2 * cluster.server_flops) <= time * (1 + 1e-12)
+        assert best(server_speed=2 * cluster.server_speed) <= time * (1 + 1e-12)
         assert best(device_memory=np.inf) <= time * (1 + 1e-12)
-        assert best(device_flops=2 * cluster.device_flops) <= time * (1 + 1e-12)
+        assert best(device_speed=2 * cluster.device_speed) <= time * (1 + 1e-12)
         coarse = [best(resource_block=cluster.bandwidth / (cluster.n_devices * k)) for k in (1, 2, 4, 8, 64)]
         assert all(b <= a * (1 + 1e-12) for a, b in pairwise(coarse)), f"seed {seed}: {coarse}"
         assert time <= coarse[-1] * (1 + 1e-12)
         # One device fewer, the others' share of the server as before: the band alone becomes wider for each.
         rest = dataclasses.replace(
-            cluster, device_flops=cluster.device_flops[1:], device_memory=cluster.device_memory[1:],
+            cluster, device_speed=cluster.device_speed[1:], device_memory=cluster.device_memory[1:],
             spectral_efficiency=cluster.spectral_efficiency[1:],
-            server_flops=cluster.server_flops * (1 - 1 / cluster.n_devices),
+            server_speed=cluster.server_speed * (1 - 1 / cluster.n_devices),
         )  # fmt: skip
         assert solve(profile, rest, "exact").round_time <= time * (1 + 1e-12), f"seed {seed}"
 
@@ -161,7 +161,7 @@ def test_units_and_order_do_not_matter():
         profile, cluster = random_case(seed, n_devices=(2, 9))
         plan = solve(profile, cluster)
         faster = dataclasses.replace(
-            cluster, device_flops=cluster.device_flops * 1e3, server_flops=cluster.server_flops * 1e3,
+            cluster, device_speed=cluster.device_speed * 1e3, server_speed=cluster.server_speed * 1e3,
             bandwidth=cluster.bandwidth * 1e3,
         )  # fmt: skip
         other = solve(profile, faster)
@@ -174,7 +174,7 @@ def test_units_and_order_do_not_matter():
         assert double.round_time == pytest.approx(2 * half.round_time, rel=1e-9)
         order = np.random.default_rng(seed).permutation(cluster.n_devices)
         mixed = dataclasses.replace(
-            cluster, device_flops=cluster.device_flops[order], device_memory=cluster.device_memory[order],
+            cluster, device_speed=cluster.device_speed[order], device_memory=cluster.device_memory[order],
             spectral_efficiency=cluster.spectral_efficiency[order],
         )  # fmt: skip
         np.testing.assert_allclose(solve(profile, mixed).bandwidth, plan.bandwidth[order], rtol=1e-6)
@@ -182,7 +182,7 @@ def test_units_and_order_do_not_matter():
 
 def test_latency_by_hand():
     profile = Profile(
-        names=["input", "conv", "block", "output"], fwd_flops=[0, 10, 30, 36], bwd_flops=[0, 20, 60, 72],
+        names=["input", "conv", "block", "output"], fwd_cost=[0, 10, 30, 36], bwd_cost=[0, 20, 60, 72],
         act_bits=[40, 24, 12, 4], grad_bits=[40, 16, 12, 4], param_bits=[0, 30, 90, 120], act_memory=[0, 1, 2, 3],
     )  # fmt: skip
     own = measured(profile, [0, 1, 2, 3], [0, 2, 4, 6])
@@ -229,14 +229,14 @@ def test_latency_by_hand():
 def test_seconds_that_say_what_the_speeds_say_give_the_same_plan():
     for seed in range(10):
         profile, cluster = random_case(seed, n_devices=(2, 8))
-        own = tuple(measured(profile, profile.fwd_flops / s, profile.bwd_flops / s) for s in cluster.device_flops)
-        fleet = dataclasses.replace(cluster, device_flops=np.ones(cluster.n_devices), profiles=own)
+        own = tuple(measured(profile, profile.fwd_cost / s, profile.bwd_cost / s) for s in cluster.device_speed)
+        fleet = dataclasses.replace(cluster, device_speed=np.ones(cluster.n_devices), profiles=own)
         relative = Profile.measured(
-            profile.names, profile.fwd_flops / 1e12, profile.bwd_flops / 1e12, profile.act_bits, profile.grad_bits,
+            profile.names, profile.fwd_cost / 1e12, profile.bwd_cost / 1e12, profile.act_bits, profile.grad_bits,
             profile.param_bits, profile.act_memory,
         )  # fmt: skip
         slower = dataclasses.replace(
-            cluster, device_flops=cluster.device_flops / 1e12, server_flops=cluster.server_flops / 1e12
+            cluster, device_speed=cluster.device_speed / 1e12, server_speed=cluster.server_speed / 1e12
         )
         for method in ("alternating", "exact", "sfl"):
             plan = solve(profile, cluster, method)

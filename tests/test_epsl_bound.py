@@ -7,8 +7,8 @@ from scipy.optimize import check_grad
 from epsl_scenarios import random_cell, random_profile
 from oracles import all_assignments
 from psl.schedulers import epsl
-from psl.schedulers.epsl.bound import Matching, dual_bound, lower_bound, needs
-from psl.schedulers.epsl.dual import SharedChannels
+from psl.schedulers.epsl.lagrangian_dual import SharedChannels
+from psl.schedulers.epsl.lower_bound import Matching, dual_bound, lower_bound, needs
 from psl.schedulers.epsl.power import PowerStep, round_time
 from psl.schedulers.epsl.problem import RoundProblem
 
@@ -125,7 +125,7 @@ def test_certified_gap(n_clients, m, target, seeds):
     for seed in range(seeds):
         rng = np.random.default_rng(seed)
         cell = random_cell(rng, n_clients, m, total_dbm=37 + 10 * np.log10(n_clients / 5), speed=1.0)
-        scaled = type(cell)(**{**vars(cell), "server_flops": cell.server_flops * n_clients / 5})
+        scaled = type(cell)(**{**vars(cell), "server_speed": cell.server_speed * n_clients / 5})
         plan = epsl.solve(random_profile(rng, n_units=8), scaled)
         problem = RoundProblem(plan.profile, scaled, 64, 0.5)
         assert plan.round_time == pytest.approx(round_time(problem, plan.cut, plan.assignment, plan.power), rel=1e-12)

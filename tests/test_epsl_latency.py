@@ -7,23 +7,23 @@ import pytest
 
 from epsl_scenarios import random_cell, random_profile
 from psl.errors import ScenarioError
-from psl.networks.wireless import WirelessCell
+from psl.networks.wireless_cell import WirelessCell
 from psl.profiles import Profile
 from psl.schedulers import epsl
 
 # Noise and powers are chosen so that every SNR is 2^n − 1: rates are whole numbers.
 PROFILE = Profile(
     names=["input", "conv", "block", "output"],
-    fwd_flops=[0, 10, 30, 36],
-    bwd_flops=[0, 16, 56, 68],
+    fwd_cost=[0, 10, 30, 36],
+    bwd_cost=[0, 16, 56, 68],
     act_bits=[40, 24, 12, 4],
     grad_bits=[40, 24, 12, 4],
     param_bits=[0, 30, 90, 120],
     act_memory=[0, 1, 2, 3],
-    last_bwd_flops=12,
+    last_bwd_cost=12,
 )
 CELL = WirelessCell(
-    client_flops=[10, 20], server_flops=100, uplink_gain=[[1, 1, 3], [3, 1, 1]], bandwidth=[1, 2, 4], noise_psd=1,
+    client_speed=[10, 20], server_speed=100, uplink_gain=[[1, 1, 3], [3, 1, 1]], bandwidth=[1, 2, 4], noise_psd=1,
     client_power=[20, 20], total_power=30, downlink_psd=1,
 )  # fmt: skip
 # Client 0 holds subchannels 0 and 2 at SNR 3 and 1: R_0 = 1·2 + 4·1 = 6; client 1 subchannel 1 at 3: R_1 = 2·2 = 4.
@@ -107,7 +107,7 @@ def test_local_steps_matter_only_where_models_are_averaged():
 
 def test_measured_profile_with_reference_devices():
     measured = Profile.measured(
-        PROFILE.names, PROFILE.fwd_flops, PROFILE.bwd_flops, PROFILE.act_bits, last_bwd_seconds=12
+        PROFILE.names, PROFILE.fwd_cost, PROFILE.bwd_cost, PROFILE.act_bits, last_bwd_seconds=12
     )
     assert epsl.latency(measured, CELL, cut=1, phi=0.5, **PLAN).total == pytest.approx(terms("epsl").total)
 

@@ -8,7 +8,7 @@ import pytest
 
 from epsl_scenarios import random_cell, random_profile
 from psl.errors import ScenarioError
-from psl.networks.wireless import WirelessCell
+from psl.networks.wireless_cell import WirelessCell
 from psl.profiles import Profile
 from psl.schedulers import epsl
 from psl.schedulers.epsl.power import round_time
@@ -24,10 +24,10 @@ def test_seconds_that_say_what_the_speeds_say_give_the_same_plan():
     for seed in range(4):
         rng = np.random.default_rng(seed)
         profile, cell = random_profile(rng), random_cell(rng, 3, 6)
-        own = tuple(on(profile, profile.fwd_flops / s, profile.bwd_flops / s) for s in cell.client_flops)
+        own = tuple(on(profile, profile.fwd_cost / s, profile.bwd_cost / s) for s in cell.client_speed)
         # The speed of a client with a profile is ignored; one client keeps it.
         fleet = dataclasses.replace(
-            cell, client_flops=[1.0, cell.client_flops[1], 1.0], profiles=(own[0], None, own[2])
+            cell, client_speed=[1.0, cell.client_speed[1], 1.0], profiles=(own[0], None, own[2])
         )
         for method in ("search", "bcd"):
             plan = epsl.solve(profile, cell, method=method)
@@ -36,13 +36,13 @@ def test_seconds_that_say_what_the_speeds_say_give_the_same_plan():
 
 def test_a_slow_client_by_hand():
     profile = Profile(
-        names=["input", "conv", "block", "output"], fwd_flops=[0, 10, 30, 36], bwd_flops=[0, 16, 56, 68],
+        names=["input", "conv", "block", "output"], fwd_cost=[0, 10, 30, 36], bwd_cost=[0, 16, 56, 68],
         act_bits=[40, 24, 12, 4], grad_bits=[40, 24, 12, 4], param_bits=[0, 30, 90, 120], act_memory=[0, 1, 2, 3],
-        last_bwd_flops=12,
+        last_bwd_cost=12,
     )  # fmt: skip
     slow = on(profile, [0, 5, 9, 10], [0, 7, 12, 20])
     cell = WirelessCell(
-        client_flops=[10, 20], server_flops=100, uplink_gain=[[1, 1, 3], [3, 1, 1]], bandwidth=[1, 2, 4], noise_psd=1,
+        client_speed=[10, 20], server_speed=100, uplink_gain=[[1, 1, 3], [3, 1, 1]], bandwidth=[1, 2, 4], noise_psd=1,
         client_power=[20, 20], total_power=30, downlink_psd=1, profiles=(None, slow),
     )  # fmt: skip
     # As in test_epsl_latency: rates up 6 and 4 bit/s, down 9 and 2, broadcast 8.
@@ -72,7 +72,7 @@ def test_no_cut_is_dropped_that_is_best_for_another_client():
 def test_bad_profiles_and_units_are_refused():
     rng = np.random.default_rng(0)
     profile, cell = random_profile(rng), random_cell(rng, 2, 3)
-    measured = on(profile, profile.fwd_flops / 1e10, profile.bwd_flops / 1e10)
+    measured = on(profile, profile.fwd_cost / 1e10, profile.bwd_cost / 1e10)
     for profiles, message in (
         ((measured,), r"profiles: expected a tuple of 2 entries, got 1 entries"),
         ((None, profile), r"profiles\[1\]: expected a profile measured in seconds, or None, got a profile in FLOP"),
@@ -87,5 +87,5 @@ def test_bad_profiles_and_units_are_refused():
             call(profile, other)
         with pytest.raises(ScenarioError, match=r"cell: expected speeds relative to the reference device, e\.g\. 1\.0"):
             call(measured, cell)
-    relative = dataclasses.replace(cell, client_flops=[1.0, 0.5], server_flops=20.0)
+    relative = dataclasses.replace(cell, client_speed=[1.0, 0.5], server_speed=20.0)
     assert epsl.solve(measured, relative).gap < 1

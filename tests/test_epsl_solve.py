@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epsl_scenarios import random_cell, random_profile
+from psl.aggregation import aggregated_rows
 from psl.errors import InfeasibleError, ScenarioError
 from psl.schedulers import epsl
 from psl.schedulers.epsl.local_search import State, bounds, local_search, neighbours
 from psl.schedulers.epsl.power import round_time
 from psl.schedulers.epsl.problem import RoundProblem
-from psl.slots import aggregated_slots
 
 
 def scenario(seed, n_clients=4, m=9, **options):
@@ -96,7 +96,7 @@ def test_permuting_clients_permutes_the_plan():
         profile, cell = scenario(seed, 3, 6)
         order = np.array([2, 0, 1])
         permuted = dataclasses.replace(
-            cell, client_flops=cell.client_flops[order], uplink_gain=cell.uplink_gain[order],
+            cell, client_speed=cell.client_speed[order], uplink_gain=cell.uplink_gain[order],
             client_power=cell.client_power[order], positions=None, line_of_sight=None,
         )  # fmt: skip
         plan, other = epsl.solve(profile, cell), epsl.solve(profile, permuted)
@@ -107,7 +107,7 @@ def test_permuting_clients_permutes_the_plan():
 def test_faster_time_unit_scales_everything():
     profile, cell = scenario(4)
     faster = dataclasses.replace(
-        cell, client_flops=cell.client_flops * 10, server_flops=cell.server_flops * 10, bandwidth=cell.bandwidth * 10,
+        cell, client_speed=cell.client_speed * 10, server_speed=cell.server_speed * 10, bandwidth=cell.bandwidth * 10,
         noise_psd=cell.noise_psd / 10, downlink_psd=cell.downlink_psd / 10,
     )  # fmt: skip
     # Ten times the width at a tenth of the noise density leaves each subchannel's signal-to-noise ratio as it was.
@@ -148,7 +148,7 @@ def test_only_cuts_that_can_be_best_are_searched():
         assert min(times, key=times.get) in problem.candidates, f"seed {seed}"
     profile, cell = scenario(0)
     twice = np.array([0, 1, 1, 2, 3, 4])  # a ReLU that costs nothing repeats its predecessor's row
-    arrays = ("fwd_flops", "bwd_flops", "act_bits", "grad_bits", "param_bits", "act_memory")
+    arrays = ("fwd_cost", "bwd_cost", "act_bits", "grad_bits", "param_bits", "act_memory")
     longer = dataclasses.replace(
         profile, names=["input", "conv", "relu", "a", "b", "output"],
         **{name: getattr(profile, name)[twice] for name in arrays},
@@ -170,7 +170,7 @@ def test_extreme_cells_are_planned_without_losing_digits():
             total_power=cell.total_power * 10 ** rng.choice([-6.0, 0.0, 6.0]),
             client_power=cell.client_power * 10 ** rng.normal(0, 2, n_clients),
             bandwidth=cell.bandwidth * 10 ** rng.choice([-4.0, 0.0, 8.0]),
-            client_flops=cell.client_flops * 10 ** rng.normal(0, 2, n_clients),
+            client_speed=cell.client_speed * 10 ** rng.normal(0, 2, n_clients),
         )
         if rng.random() < 0.4:
             profile = dataclasses.replace(profile, **{rng.choice(["act_bits", "grad_bits"]): np.zeros(6)})
@@ -180,7 +180,7 @@ def test_extreme_cells_are_planned_without_losing_digits():
 
 
 def test_slots_are_counted_without_rounding_surprises():
-    assert [aggregated_slots(phi, 100) for phi in (0.0, 0.07, 0.5, 0.501, 1.0)] == [0, 7, 50, 51, 100]
+    assert [aggregated_rows(phi, 100) for phi in (0.0, 0.07, 0.5, 0.501, 1.0)] == [0, 7, 50, 51, 100]
 
 
 def test_candidates_are_bounded_from_below_and_none_is_missed():

@@ -14,7 +14,7 @@ from psl.errors import ScenarioError
 from psl.units import db_to_linear, dbm_to_watt, linear_to_db, watt_to_dbm
 
 FIELDS = {
-    "client_flops": [1e9, 2e9], "server_flops": 1e11, "uplink_gain": np.full((2, 3), 1e-9), "bandwidth": 1e6,
+    "client_speed": [1e9, 2e9], "server_speed": 1e11, "uplink_gain": np.full((2, 3), 1e-9), "bandwidth": 1e6,
     "noise_psd": 4e-21, "client_power": 1.0, "total_power": 2.0, "downlink_psd": 1e-8,
 }  # fmt: skip
 
@@ -53,11 +53,11 @@ def test_default_scenario_is_the_documented_one():
     cell = psl.WirelessCell.sample()
     assert (cell.n_clients, cell.n_subchannels) == (5, 20)
     assert cell.bandwidth.sum() == 200e6
-    assert cell.server_flops == 160e9
+    assert cell.server_speed == 160e9
     assert watt_to_dbm(cell.client_power[0]) == pytest.approx(31.76)
     assert watt_to_dbm(cell.total_power) == pytest.approx(36.99)
     assert watt_to_dbm(cell.noise_psd) == pytest.approx(-174)
-    assert ((cell.client_flops >= 16e9) & (cell.client_flops <= 25.6e9)).all()
+    assert ((cell.client_speed >= 16e9) & (cell.client_speed <= 25.6e9)).all()
     assert (np.hypot(*cell.positions.T) <= 200).all()
 
 
@@ -80,7 +80,7 @@ def test_json_round_trip_and_table():
         ({"bandwidth": -1e6}, "bandwidth: expected values above 0, got -1e.06"),
         ({"bandwidth": [1e6, 1e6]}, r"bandwidth: expected shape \(3\), got shape \(2,\)"),
         ({"uplink_gain": np.ones((2, 1))}, "one subchannel per client.*2 clients and 1 subchannels"),
-        ({"client_flops": [1e9, 0]}, "client_flops: expected values above 0"),
+        ({"client_speed": [1e9, 0]}, "client_speed: expected values above 0"),
         ({"total_power": np.inf}, "total_power: expected finite"),
         ({"client_power": "high"}, "client_power: expected numbers"),
         ({"noise_psd": 1e-320}, r"uplink_gain / noise_psd: expected a positive, finite ratio, got inf for client 0"),
@@ -103,8 +103,8 @@ def test_bad_sampling_arguments_are_refused():
         psl.WirelessCell.sample(n_clients=5, n_subchannels=3)
     with pytest.raises(ScenarioError, match="seed: expected at least 0, got -1"):
         psl.WirelessCell.sample(seed=-1)
-    with pytest.raises(ScenarioError, match=r"client_flops_range: expected the lowest speed first, got \(2, 1\)"):
-        psl.WirelessCell.sample(client_flops_range=(2, 1))
+    with pytest.raises(ScenarioError, match=r"client_speed_range: expected the lowest speed first, got \(2, 1\)"):
+        psl.WirelessCell.sample(client_speed_range=(2, 1))
 
 
 def test_a_cell_without_positions_is_drawn_by_its_gains():

@@ -34,30 +34,30 @@ def test_sample_draws_boards():
     assert set(cluster.device_names) == {board.name for board in BOARDS}
     by_name = {board.name: board for board in BOARDS}
     np.testing.assert_allclose(
-        cluster.device_flops, [EFFICIENCY * by_name[name].peak_flops for name in cluster.device_names]
+        cluster.device_speed, [EFFICIENCY * by_name[name].peak_flops for name in cluster.device_names]
     )
     np.testing.assert_array_equal(cluster.device_memory, [by_name[name].memory for name in cluster.device_names])
     assert 1 <= cluster.spectral_efficiency.min() < 1.1 and 5.4 < cluster.spectral_efficiency.max() <= 5.5
-    assert (cluster.bandwidth, cluster.server_flops, cluster.resource_block) == (100e6, 10e12, None)
+    assert (cluster.bandwidth, cluster.server_speed, cluster.resource_block) == (100e6, 10e12, None)
 
 
 def test_sample_options():
     few = EdgeCluster.sample(50, boards=["jetson-nano", "laptop"], resource_block=180e3, memory_limits=False)
     assert set(few.device_names) == {"jetson-nano", "laptop"} and few.resource_block == 180e3
     assert np.isinf(few.device_memory).all()
-    speeds = [EdgeCluster.sample(30, heterogeneity=h).device_flops for h in (0.0, 1.0, 2.0)]
+    speeds = [EdgeCluster.sample(30, heterogeneity=h).device_speed for h in (0.0, 1.0, 2.0)]
     assert np.ptp(np.log(speeds[0])) == pytest.approx(0, abs=1e-12)
     assert np.ptp(np.log(speeds[2])) == pytest.approx(2 * np.ptp(np.log(speeds[1])))
     np.testing.assert_allclose([np.log(s).mean() for s in speeds], np.log(speeds[1]).mean())
-    double = EdgeCluster.sample(5, efficiency=0.6, spectral_efficiency_range=(2, 2), bandwidth=1e6, server_flops=1e12)
-    np.testing.assert_allclose(double.device_flops, 2 * EdgeCluster.sample(5, efficiency=0.3).device_flops)
-    assert (double.spectral_efficiency == 2).all() and (double.bandwidth, double.server_flops) == (1e6, 1e12)
+    double = EdgeCluster.sample(5, efficiency=0.6, spectral_efficiency_range=(2, 2), bandwidth=1e6, server_speed=1e12)
+    np.testing.assert_allclose(double.device_speed, 2 * EdgeCluster.sample(5, efficiency=0.3).device_speed)
+    assert (double.spectral_efficiency == 2).all() and (double.bandwidth, double.server_speed) == (1e6, 1e12)
 
 
 def test_scalars_serve_all_and_tables():
     cluster = EdgeCluster([1e9, 2e9], np.inf, 3.0, 1e6, 1e12, device_names=["a", "b"])
     assert cluster.n_devices == 2 and cluster.device_names == ("a", "b") and cluster.describe(1) == "1 ('b')"
-    assert list(cluster.to_frame().columns) == ["name", "flops", "memory_bytes", "spectral_efficiency", "measured"]
+    assert list(cluster.to_frame().columns) == ["name", "speed", "memory_bytes", "spectral_efficiency", "measured"]
     assert not cluster.to_frame()["measured"].any()
     assert "2 devices, 1 MHz, server 1 TFLOP/s" in repr(cluster)
     assert "1 MHz in blocks of 180 kHz" in repr(dataclasses.replace(cluster, resource_block=180e3))
@@ -66,7 +66,7 @@ def test_scalars_serve_all_and_tables():
 
 def test_round_trip(tmp_path):
     profile, cluster = random_case(0, n_devices=(2, 2))
-    own = measured(profile, profile.fwd_flops / 1e9, profile.bwd_flops / 1e9)
+    own = measured(profile, profile.fwd_cost / 1e9, profile.bwd_cost / 1e9)
     full = dataclasses.replace(cluster, resource_block=1e3, device_names=("a", "b"), profiles=(None, own))
     assert list(full.to_frame()["measured"]) == [False, True]
     for one in (cluster, full, EdgeCluster.sample(3, memory_limits=False)):
@@ -79,15 +79,15 @@ def test_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"device_flops": []}, r"device_flops: expected at least one device"),
-        ({"device_flops": [1.0, -1.0]}, r"device_flops: expected values above 0, got -1 at index \(1,\)"),
+        ({"device_speed": []}, r"device_speed: expected at least one device"),
+        ({"device_speed": [1.0, -1.0]}, r"device_speed: expected values above 0, got -1 at index \(1,\)"),
         ({"device_memory": [1.0]}, r"device_memory: expected shape \(2\), got shape \(1,\).*infinity for no limit"),
         ({"device_memory": [1.0, np.nan]}, r"device_memory: expected finite numbers, got nan"),
         ({"device_memory": 0}, r"device_memory: expected values above 0"),
         ({"spectral_efficiency": [1, 2, 3]}, r"spectral_efficiency: expected shape \(2\).*Fix: give bit/s/Hz"),
         ({"spectral_efficiency": [1, np.inf]}, r"spectral_efficiency: expected finite numbers"),
         ({"bandwidth": 0}, r"EdgeCluster\.bandwidth: expected values above 0"),
-        ({"server_flops": "fast"}, r"EdgeCluster\.server_flops: expected numbers, got 'fast'"),
+        ({"server_speed": "fast"}, r"EdgeCluster\.server_speed: expected numbers, got 'fast'"),
         ({"resource_block": -1}, r"resource_block: expected values above 0.*width of a block in Hz, or None"),
         ({"device_names": ["a"]}, r"device_names: expected 2 names, got 1 names"),
         ({"device_names": "ab"}, r"device_names: expected 2 names, got 'ab'"),
@@ -96,9 +96,9 @@ def test_round_trip(tmp_path):
     ],
 )
 def test_bad_clusters(change, message):
-    good = {"device_flops": [1.0, 2.0], "device_memory": 1.0, "spectral_efficiency": 1.0, "bandwidth": 1.0}
+    good = {"device_speed": [1.0, 2.0], "device_memory": 1.0, "spectral_efficiency": 1.0, "bandwidth": 1.0}
     with pytest.raises(ScenarioError, match=message):
-        EdgeCluster(**{**good, "server_flops": 1.0, **change})
+        EdgeCluster(**{**good, "server_speed": 1.0, **change})
 
 
 def test_a_profile_in_flop_is_not_measured():

@@ -15,7 +15,7 @@ from psl.profiles import Profile
 
 def graph_of(nodes=None, edges=None):
     graph = nx.DiGraph()
-    for node, values in (nodes or {"clients": {"flops": 1e9}, 1: {"flops": 2e9}, 2: {}}).items():
+    for node, values in (nodes or {"clients": {"speed": 1e9}, 1: {"speed": 2e9}, 2: {}}).items():
         graph.add_node(node, **values)
     for u, v, values in edges or [("clients", 1, {"rate": 1e6}), (1, 2, {"rate": 2e6, "latency": 0.5})]:
         graph.add_edge(u, v, **values)
@@ -28,7 +28,7 @@ def test_defaults_and_order():
     assert network.nodes == ("clients", 1, 2)
     assert network.edges == (("clients", 1), (1, "clients"), (1, 2), (2, 1))
     np.testing.assert_array_equal(network.reverse, [1, 0, 3, 2])
-    np.testing.assert_array_equal(network.flops, [1e9, 2e9, 0])
+    np.testing.assert_array_equal(network.speed, [1e9, 2e9, 0])
     np.testing.assert_array_equal(network.overhead, [0, 0, 0])
     np.testing.assert_array_equal(network.memory, [np.inf] * 3)
     np.testing.assert_array_equal(network.rate, [1e6, 1e6, 2e6, 2e6])
@@ -44,16 +44,16 @@ def test_defaults_and_order():
 def test_the_graph_is_a_frozen_copy():
     graph = graph_of()
     network = EdgeNetwork(graph, "clients")
-    graph.nodes[1]["flops"] = 5.0
+    graph.nodes[1]["speed"] = 5.0
     graph.remove_node(2)
-    assert network.n_nodes == 3 and network.flops[1] == 2e9
+    assert network.n_nodes == 3 and network.speed[1] == 2e9
     with pytest.raises(nx.NetworkXError, match="Frozen"):
         network.graph.remove_node(2)
 
 
 def test_round_trip_keeps_names_profiles_and_infinity(tmp_path):
     measured = Profile.measured(["in", "out"], [0, 1.0], [0, 2.0], [8, 8])
-    graph = graph_of({"clients": {"flops": 1e9, "pos": (0, 1)}, 1: {"profile": measured}, 2: {"memory": 5}})
+    graph = graph_of({"clients": {"speed": 1e9, "pos": (0, 1)}, 1: {"profile": measured}, 2: {"memory": 5}})
     network = EdgeNetwork(graph, "clients", "half")
     again = EdgeNetwork.from_dict(json.loads(json.dumps(network.to_dict())))
     assert again == network
@@ -98,14 +98,14 @@ BAD = {
         lambda g: g.add_edges_from([("a", "b", {"rate": 1}), ("b", "a", {"rate": 1})])
     ),
     "expected one of the nodes 1, 2, got 'clients'": changed(lambda g: g.remove_node("clients")),
-    "EdgeNetwork.source: expected a node that computes, got 'clients' with flops=0": changed(
-        lambda g: g.nodes["clients"].pop("flops")
+    "EdgeNetwork.source: expected a node that computes, got 'clients' with speed=0": changed(
+        lambda g: g.nodes["clients"].pop("speed")
     ),
-    "node 1: flops: expected values of at least 0, got -1": changed(lambda g: g.nodes[1].update(flops=-1)),
+    "node 1: speed: expected values of at least 0, got -1": changed(lambda g: g.nodes[1].update(speed=-1)),
     "node 1: memory: expected values of at least 0, got -1": changed(lambda g: g.nodes[1].update(memory=-1)),
     "node 1: overhead: expected finite numbers, got nan": changed(lambda g: g.nodes[1].update(overhead=np.nan)),
-    "node 1: expected attributes among .*, got 'speed'. Fix: did you mean 'flops'": changed(
-        lambda g: g.nodes[1].update(speed=1)
+    "node 1: expected attributes among .*, got 'flops'. Fix: did you mean 'speed'": changed(
+        lambda g: g.nodes[1].update(flops=1)
     ),
     "got 'memroy'. Fix: did you mean 'memory'": changed(lambda g: g.nodes[1].update(memroy=1)),
     "got 'colour'. Fix: remove it": changed(lambda g: g.nodes[1].update(colour="red")),
@@ -117,7 +117,7 @@ BAD = {
     "edge 1 -> 2: rate: expected no text, got '1e6'. Fix: give the number without quotes": changed(
         lambda g: g.edges[1, 2].update(rate="1e6")
     ),
-    "node 1: flops: expected no text, got '1e9'": changed(lambda g: g.nodes[1].update(flops="1e9")),
+    "node 1: speed: expected no text, got '1e9'": changed(lambda g: g.nodes[1].update(speed="1e9")),
     "expected nodes named by whole numbers or strings, got False": changed(lambda g: g.add_node(False)),
     r"expected nodes named by whole numbers or strings, got \(0, 1\)": changed(lambda g: g.add_node((0, 1))),
 }
@@ -132,7 +132,7 @@ def test_bad_networks_are_refused(message):
 def test_names_are_python_s_own_and_true_is_not_1(tmp_path):
     graph = nx.path_graph(7).to_directed()
     graph = nx.relabel_nodes(graph, {n: np.int64(n) for n in graph})
-    nx.set_node_attributes(graph, 1e9, "flops")
+    nx.set_node_attributes(graph, 1e9, "speed")
     nx.set_edge_attributes(graph, 1e6, "rate")
     network = EdgeNetwork(graph, np.int64(0))
     assert network.source == 0 and {type(node) for node in (*network.nodes, network.source)} == {int}
@@ -144,7 +144,7 @@ def test_names_are_python_s_own_and_true_is_not_1(tmp_path):
 
 def test_labels_are_quoted_where_numbers_and_strings_look_alike():
     graph = graph_of(
-        {1: {"flops": 1e9}, "1": {"flops": 1e9}, "2": {}}, [(1, "1", {"rate": 1}), ("1", "2", {"rate": 1})]
+        {1: {"speed": 1e9}, "1": {"speed": 1e9}, "2": {}}, [(1, "1", {"rate": 1}), ("1", "2", {"rate": 1})]
     )
     assert EdgeNetwork(graph, 1).labels == {1: "1", "1": "'1'", "2": "2"}
 
@@ -165,16 +165,16 @@ def test_sampled_networks(topology, n_servers):
     for seed in range(5):
         network = EdgeNetwork.sample(
             n_servers, seed, topology, relays=n_servers // 3, memory_range=(1e9, 2e9), rate_range=(1e6, 5e6),
-            server_flops_range=(2e9, 3e9), latency_range=(0, 0.1), overhead=0.5, source_flops=7.0, duplex="half",
+            server_speed_range=(2e9, 3e9), latency_range=(0, 0.1), overhead=0.5, source_speed=7.0, duplex="half",
         )  # fmt: skip
         assert network == EdgeNetwork.sample(
             n_servers, seed, topology, relays=n_servers // 3, memory_range=(1e9, 2e9), rate_range=(1e6, 5e6),
-            server_flops_range=(2e9, 3e9), latency_range=(0, 0.1), overhead=0.5, source_flops=7.0, duplex="half",
+            server_speed_range=(2e9, 3e9), latency_range=(0, 0.1), overhead=0.5, source_speed=7.0, duplex="half",
         )  # fmt: skip
         assert network.nodes == tuple(range(n_servers + 1)) and network.source == 0
-        assert network.flops[0] == 7.0 and network.duplex == "half"
+        assert network.speed[0] == 7.0 and network.duplex == "half"
         assert (~network.computes).sum() == n_servers // 3
-        speed, memory = network.flops[1:][network.computes[1:]], network.memory[1:][network.computes[1:]]
+        speed, memory = network.speed[1:][network.computes[1:]], network.memory[1:][network.computes[1:]]
         assert ((speed >= 2e9) & (speed <= 3e9)).all() and ((memory >= 1e9) & (memory <= 2e9)).all()
         assert ((network.rate >= 1e6) & (network.rate <= 5e6)).all()
         assert ((network.latency >= 0) & (network.latency <= 0.1)).all()
@@ -198,7 +198,7 @@ def test_degree_of_meshes():
         ({"relays": 9}, "relays: expected at most n_servers = 8, got 9"),
         ({"rate_range": (2, 1)}, "rate_range: expected the lowest value first"),
         ({"rate_range": (0, 1)}, "rate_range: expected values above 0"),
-        ({"source_flops": 0}, "source_flops: expected values above 0"),
+        ({"source_speed": 0}, "source_speed: expected values above 0"),
         ({"degree": -1}, "degree: expected values of at least 0"),
     ],
 )

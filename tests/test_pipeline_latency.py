@@ -21,9 +21,9 @@ def toy(duplex="full", **source):
         ["in", "a", "b", "out"], [0, 1, 3, 6], [0, 2, 6, 12], [8, 8, 16, 4], [8, 4, 8, 4], [0, 8, 16, 24], [0, 1, 2, 3]
     )
     graph = nx.DiGraph()
-    graph.add_node("clients", flops=1.0, overhead=0.5, **source)
+    graph.add_node("clients", speed=1.0, overhead=0.5, **source)
     graph.add_node("relay")
-    graph.add_node("server", flops=2.0, memory=1e3)
+    graph.add_node("server", speed=2.0, memory=1e3)
     graph.add_edge("clients", "relay", rate=4.0, latency=0.25)
     graph.add_edge("relay", "clients", rate=1.0, latency=0.5)
     graph.add_edge("relay", "server", rate=8.0)
@@ -37,7 +37,7 @@ HOPS = [(1, "clients", "relay"), (1, "relay", "server")]
 
 def toy_latency(duplex="full", **changes):
     profile, network = toy(duplex)
-    options = {"stages": STAGES, "hops": HOPS, "micro_batch": 2, "mini_batch": 7} | changes
+    options = {"stages": STAGES, "hops": HOPS, "micro_batch": 2, "batch_size": 7} | changes
     return pipeline.latency(profile, network, **options)
 
 
@@ -66,10 +66,10 @@ def test_one_micro_batch_is_no_pipeline():
 def test_measured_nodes_take_their_own_seconds():
     profile, network = toy()
     graph = nx.DiGraph(network.graph)
-    own = Profile.measured(profile.names, profile.fwd_flops / 2, profile.bwd_flops / 2, profile.act_bits)
-    graph.add_node("server", flops=1e9, profile=own)
+    own = Profile.measured(profile.names, profile.fwd_cost / 2, profile.bwd_cost / 2, profile.act_bits)
+    graph.add_node("server", speed=1e9, profile=own)
     measured = EdgeNetwork(graph, "clients")
-    options = {"stages": STAGES, "hops": HOPS, "micro_batch": 2, "mini_batch": 7}
+    options = {"stages": STAGES, "hops": HOPS, "micro_batch": 2, "batch_size": 7}
     expected = pipeline.latency(profile, network, **options)
     assert pipeline.latency(profile, measured, **options) == expected
     in_seconds = dataclasses.replace(profile, unit="s")
@@ -86,12 +86,12 @@ def test_measured_nodes_take_their_own_seconds():
 def test_shared_links_add_up():
     profile, network = toy()
     graph = nx.DiGraph(network.graph)
-    graph.add_node("leaf", flops=2.0)
+    graph.add_node("leaf", speed=2.0)
     for u, v in (("server", "leaf"), ("leaf", "server")):
         graph.add_edge(u, v, rate=8.0)
     stages = [("clients", 0, 1), ("leaf", 1, 2), ("server", 2, 3)]
     hops = [*HOPS, (1, "server", "leaf"), (2, "leaf", "server")]
-    options = {"stages": stages, "hops": hops, "micro_batch": 1, "mini_batch": 4}
+    options = {"stages": stages, "hops": hops, "micro_batch": 1, "batch_size": 4}
     for duplex, separate, shared in (("full", [1, 2], [2.5, 2.5]), ("half", [1.5, 3], [4.5, 4.5])):
         network = EdgeNetwork(graph, "clients", duplex)
         with pytest.raises(ScenarioError, match="expected every link at most once, got several hops over 'leaf'"):
@@ -120,9 +120,9 @@ def test_against_the_oracle():
         plan = pipeline.PipelinePlan(profile, network, 12, b, best.stages, best.hops, links=links)
         want = evaluate(profile, network, best.stages, best.hops, 12, b, links)
         np.testing.assert_allclose(
-            (plan.fill_time, plan.interval, plan.total_time), want, rtol=1e-12, err_msg=f"{seed}"
+            (plan.fill_time, plan.interval, plan.round_time), want, rtol=1e-12, err_msg=f"{seed}"
         )
-        assert (best.fill_time, best.interval, best.total) == (plan.fill_time, plan.interval, plan.total_time)
+        assert (best.fill_time, best.interval, best.total) == (plan.fill_time, plan.interval, plan.round_time)
     assert found > 150
 
 
@@ -131,7 +131,7 @@ def test_plan_record(tmp_path):
     plan = pipeline.PipelinePlan(profile, network, 7, 2, STAGES, HOPS, lower_bound=80.0, method="by hand")
     assert pipeline.PipelinePlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
     assert pipeline.PipelinePlan.load(plan.save(tmp_path / "plan.json")) == plan
-    assert plan.total_time == plan.round_time == plan.value == plan.framework_round_time("pipeline") == 82.75
+    assert plan.round_time == plan.round_time == plan.value == plan.framework_round_time("pipeline") == 82.75
     assert plan.gap == pytest.approx(82.75 / 80 - 1) and not plan.exact
     assert (plan.n_clients, plan.batch_size, plan.n_micro_batches) == (1, 7, 4)
     assert plan.cuts == (1,) and plan.cut_names == ("a",) and plan.scheduler == "pipeline"
@@ -146,7 +146,7 @@ def test_plan_record(tmp_path):
 def twins():
     """Return a profile of 3 units, the nodes 0, 1 and "1" in a row, and a plan's stages and hops over all of them."""
     graph = nx.path_graph([0, 1, "1"]).to_directed()
-    nx.set_node_attributes(graph, 1.0, "flops")
+    nx.set_node_attributes(graph, 1.0, "speed")
     nx.set_edge_attributes(graph, 8.0, "rate")
     return toy()[0], EdgeNetwork(graph, 0), [(0, 0, 1), (1, 1, 2), ("1", 2, 3)], [(1, 0, 1), (2, 1, "1")]
 
@@ -176,7 +176,7 @@ def test_plans_keep_the_network_s_own_names():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"micro_batch": 8}, "micro_batch: expected at most mini_batch = 7, got 8"),
+        ({"micro_batch": 8}, "micro_batch: expected at most batch_size = 7, got 8"),
         ({"micro_batch": 0}, "micro_batch: expected at least 1"),
         ({"links": "twice"}, "links: expected one of 'once', 'shared', 'separate'"),
         ({"stages": []}, "stages: expected consecutive parts of units 0-3, got none"),
@@ -201,7 +201,7 @@ def test_plans_keep_the_network_s_own_names():
         ({"hops": [(1, "clients", "server")]}, "got a way that ends at 'clients'"),
         ({"hops": [(2, u, v) for _, u, v in HOPS]}, "got a way that ends at 'clients'"),
         ({"hops": [*HOPS, (3, "server", "relay")]}, r"expected no hop beside the path of the stages, got \(3"),
-        ({"mini_batch": 700}, "stage 1-3 on node 'server': expected at most 1000 bytes of memory, got 1406"),
+        ({"batch_size": 700}, "stage 1-3 on node 'server': expected at most 1000 bytes of memory, got 1406"),
     ],
 )
 def test_bad_plans_are_refused(changes, message):

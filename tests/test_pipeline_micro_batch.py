@@ -12,23 +12,23 @@ from psl.schedulers import pipeline
 from psl.schedulers.pipeline import MicroBatchCurve, useful_micro_batches
 
 
-def random_curve(rng, mini_batch=None) -> MicroBatchCurve:
+def random_curve(rng, batch_size=None) -> MicroBatchCurve:
     """Return the curve of a path of two to nine resources, half of them without fixed costs."""
     count = int(rng.integers(2, 10))
     beta0 = rng.lognormal(-3, 2, count) * (rng.random(count) < 0.5)
     beta = rng.lognormal(-5, 1, count)
-    mini_batch = mini_batch or int(rng.integers(1, 600))
-    return MicroBatchCurve(mini_batch, float(beta0.sum() + rng.random()), float(beta.sum() * 1.5), beta0, beta)
+    batch_size = batch_size or int(rng.integers(1, 600))
+    return MicroBatchCurve(batch_size, float(beta0.sum() + rng.random()), float(beta.sum() * 1.5), beta0, beta)
 
 
-@pytest.mark.parametrize("mini_batch", [1, 2, 7, 64, 97, 512, 1000])
-def test_useful_sizes_are_the_smallest_of_each_number_of_micro_batches(mini_batch):
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 64, 97, 512, 1000])
+def test_useful_sizes_are_the_smallest_of_each_number_of_micro_batches(batch_size):
     smallest = {}
-    for b in range(mini_batch, 0, -1):
-        smallest[-(-mini_batch // b)] = b
-    sizes = useful_micro_batches(mini_batch)
+    for b in range(batch_size, 0, -1):
+        smallest[-(-batch_size // b)] = b
+    sizes = useful_micro_batches(batch_size)
     assert sizes.tolist() == sorted(smallest.values())
-    assert len(sizes) <= 2 * math.sqrt(mini_batch) + 1
+    assert len(sizes) <= 2 * math.sqrt(batch_size) + 1
 
 
 def test_the_curve_is_the_latency_of_its_path():
@@ -36,15 +36,15 @@ def test_the_curve_is_the_latency_of_its_path():
     for seed in range(120):
         rng = np.random.default_rng(seed)
         profile = random_profile(rng, 5)
-        network = random_network(rng, 5, profile, mini_batch=30)
+        network = random_network(rng, 5, profile, batch_size=30)
         links = ("once", "shared", "separate")[seed % 3]
         try:
-            plan = pipeline.solve(profile, network, mini_batch=30, micro_batch=7, links=links)
+            plan = pipeline.solve(profile, network, batch_size=30, micro_batch=7, links=links)
         except InfeasibleError:
             continue
         curve = MicroBatchCurve.of_plan(plan)
         for b in (1, 4, 7, 30):
-            options = {"stages": plan.stages, "hops": plan.hops, "micro_batch": b, "mini_batch": 30, "links": links}
+            options = {"stages": plan.stages, "hops": plan.hops, "micro_batch": b, "batch_size": 30, "links": links}
             terms = pipeline.latency(profile, network, **options)
             got = curve.fill_time(b), curve.interval(b), curve.total(b)
             assert got == pytest.approx((terms.fill_time, terms.interval, terms.total), rel=1e-12), f"seed {seed}"
@@ -58,7 +58,7 @@ def test_the_curve_is_the_latency_of_its_path():
 def test_the_scan_beats_every_size():
     for seed in range(200):
         curve = random_curve(np.random.default_rng(seed))
-        everything = curve.total(np.arange(1, curve.mini_batch + 1))
+        everything = curve.total(np.arange(1, curve.batch_size + 1))
         assert curve.total(curve.scan()) == everything.min(), f"seed {seed}"
 
 
@@ -75,11 +75,11 @@ def test_one_bottleneck_gives_the_published_closed_form():
 def test_the_envelope_is_the_minimum_for_continuous_sizes():
     for seed in range(200):
         curve = random_curve(np.random.default_rng(seed))
-        b = np.geomspace(1, curve.mini_batch, 20001)
-        time = curve.fill_time(b) + (curve.mini_batch / b - 1) * curve.interval(b)
+        b = np.geomspace(1, curve.batch_size, 20001)
+        time = curve.fill_time(b) + (curve.batch_size / b - 1) * curve.interval(b)
         near = b[np.argmin(time)]
-        few, many = math.floor(curve.mini_batch / near * (1 - 1e-3)), math.ceil(curve.mini_batch / near * (1 + 1e-3))
-        low, high = (-(-curve.mini_batch // max(count, 1)) for count in (many, few))
+        few, many = math.floor(curve.batch_size / near * (1 - 1e-3)), math.ceil(curve.batch_size / near * (1 + 1e-3))
+        low, high = (-(-curve.batch_size // max(count, 1)) for count in (many, few))
         assert low <= curve.envelope() <= high, f"seed {seed}"
         assert time.min() <= curve.total(curve.scan()) * (1 + 1e-12), f"seed {seed}"
 
@@ -87,7 +87,7 @@ def test_the_envelope_is_the_minimum_for_continuous_sizes():
 def test_the_envelope_is_close_to_the_scan_and_the_moving_bottleneck_is_not():
     excess = {"envelope": [], "bottleneck": []}
     for seed in range(300):
-        curve = random_curve(np.random.default_rng(seed), mini_batch=512)
+        curve = random_curve(np.random.default_rng(seed), batch_size=512)
         best = curve.total(curve.best("scan"))
         for rule, values in excess.items():
             values.append(curve.total(curve.best(rule)) / best - 1)
@@ -119,7 +119,7 @@ def test_bad_arguments_are_refused():
     curve = random_curve(np.random.default_rng(0))
     with pytest.raises(ScenarioError, match="rule: expected one of 'scan', 'envelope', 'bottleneck', got 'guess'"):
         curve.best("guess")
-    with pytest.raises(ScenarioError, match="mini_batch: expected at least 1, got 0"):
+    with pytest.raises(ScenarioError, match="batch_size: expected at least 1, got 0"):
         useful_micro_batches(0)
     with pytest.raises(ScenarioError, match="start: expected at least 1, got 0"):
         curve.bottleneck(0)

@@ -12,7 +12,7 @@ from psl.schedulers import pipeline
 def instance(seed):
     rng = np.random.default_rng(seed)
     profile = random_profile(rng, int(rng.integers(6, 11)))
-    network = random_network(rng, int(rng.integers(6, 9)), profile, mini_batch=64, relays=int(rng.integers(3)))
+    network = random_network(rng, int(rng.integers(6, 9)), profile, batch_size=64, relays=int(rng.integers(3)))
     return profile, network, int(rng.choice([1, 4, 16]))
 
 
@@ -25,7 +25,7 @@ def test_larger_instances_match_highs(objective, links, first, count):
     for seed in range(first, first + 3 * count):
         profile, network, b = instance(seed)
         value, stages, _ = mixed_integer(profile, network, 64, b, links, objective)
-        options = {"mini_batch": 64, "micro_batch": b, "links": links, "objective": objective}
+        options = {"batch_size": 64, "micro_batch": b, "links": links, "objective": objective}
         if stages is None:
             with pytest.raises(InfeasibleError):
                 pipeline.solve(profile, network, **options)
@@ -34,7 +34,7 @@ def test_larger_instances_match_highs(objective, links, first, count):
         assert plan.exact and plan.gap == 0, f"seed {seed}"
         assert plan.value == pytest.approx(value, rel=1e-9), f"seed {seed}"
         terms = evaluate(profile, network, plan.stages, plan.hops, 64, b, links)
-        assert terms == pytest.approx((plan.fill_time, plan.interval, plan.total_time), rel=1e-12), f"seed {seed}"
+        assert terms == pytest.approx((plan.fill_time, plan.interval, plan.round_time), rel=1e-12), f"seed {seed}"
         met += 1
         if met == count:
             return

@@ -10,14 +10,14 @@ from pipeline_scenarios import random_network, random_profile
 from psl.errors import InfeasibleError, ScenarioError
 from psl.networks import EdgeNetwork
 from psl.schedulers.pipeline import LINKS, PipelineProblem, best_placement, latency, pareto_front, relax
-from psl.schedulers.pipeline.labels import PlacementSearch
+from psl.schedulers.pipeline.label_setting import PlacementSearch
 
 
 def instance(seed, units=(2, 6), nodes=(2, 6), **options):
     rng = np.random.default_rng(seed)
-    profile, mini_batch = random_profile(rng, int(rng.integers(*units))), int(rng.integers(1, 17))
-    network = random_network(rng, int(rng.integers(*nodes)), profile, mini_batch, **options)
-    return PipelineProblem(profile, network, mini_batch), int(rng.integers(1, mini_batch + 1))
+    profile, batch_size = random_profile(rng, int(rng.integers(*units))), int(rng.integers(1, 17))
+    network = random_network(rng, int(rng.integers(*nodes)), profile, batch_size, **options)
+    return PipelineProblem(profile, network, batch_size), int(rng.integers(1, batch_size + 1))
 
 
 def found_by(call):
@@ -36,7 +36,7 @@ def test_equals_brute_force(block):
         modes = [("once", "time"), ("shared", "time"), ("separate", "time"), (LINKS[seed % 3], "interval")]
         for links, objective in modes:
             case = f"seed {seed}, {links}, {objective}"
-            value, _, _ = brute_force(problem.profile, problem.network, problem.mini_batch, b, links, objective)
+            value, _, _ = brute_force(problem.profile, problem.network, problem.batch_size, b, links, objective)
             best = found_by(lambda: best_placement(problem, b, links=links, objective=objective))  # noqa: B023
             if best is None:
                 impossible += 1
@@ -56,7 +56,7 @@ def test_what_is_found_is_a_plan_of_that_time():
             if best is not None:
                 terms = latency(
                     problem.profile, problem.network, stages=best.stages, hops=best.hops, micro_batch=b,
-                    mini_batch=problem.mini_batch, links=links,
+                    batch_size=problem.batch_size, links=links,
                 )  # fmt: skip
                 assert terms.total == best.total and terms.interval == best.interval, f"seed {seed}, {links}"
                 assert not best.repeated_nodes and not (links == "once" and best.repeated_links)
@@ -80,8 +80,8 @@ def test_more_freedom_never_costs():
 def test_plain_path_equals_one_dijkstra_per_threshold():
     for seed in range(60):
         problem, b = instance(seed, (3, 7), (3, 7))
-        scenario = problem.profile, problem.network, problem.mini_batch, b
-        more = -(-problem.mini_batch // b) - 1
+        scenario = problem.profile, problem.network, problem.batch_size, b
+        more = -(-problem.batch_size // b) - 1
         graph = state_graph(*scenario)
         thresholds, out = thresholds_of(graph), adjacency(graph)
         slow, own = networkx_search(graph, thresholds, more), heap_search(out, thresholds, more)
@@ -127,20 +127,20 @@ def test_giving_up_says_so():
 
 
 def test_finer_classes_of_the_interval_change_nothing(monkeypatch):
-    monkeypatch.setattr("psl.schedulers.pipeline.labels._PATIENCE", 3)
+    monkeypatch.setattr("psl.schedulers.pipeline.label_setting._PATIENCE", 3)
     for seed in range(0, 400, 10):
         problem, b = instance(seed)
         for links in ("once", "shared", "separate"):
-            value, _, _ = brute_force(problem.profile, problem.network, problem.mini_batch, b, links)
+            value, _, _ = brute_force(problem.profile, problem.network, problem.batch_size, b, links)
             best = found_by(lambda: best_placement(problem, b, links=links))  # noqa: B023
             assert (np.inf if best is None else best.value) == pytest.approx(value, rel=1e-9), f"seed {seed}, {links}"
 
 
 def test_hosts_beyond_the_bounds_tables_are_remembered_by_labels(monkeypatch):
-    monkeypatch.setattr("psl.schedulers.pipeline.labels._TABLE", 1.0)
+    monkeypatch.setattr("psl.schedulers.pipeline.label_setting._TABLE", 1.0)
     for seed in range(0, 400, 10):
         problem, b = instance(seed)
-        value, _, _ = brute_force(problem.profile, problem.network, problem.mini_batch, b, "once")
+        value, _, _ = brute_force(problem.profile, problem.network, problem.batch_size, b, "once")
         best = found_by(lambda: best_placement(problem, b))  # noqa: B023
         assert (np.inf if best is None else best.value) == pytest.approx(value, rel=1e-9), f"seed {seed}"
 
@@ -148,12 +148,12 @@ def test_hosts_beyond_the_bounds_tables_are_remembered_by_labels(monkeypatch):
 def test_one_node_alone_trains_without_a_network():
     profile = random_profile(np.random.default_rng(0))
     graph = nx.DiGraph()
-    graph.add_node("all", flops=1e9)
+    graph.add_node("all", speed=1e9)
     problem = PipelineProblem(profile, EdgeNetwork(graph, "all"), 8)
     for objective in ("time", "interval"):
         best = best_placement(problem, 8, objective=objective)
         assert best.stages == (("all", 0, 4),) and best.hops == ()
-    assert best.total == pytest.approx(8 * (profile.fwd_flops[-1] + profile.bwd_flops[-1]) / 1e9)
+    assert best.total == pytest.approx(8 * (profile.fwd_cost[-1] + profile.bwd_cost[-1]) / 1e9)
     assert best_placement(problem, 2).total == pytest.approx(best.total)
 
 
@@ -162,7 +162,7 @@ def test_free_links_lead_in_no_circle():
     profile = random_profile(rng, 5)
     graph = nx.complete_graph(5, nx.DiGraph)
     for n in graph:
-        graph.nodes[n]["flops"] = 0 if n in (1, 2) else 1e9 * (n + 1)
+        graph.nodes[n]["speed"] = 0 if n in (1, 2) else 1e9 * (n + 1)
     nx.set_edge_attributes(graph, np.inf, "rate")
     graph.remove_edges_from([(0, 4), (4, 0)])
     problem = PipelineProblem(profile, EdgeNetwork(graph, 0), 8)
@@ -173,7 +173,7 @@ def test_free_links_lead_in_no_circle():
 
 def test_without_a_reason_to_move_everything_stays():
     profile = random_profile(np.random.default_rng(0))
-    network = EdgeNetwork.sample(5, 0, source_flops=1e12, server_flops_range=(1e9, 2e9), rate_range=(1.0, 2.0))
+    network = EdgeNetwork.sample(5, 0, source_speed=1e12, server_speed_range=(1e9, 2e9), rate_range=(1.0, 2.0))
     assert best_placement(PipelineProblem(profile, network, 8), 8).stages == ((0, 0, 4),)
 
 
@@ -181,7 +181,7 @@ def memory_instance(**memories):
     profile = random_profile(np.random.default_rng(1), 3)
     graph = nx.DiGraph()
     for node in ("source", "a", "b"):
-        graph.add_node(node, flops=1e9, memory=memories.get(node, np.inf))
+        graph.add_node(node, speed=1e9, memory=memories.get(node, np.inf))
     for u, v in (("source", "a"), ("a", "b")):
         graph.add_edge(u, v, rate=1e6)
         graph.add_edge(v, u, rate=1e6)
@@ -236,7 +236,7 @@ def test_a_model_that_fits_only_twice_on_one_node():
     )
     graph = nx.DiGraph()
     for node, memory in (("source", 1.0), ("a", 25.0), ("b", 100.0)):
-        graph.add_node(node, flops=1e9, memory=memory)
+        graph.add_node(node, speed=1e9, memory=memory)
     for u, v in (("source", "a"), ("a", "b")):
         graph.add_edge(u, v, rate=1e6)
         graph.add_edge(v, u, rate=1e6)
@@ -252,12 +252,12 @@ def test_a_model_that_fits_only_twice_on_one_node():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p: best_placement(p, 9), "micro_batch: expected at most mini_batch = 8, got 9"),
+        (lambda p: best_placement(p, 9), "micro_batch: expected at most batch_size = 8, got 9"),
         (lambda p: best_placement(p, 1.5), "micro_batch: expected a whole number"),
         (lambda p: best_placement(p, 1, links="many"), "links: expected one of"),
         (lambda p: best_placement(p, 1, objective="speed"), "objective: expected one of 'time', 'interval'"),
         (lambda p: best_placement(p, 1, max_labels=0), "max_labels: expected at least 1"),
-        (lambda p: PipelineProblem(p.profile, p.network, 0), "mini_batch: expected at least 1, got 0"),
+        (lambda p: PipelineProblem(p.profile, p.network, 0), "batch_size: expected at least 1, got 0"),
     ],
 )
 def test_bad_arguments_are_refused(call, message):
@@ -276,6 +276,6 @@ def test_bounds_never_exceed_what_remains():
         assert exact
         stages = tuple((problem.network.nodes[n], i, j) for n, i, j in path[0])
         hops = tuple((cut, *problem.network.edges[e]) for cut, e in path[1])
-        options = {"stages": stages, "hops": hops, "micro_batch": b, "mini_batch": problem.mini_batch}
+        options = {"stages": stages, "hops": hops, "micro_batch": b, "batch_size": problem.batch_size}
         total = latency(problem.profile, problem.network, **options).total
         assert total == pytest.approx(best.value, rel=1e-12), f"seed {seed}"

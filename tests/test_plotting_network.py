@@ -23,9 +23,9 @@ def close():
 
 def triangle(**source):
     graph = nx.DiGraph()
-    graph.add_node(0, flops=1e10, **source)
+    graph.add_node(0, speed=1e10, **source)
     graph.add_node("relay")
-    graph.add_node(2, flops=5e12)
+    graph.add_node(2, speed=5e12)
     for u, v, rate in ((0, "relay", 1e8), ("relay", 2, 1e9), (0, 2, 2e7)):
         graph.add_edge(u, v, rate=rate)
         graph.add_edge(v, u, rate=rate * (2 if v == "relay" else 1))
@@ -68,7 +68,7 @@ def test_a_dense_network_shows_the_rates_of_the_plan_s_links_only():
 def test_rates_stand_clear_of_crossings_and_of_each_other():
     graph = nx.complete_graph(4).to_directed()
     nx.set_node_attributes(graph, {0: (0, 0), 1: (1, 0), 2: (1, 1), 3: (0, 1)}, "pos")
-    nx.set_node_attributes(graph, 1e9, "flops")
+    nx.set_node_attributes(graph, 1e9, "speed")
     nx.set_edge_attributes(graph, 1e9, "rate")
     ax = plotting.plot_network(EdgeNetwork(graph, 0))
     rates = [text for text in ax.texts if text.get_text().endswith("bit/s")]
@@ -127,7 +127,7 @@ def test_a_stage_of_the_state_graph_meets_no_vertex_on_its_way():
 
 
 def test_gantt_has_a_bar_per_event_and_labels():
-    timeline = simulate(chain([4, 1], [3, 2], [1], [1], mini_batch=4))
+    timeline = simulate(chain([4, 1], [3, 2], [1], [1], batch_size=4))
     ax = timeline.plot()
     bars = sum(len(c.get_paths()) for c in ax.collections)
     assert bars == len(timeline.start)
@@ -146,7 +146,7 @@ def test_gantt_has_a_bar_per_event_and_labels():
 
 def test_gantt_of_anything():
     plans = [chain([1], [0]), chain([0, 0], [0, 0], [0], [0]), random_walk_plan(np.random.default_rng(3))]
-    plans.append(chain([1] * 8, [2] * 8, [1] * 7, [1] * 7, mini_batch=64))
+    plans.append(chain([1] * 8, [2] * 8, [1] * 7, [1] * 7, batch_size=64))
     for plan in plans:
         _, ax = plt.subplots()
         timeline = simulate(plan)

@@ -39,13 +39,13 @@ def test_a_csv_file_of_one_batch_becomes_a_profile_per_sample(tmp_path):
     LAYERS.to_csv(path, index=False)
     profile = Profile.from_table(path, batch_size=4, input_bits=6144)
     assert profile.unit == "s" and profile.names == ("input", "conv", "relu", "fc")
-    np.testing.assert_allclose(profile.fwd_flops, np.array([0, 3, 4, 6]) * 1e-3 / 4, rtol=1e-15)
-    np.testing.assert_allclose(profile.bwd_flops, np.array([0, 5, 7, 11]) * 1e-3 / 4, rtol=1e-15)
+    np.testing.assert_allclose(profile.fwd_cost, np.array([0, 3, 4, 6]) * 1e-3 / 4, rtol=1e-15)
+    np.testing.assert_allclose(profile.bwd_cost, np.array([0, 5, 7, 11]) * 1e-3 / 4, rtol=1e-15)
     np.testing.assert_array_equal(profile.act_bits, [6144, 8192, 8192, 80])
     np.testing.assert_array_equal(profile.grad_bits, profile.act_bits)
     np.testing.assert_array_equal(profile.param_bits, np.array([0, 896, 896, 3496]) * 8)  # not per sample
     np.testing.assert_array_equal(profile.act_memory, [0, 1024, 2048, 2058])
-    assert profile.last_bwd_flops == pytest.approx(1e-3, rel=1e-15)
+    assert profile.last_bwd_cost == pytest.approx(1e-3, rel=1e-15)
     assert Profile.from_dict(profile.to_dict()) == profile
 
 
@@ -56,7 +56,7 @@ def test_units_separators_and_frames_agree(tmp_path):
     path = tmp_path / "layers.tsv"
     micro.to_csv(path, index=False, sep="\t")
     for other in (Profile.from_table(micro), Profile.from_table(path), Profile.from_table(str(path))):
-        for field in ("fwd_flops", "bwd_flops", "act_bits", "grad_bits", "param_bits", "act_memory"):
+        for field in ("fwd_cost", "bwd_cost", "act_bits", "grad_bits", "param_bits", "act_memory"):
             np.testing.assert_allclose(getattr(other, field), getattr(base, field), rtol=1e-12, err_msg=field)
     full = Profile.from_table(LAYERS.assign(grad_bits=[1, 2, 3], memory_bytes=[10, 20, 30]))
     np.testing.assert_array_equal(full.grad_bits, [0, 1, 2, 3])
@@ -82,7 +82,7 @@ def test_semicolons_separate_too(tmp_path):
     LAYERS.assign(name=["conv, 3×3", "relu", "fc"]).to_csv(path, index=False, sep=";")
     profile = Profile.from_table(path)
     assert profile.names == ("input", "conv, 3×3", "relu", "fc")
-    np.testing.assert_array_equal(profile.fwd_flops, Profile.from_table(LAYERS).fwd_flops)
+    np.testing.assert_array_equal(profile.fwd_cost, Profile.from_table(LAYERS).fwd_cost)
     LAYERS.to_csv(path, index=False, sep=";", decimal=",")
     with pytest.raises(ScenarioError, match="column 'fwd_ms': expected numbers(.|\n)* with a decimal point"):
         Profile.from_table(path)
@@ -93,8 +93,8 @@ def test_a_pipedream_graph_keeps_its_residual_block_whole(tmp_path):
     path.write_text(GRAPH)
     profile = Profile.from_table(path, batch_size=2)
     assert profile.names == ("Input0", "node2 Conv2d", "node3 ReLU", "node5 Add", "node6 Linear")
-    np.testing.assert_allclose(profile.fwd_flops, np.array([0, 3, 4, 6.5, 8]) * 1e-3 / 2, rtol=1e-15)
-    np.testing.assert_allclose(profile.bwd_flops, np.array([0, 5, 7, 11.5, 14]) * 1e-3 / 2, rtol=1e-15)
+    np.testing.assert_allclose(profile.fwd_cost, np.array([0, 3, 4, 6.5, 8]) * 1e-3 / 2, rtol=1e-15)
+    np.testing.assert_allclose(profile.bwd_cost, np.array([0, 5, 7, 11.5, 14]) * 1e-3 / 2, rtol=1e-15)
     np.testing.assert_array_equal(profile.act_bits, np.array([1024, 4096, 4096, 2048, 80]) * 4)
     np.testing.assert_array_equal(profile.param_bits, np.array([0, 896, 896, 1184, 3784]) * 8)
     np.testing.assert_array_equal(profile.act_memory, np.array([0, 4096, 8192, 12288, 12368]) / 2)

@@ -41,15 +41,15 @@ def test_a_digraph_is_to_be_wrapped():
     stages = [(0, 0, PROFILE.n_units)]
     for call in (
         pipeline.PipelinePlan,
-        lambda *a: pipeline.latency(*a[:2], stages=[], hops=[], micro_batch=1, mini_batch=1),
+        lambda *a: pipeline.latency(*a[:2], stages=[], hops=[], micro_batch=1, batch_size=1),
     ):
         with pytest.raises(ScenarioError, match="network: expected an EdgeNetwork, got DiGraph"):
             call(PROFILE, nx.DiGraph([(0, 1)]), 1, 1, stages, [])
 
 
-def line(flops) -> EdgeNetwork:
+def line(speed) -> EdgeNetwork:
     graph = nx.path_graph(2).to_directed()
-    nx.set_node_attributes(graph, flops, "flops")
+    nx.set_node_attributes(graph, speed, "speed")
     nx.set_edge_attributes(graph, 1e6, "rate")
     return EdgeNetwork(graph, 0)
 
@@ -62,5 +62,5 @@ def test_speeds_in_the_other_unit_are_refused():
     measured = Profile.measured(["in", "out"], [0, 1.0], [0, 2.0], [8, 8])
     with pytest.raises(ScenarioError, match="network: expected speeds relative to the reference device.*got 1e.09"):
         pipeline.solve(measured, line(1e9))
-    assert pipeline.solve(measured, line(100.0), mini_batch=2).total_time > 0
-    assert pipeline.solve(PROFILE, line(1e9), mini_batch=2).total_time > 0
+    assert pipeline.solve(measured, line(100.0), batch_size=2).round_time > 0
+    assert pipeline.solve(PROFILE, line(1e9), batch_size=2).round_time > 0

@@ -28,7 +28,7 @@ def costs(plan, n):
 
 
 def test_two_stages_by_hand():
-    plan = chain([4, 1], [3, 2], [1], [1], mini_batch=4)
+    plan = chain([4, 1], [3, 2], [1], [1], batch_size=4)
     timeline = simulate(plan)
     # At 12 node 0 has the choice between forward 3 and backward 0: backward first, and again at 15 and 18.
     assert spans(timeline, "node 0", "forward") == [(0, 4), (4, 8), (8, 12), (21, 25)]
@@ -50,14 +50,14 @@ def test_two_stages_by_hand():
 
 def test_latency_and_half_duplex_by_hand():
     # Two micro-batches, 2 s per message, 10 s on the way: the second leaves at 4 although the first is still under way.
-    plan = chain([1, 1], [1, 1], [2], [2], latency=10, mini_batch=2)
+    plan = chain([1, 1], [1, 1], [2], [2], latency=10, batch_size=2)
     timeline = simulate(plan)
     assert spans(timeline, "link 0→1", "activation") == [(1, 3), (3, 5)]
     assert spans(timeline, "node 1", "forward") == [(13, 14), (15, 16)]
     assert spans(timeline, "node 1", "backward") == [(14, 15), (16, 17)]
     assert timeline.makespan == 17 + 2 + 10 + 1
     # Half duplex: the first gradient, ready at 5, waits for the third activation, which came first.
-    plan = chain([1, 1], [1, 1], [2], [2], mini_batch=3, duplex="half")
+    plan = chain([1, 1], [1, 1], [2], [2], batch_size=3, duplex="half")
     timeline = simulate(plan)
     assert spans(timeline, "link 0–1", "activation") == [(1, 3), (3, 5), (5, 7)]
     assert spans(timeline, "link 0–1", "gradient") == [(7, 9), (9, 11), (11, 13)]
@@ -65,9 +65,9 @@ def test_latency_and_half_duplex_by_hand():
 
 
 def test_a_node_with_two_stages_is_one_processor():
-    plan = chain([1, 1], [1, 1], [1], [1], mini_batch=2)
+    plan = chain([1, 1], [1, 1], [1], [1], batch_size=2)
     profile = dataclasses.replace(
-        plan.profile, names=["a", "b", "c", "d"], fwd_flops=[0, 1, 2, 3], bwd_flops=[0, 1, 2, 3], act_bits=[0, 1, 1, 0],
+        plan.profile, names=["a", "b", "c", "d"], fwd_cost=[0, 1, 2, 3], bwd_cost=[0, 1, 2, 3], act_bits=[0, 1, 1, 0],
         grad_bits=[0, 1, 1, 0], param_bits=[0, 0, 0, 0], act_memory=[0, 1, 2, 3],
     )  # fmt: skip
     stages, hops = [(0, 0, 1), (1, 1, 2), (0, 2, 3)], [(1, 0, 1), (2, 1, 0)]
@@ -108,7 +108,7 @@ def test_flush_has_an_exact_closed_form():
         rng = np.random.default_rng(seed)
         b, duplex = int(rng.integers(1, 4)), ["full", "half"][seed % 2]
         plan = random_chain(rng, micro_batch=b, even=seed % 3 == 0, duplex=duplex)
-        count = -(-plan.mini_batch // b)
+        count = -(-plan.batch_size // b)
         forward, backward, latency = costs(plan, b)
         want = forward.sum() + backward.sum() + latency + (count - 1) * (forward.max() + backward.max())
         got = simulate(plan, order="flush", equal_micro_batches=True).makespan
@@ -117,7 +117,7 @@ def test_flush_has_an_exact_closed_form():
 
 def test_one_stage_is_never_idle():
     for order in ("1f1b", "flush"):
-        timeline = simulate(chain([2], [3], overhead=0.5, mini_batch=10, micro_batch=4), order=order)
+        timeline = simulate(chain([2], [3], overhead=0.5, batch_size=10, micro_batch=4), order=order)
         assert timeline.makespan == pytest.approx(10 * 5 + 3 * 2 * 0.5)
         assert timeline.utilisation()["idle_s"].tolist() == [0]
 
@@ -126,7 +126,7 @@ def test_resources_serve_one_and_everything_follows_its_way():
     for seed in range(60):
         rng = np.random.default_rng(seed)
         plan = random_chain(rng, micro_batch=3, even=False, duplex=["full", "half"][seed % 2])
-        count, window = -(-plan.mini_batch // 3), int(rng.integers(1, 9)) if seed % 3 else None
+        count, window = -(-plan.batch_size // 3), int(rng.integers(1, 9)) if seed % 3 else None
         order = "flush" if seed % 5 == 0 and window is None else "1f1b"
         timeline = simulate(plan, order=order, max_in_flight=window)
         for resource in range(len(timeline.resources)):
@@ -134,7 +134,7 @@ def test_resources_serve_one_and_everything_follows_its_way():
             assert (timeline.start[mine][1:] >= timeline.end[mine][:-1]).all(), f"seed {seed}: two at once"
         work = 0.0
         for m in range(count):
-            n = plan.mini_batch - 3 * (count - 1) if m == count - 1 else 3
+            n = plan.batch_size - 3 * (count - 1) if m == count - 1 else 3
             way, _ = walk_of(plan, n)
             mine = timeline.micro_batch == m
             start, end = timeline.start[mine], timeline.end[mine]  # events are in order of start
@@ -158,7 +158,7 @@ def test_nothing_beats_load_with_head_and_tail():
     for seed in range(60):
         rng = np.random.default_rng(seed)
         plan = random_chain(rng, duplex=["full", "half"][seed % 2])
-        count = plan.mini_batch
+        count = plan.batch_size
         way, _ = walk_of(plan, 1)
         reach = np.cumsum([0.0, *(step[2] + step[3] for step in way)])
         want = reach[-1]
@@ -178,13 +178,13 @@ def test_limits_agree():
         rng = np.random.default_rng(seed)
         plan = random_chain(rng)
         free = simulate(plan)
-        assert simulate(plan, max_in_flight=plan.mini_batch) == free, f"seed {seed}"
+        assert simulate(plan, max_in_flight=plan.batch_size) == free, f"seed {seed}"
         assert simulate(plan, max_in_flight=10**9) == free, f"seed {seed}"
         # One at a time: no pipeline at all, every micro-batch pays for the whole way.
         forward, backward, latency = costs(plan, 1)
         alone = forward.sum() + backward.sum() + latency
         one = simulate(plan, max_in_flight=1).makespan
-        assert one == pytest.approx(plan.mini_batch * alone, rel=1e-9)
+        assert one == pytest.approx(plan.batch_size * alone, rel=1e-9)
         assert one >= free.makespan * (1 - 1e-9)
 
 
@@ -203,17 +203,17 @@ def test_more_links_or_more_work_in_flight_help_on_average():
 
 
 def test_the_last_micro_batch_has_what_is_left():
-    plan = chain([2, 1], [2, 2], [1], [1], mini_batch=7, micro_batch=3)
+    plan = chain([2, 1], [2, 2], [1], [1], batch_size=7, micro_batch=3)
     real, equal = simulate(plan), simulate(plan, equal_micro_batches=True)
     assert [int(real.samples[real.micro_batch == m].max()) for m in range(3)] == [3, 3, 1]
     assert set(equal.samples.tolist()) == {3}
     assert real.makespan < equal.makespan
-    plan.mini_batch = 9
+    plan.batch_size = 9
     assert simulate(plan) == equal
 
 
 def test_memory_by_hand_and_within_the_plan_bound():
-    plan = chain([4, 1], [3, 2], [1], [1], mini_batch=4)
+    plan = chain([4, 1], [3, 2], [1], [1], batch_size=4)
     plan.profile = dataclasses.replace(plan.profile, param_bits=[0, 80, 240], act_memory=[0, 7, 12])
     memory = simulate(plan).memory()
     assert memory.loc[0.0].to_dict() == {"node 0": 3 * 10 + 7, "node 1": 3 * 20}
@@ -225,7 +225,7 @@ def test_memory_by_hand_and_within_the_plan_bound():
         plan = random_walk_plan(np.random.default_rng(seed))
         allowed = dict.fromkeys((f"node {node}" for node, _, _ in plan.stages), 0.0)
         for node, i, j in plan.stages:
-            held = plan.mini_batch * (plan.profile.act_memory[j] - plan.profile.act_memory[i])
+            held = plan.batch_size * (plan.profile.act_memory[j] - plan.profile.act_memory[i])
             allowed[f"node {node}"] += 3 * (plan.profile.param_bits[j] - plan.profile.param_bits[i]) / 8 + held
         free, flush = (simulate(plan, order=order).memory().max() for order in ("1f1b", "flush"))
         assert (free <= flush).all(), f"seed {seed}"
@@ -233,9 +233,9 @@ def test_memory_by_hand_and_within_the_plan_bound():
 
 
 def test_a_measured_profile_replaces_the_speed():
-    plan = chain([4, 1], [3, 2], [1], [1], mini_batch=4)
+    plan = chain([4, 1], [3, 2], [1], [1], batch_size=4)
     own = Profile.measured(plan.profile.names, [0, 8, 10], [0, 6, 11], plan.profile.act_bits)
-    plan.network.graph.nodes[1].update(profile=own, flops=1e9, overhead=0.5)
+    plan.network.graph.nodes[1].update(profile=own, speed=1e9, overhead=0.5)
     timeline = simulate(plan)
     first = {kind: spans(timeline, "node 1", kind)[0] for kind in ("forward", "backward")}
     assert first == {"forward": (5, 7.5), "backward": (7.5, 13)}
@@ -256,7 +256,7 @@ def test_the_same_plan_gives_the_same_timeline_and_survives_json(tmp_path):
 
 
 def test_nodes_may_have_confusing_names():
-    plan = chain([1, 1], [1, 1], [1], [1], mini_batch=2)
+    plan = chain([1, 1], [1, 1], [1], [1], batch_size=2)
     graph = nx.relabel_nodes(plan.network.graph, {0: "1"})
     timeline = simulate(make_plan(plan.profile, graph, [("1", 0, 1), (1, 1, 2)], [(1, "1", 1)], 2, 1))
     assert timeline.resources == ("node '1'", "link '1'→1", "link 1→'1'", "node 1")
@@ -277,12 +277,12 @@ def test_nodes_may_have_confusing_names():
 )
 def test_options_out_of_range(options, message):
     with pytest.raises(ScenarioError, match=message):
-        simulate(chain([1, 1], [1, 1], [1], [1], mini_batch=4), **options)
+        simulate(chain([1, 1], [1, 1], [1], [1], batch_size=4), **options)
 
 
 def test_broken_plans():
     def broken(message, **changes):
-        plan = chain([1, 1, 1], [1, 1, 1], [1, 1], [1, 1], mini_batch=4)
+        plan = chain([1, 1, 1], [1, 1, 1], [1, 1], [1, 1], batch_size=4)
         for name, value in changes.items():
             setattr(plan, name, value)
         with pytest.raises(ScenarioError, match=message):
@@ -295,7 +295,7 @@ def test_broken_plans():
     broken("expected stage 1 to continue at node 1 after unit 1", stages=((0, 0, 1), (1, 0, 2)))
     broken("plan.micro_batch: expected at most the mini-batch of 4, got 5", micro_batch=5)
     plan = chain([1, 1], [1, 1], [1], [1])
-    plan.network.graph.nodes[1]["flops"] = 0
+    plan.network.graph.nodes[1]["speed"] = 0
     with pytest.raises(ScenarioError, match="node 1: expected a speed above 0, as it holds a stage, got 0"):
         simulate(plan)
     plan = chain([1, 1], [1, 1], [1], [1])

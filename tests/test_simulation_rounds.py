@@ -31,7 +31,7 @@ def own_profile(rng, profile):
     """A measured profile, or none for a client known by its speed."""
     if rng.random() < 0.5:
         return None
-    seconds = profile.fwd_flops / rng.uniform(1e9, 1e11)
+    seconds = profile.fwd_cost / rng.uniform(1e9, 1e11)
     return Profile.measured(profile.names, seconds, 2 * seconds, profile.act_bits)
 
 
@@ -39,7 +39,7 @@ def random_edgesplit_plan(rng):
     n, profile = int(rng.integers(1, 7)), random_profile(rng, bits=None)
     measured = tuple(own_profile(rng, profile) for _ in range(n)) if rng.random() < 0.3 else None
     cluster = SimpleNamespace(
-        device_flops=rng.uniform(1e9, 1e11, n), spectral_efficiency=rng.uniform(0.5, 6, n), server_flops=1e13,
+        device_speed=rng.uniform(1e9, 1e11, n), spectral_efficiency=rng.uniform(0.5, 6, n), server_speed=1e13,
         profiles=measured, device_names=None if rng.random() < 0.5 else tuple(rng.choice(["Pi", "Nano"], n)),
     )  # fmt: skip
     return SimpleNamespace(
@@ -55,13 +55,13 @@ def edgesplit_times(plan):
     for i, j in enumerate(plan.cuts):
         own = cluster.profiles[i] if cluster.profiles else None
         if own is None:
-            device = (p.fwd_flops[j] + p.bwd_flops[j]) / cluster.device_flops[i]
+            device = (p.fwd_cost[j] + p.bwd_cost[j]) / cluster.device_speed[i]
         else:
-            device = own.fwd_flops[j] + own.bwd_flops[j]
-        rest = p.fwd_flops[-1] - p.fwd_flops[j] + p.bwd_flops[-1] - p.bwd_flops[j]
+            device = own.fwd_cost[j] + own.bwd_cost[j]
+        rest = p.fwd_cost[-1] - p.fwd_cost[j] + p.bwd_cost[-1] - p.bwd_cost[j]
         rate = cluster.spectral_efficiency[i] * plan.bandwidth[i]
         exchanged = 0 if j == p.n_units else p.act_bits[j] + p.grad_bits[j]
-        step = b * (device + rest / (cluster.server_flops / len(plan.cuts)) + exchanged / rate)
+        step = b * (device + rest / (cluster.server_speed / len(plan.cuts)) + exchanged / rate)
         times.append(steps * step + 2 * p.param_bits[j] / rate)
     return np.array(times)
 

@@ -18,25 +18,25 @@ def solved(seed, **options):
         5, seed=seed, topology=["mesh", "line", "tree", "geometric"][seed % 4], relays=seed % 2,
         duplex=["full", "half"][seed % 3 % 2],
     )  # fmt: skip
-    return pipeline.solve(profile, network, mini_batch=64, **options)
+    return pipeline.solve(profile, network, batch_size=64, **options)
 
 
 def test_without_pipelining_the_closed_form_is_exact():
     for seed in range(24):
         plan = solved(seed, micro_batch=64)
-        assert simulate(plan).makespan == pytest.approx(plan.total_time, rel=1e-9), f"seed {seed}"
+        assert simulate(plan).makespan == pytest.approx(plan.round_time, rel=1e-9), f"seed {seed}"
 
 
 def test_with_pipelining_it_is_near_and_the_bound_holds():
     for seed in range(24):
         plan = solved(seed)
         timeline = simulate(plan)
-        assert 0.7 < timeline.makespan / plan.total_time < 1.2, f"seed {seed}"
+        assert 0.7 < timeline.makespan / plan.round_time < 1.2, f"seed {seed}"
         assert timeline.makespan >= lower_bound(plan) * (1 - 1e-9), f"seed {seed}"
         assert simulate(plan, order="flush").makespan >= lower_bound(plan) * (1 - 1e-9), f"seed {seed}"
         memory = simulate(plan, order="flush").memory().max()
         for node, i, j in plan.stages:
-            held = plan.mini_batch * (plan.profile.act_memory[j] - plan.profile.act_memory[i])
+            held = plan.batch_size * (plan.profile.act_memory[j] - plan.profile.act_memory[i])
             parameters = 3 * (plan.profile.param_bits[j] - plan.profile.param_bits[i]) / 8
             assert memory[f"node {node}"] == pytest.approx(held + parameters), f"seed {seed}"
 
@@ -48,7 +48,7 @@ def test_a_plan_from_a_file_gives_the_same_timeline(tmp_path):
 
 def test_pictures_of_a_solved_plan():
     profile = random_profile(np.random.default_rng(4), n_units=3)
-    plan = pipeline.solve(profile, EdgeNetwork.sample(2, seed=4), mini_batch=16)
+    plan = pipeline.solve(profile, EdgeNetwork.sample(2, seed=4), batch_size=16)
     for ax in (
         plotting.plot_network(plan.network, plan),
         plotting.plot_state_graph(plan.network, plan.profile.n_units, plan),

@@ -12,9 +12,9 @@ from torch.utils.data import TensorDataset
 from psl.errors import CheckpointError, CutError, ScenarioError
 from psl.models import cnn, cuts, split, thin_resnet
 from psl.training import train
+from psl.training.communication import Link
 from psl.training.frameworks import FRAMEWORKS, Setup
-from psl.training.linearise import cross_entropy
-from psl.training.link import Link
+from psl.training.gradient_aggregation import cross_entropy
 
 UNEVEN = [range(10), range(10, 60), range(60, 100)]
 LAST = 12  # the output of thin_resnet

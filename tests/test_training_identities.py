@@ -10,11 +10,11 @@ from torch.utils.data import TensorDataset
 
 from psl.models import cnn, split, thin_resnet
 from psl.training import train
-from psl.training.batches import Sampler
+from psl.training.communication import Link
+from psl.training.config import image_layout
 from psl.training.frameworks import FRAMEWORKS, Setup
-from psl.training.linearise import RULES, cross_entropy
-from psl.training.link import Link
-from psl.training.setup import image_layout
+from psl.training.gradient_aggregation import RULES, cross_entropy
+from psl.training.sampling import Sampler
 
 CUT = 3
 

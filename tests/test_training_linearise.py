@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from psl.aggregation import aggregated_rows
 from psl.errors import ScenarioError
-from psl.slots import aggregated_slots
 from psl.training.batchnorm import GroupStatistics
-from psl.training.linearise import RULES, cross_entropy, server_backward
+from psl.training.gradient_aggregation import RULES, cross_entropy, server_backward
 
 WEIGHTS = np.array([0.5, 0.3, 0.2])
 C, B, N_AGG = 3, 4, 3
@@ -215,7 +215,7 @@ def test_only_rows_that_are_propagated_back_have_a_graph(problem, rule, graph, p
     ("phi", "b", "want"), [(0.3, 10, 3), (0.07, 100, 7), (0.5, 5, 3), (0, 8, 0), (1, 8, 8), (0.01, 64, 1)]
 )
 def test_number_of_aggregated_slots_ignores_float_noise(phi, b, want):
-    assert aggregated_slots(phi, b) == want
+    assert aggregated_rows(phi, b) == want
 
 
 def running_after(before, momentum, groups):

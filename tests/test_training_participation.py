@@ -12,9 +12,9 @@ from torch import nn
 from psl.errors import CheckpointError, ScenarioError
 from psl.models import thin_resnet
 from psl.training import History, Participation, train
-from psl.training.batches import Sampler, Samples
+from psl.training.config import image_layout
 from psl.training.frameworks import FRAMEWORKS
-from psl.training.setup import image_layout
+from psl.training.sampling import Sampler, Samples
 
 UNEVEN = [range(10), range(10, 60), range(60, 100)]
 SHARES = np.array([0.1, 0.5, 0.4])

@@ -12,9 +12,9 @@ from torch.utils.data import TensorDataset
 from psl.errors import CheckpointError, CutError, ScenarioError
 from psl.models import cnn, cuts, partition, thin_resnet
 from psl.training import train
+from psl.training.communication import Link
 from psl.training.frameworks import FRAMEWORKS, Setup
-from psl.training.linearise import cross_entropy
-from psl.training.link import Link
+from psl.training.gradient_aggregation import cross_entropy
 from psl.training.stage import Stage, loss_and_gradient
 
 STAGES = {1: [], 2: [3], 3: [2, 7], 5: [1, 4, 5, 8]}
@@ -203,7 +203,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(data, norm, tmp_path):
 def plan_for(model, numbers, **values):
     names = [cut.name for cut in cuts(copy.deepcopy(model).float(), (1, 8, 8))]
     values = {
-        "scheduler": "pipeline", "n_clients": 1, "batch_size": 24, "mini_batch": 24, "micro_batch": 7,
+        "scheduler": "pipeline", "n_clients": 1, "batch_size": 24, "micro_batch": 7,
         "cuts": tuple(numbers), "cut_names": tuple(names[j] for j in numbers),
         "profile": SimpleNamespace(n_units=len(names) - 1),
         "framework_round_time": lambda framework, local_steps=1: 2.5,

@@ -14,10 +14,10 @@ from psl.data import load
 from psl.errors import CutError, DataError, ScenarioError
 from psl.models import cnn, cuts, split, thin_resnet
 from psl.training import History, train
-from psl.training.batches import Sampler, Samples
+from psl.training.communication import Link
+from psl.training.config import image_layout
 from psl.training.frameworks import FRAMEWORKS
-from psl.training.link import Link
-from psl.training.setup import image_layout
+from psl.training.sampling import Sampler, Samples
 
 OPTIONS = {"n_clients": 3, "rounds": 2, "batch_size": 8, "cut": 3, "lr": 0.1, "progress": False}
 

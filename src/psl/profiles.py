@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from psl.errors import ScenarioError, check_array, check_number, expected
+from psl.profile_tables import read_layers
 from psl.records import Record
-from psl.tables import read_layers
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -16,13 +16,13 @@ class Profile(Record):
 
     Args:
         names: L+1 names of the cuts; the first is the raw input, the last the output.
-        fwd_flops: (L+1,) ρ_j, FLOP of the forward pass of units 1..j; one multiply-add is 2 FLOP.
-        bwd_flops: (L+1,) ϖ_j, FLOP of the backward pass of units 1..j.
+        fwd_cost: (L+1,) ρ_j, FLOP of the forward pass of units 1..j; one multiply-add is 2 FLOP.
+        bwd_cost: (L+1,) ϖ_j, FLOP of the backward pass of units 1..j.
         act_bits: (L+1,) ψ_j, bits of the activation at cut j.
         grad_bits: (L+1,) χ_j, bits of its gradient.
         param_bits: (L+1,) δ_j, bits of the parameters of units 1..j (per model, not per sample).
         act_memory: (L+1,) a_j, bytes of activations that units 1..j keep for their backward pass.
-        last_bwd_flops: ϖ_last, backward FLOP of the last layer alone.
+        last_bwd_cost: ϖ_last, backward FLOP of the last layer alone.
         unit: ``"FLOP"``, or ``"s"`` for a measured profile: seconds on a reference device in place
             of FLOP. A node of speed 1.0 is then that device, one of speed 0.5 half as fast.
 
@@ -34,13 +34,13 @@ class Profile(Record):
     """
 
     names: tuple[str, ...]
-    fwd_flops: np.ndarray
-    bwd_flops: np.ndarray
+    fwd_cost: np.ndarray
+    bwd_cost: np.ndarray
     act_bits: np.ndarray
     grad_bits: np.ndarray
     param_bits: np.ndarray
     act_memory: np.ndarray
-    last_bwd_flops: float = 0.0
+    last_bwd_cost: float = 0.0
     unit: str = "FLOP"
 
     def __post_init__(self):
@@ -51,20 +51,20 @@ class Profile(Record):
         if self.unit not in ("FLOP", "s"):
             raise expected("Profile.unit", "'FLOP' or 's'", repr(self.unit), "use Profile.measured for seconds")
         fix = "give one entry per cut, L+1 in all, per sample, starting with the raw input"
-        for field in ("fwd_flops", "bwd_flops", "act_bits", "grad_bits", "param_bits", "act_memory"):
+        for field in ("fwd_cost", "bwd_cost", "act_bits", "grad_bits", "param_bits", "act_memory"):
             array = check_array(f"Profile.{field}", getattr(self, field), shape=(len(names),), minimum=0, fix=fix)
             object.__setattr__(self, field, array)
             if not field.endswith("_bits") or field == "param_bits":
                 _check_cumulative(f"Profile.{field}", array)
-        last = check_number("Profile.last_bwd_flops", self.last_bwd_flops, minimum=0)
-        if last > self.bwd_flops[-1] * (1 + 1e-9):
+        last = check_number("Profile.last_bwd_cost", self.last_bwd_cost, minimum=0)
+        if last > self.bwd_cost[-1] * (1 + 1e-9):
             raise expected(
-                "Profile.last_bwd_flops",
-                f"at most bwd_flops[-1] = {self.bwd_flops[-1]:g}",
+                "Profile.last_bwd_cost",
+                f"at most bwd_cost[-1] = {self.bwd_cost[-1]:g}",
                 f"{last:g}",
                 "give the backward cost of the last layer alone",
             )
-        object.__setattr__(self, "last_bwd_flops", last)
+        object.__setattr__(self, "last_bwd_cost", last)
 
     @classmethod
     def measured(
@@ -160,7 +160,7 @@ class Profile(Record):
         """Return one row per cut with the cumulative arrays; index is the cut number."""
         time = "flops" if self.unit == "FLOP" else "seconds"
         columns = {
-            "name": self.names, f"fwd_{time}": self.fwd_flops, f"bwd_{time}": self.bwd_flops,
+            "name": self.names, f"fwd_{time}": self.fwd_cost, f"bwd_{time}": self.bwd_cost,
             "act_bits": self.act_bits, "grad_bits": self.grad_bits, "param_bits": self.param_bits,
             "act_memory_bytes": self.act_memory,
         }  # fmt: skip
@@ -168,9 +168,9 @@ class Profile(Record):
 
     def __repr__(self):
         if self.unit == "FLOP":
-            cost = f"{self.fwd_flops[-1] / 1e9:.4g} GFLOP forward, {self.bwd_flops[-1] / 1e9:.4g} GFLOP backward"
+            cost = f"{self.fwd_cost[-1] / 1e9:.4g} GFLOP forward, {self.bwd_cost[-1] / 1e9:.4g} GFLOP backward"
         else:
-            cost = f"{self.fwd_flops[-1]:.3g} s forward, {self.bwd_flops[-1]:.3g} s backward (measured)"
+            cost = f"{self.fwd_cost[-1]:.3g} s forward, {self.bwd_cost[-1]:.3g} s backward (measured)"
         parameters = f"{self.param_bits[-1] / 8e6:.4g} MB of parameters"
         return f"Profile({self.n_units} units, {cost} per sample, {parameters})"
 

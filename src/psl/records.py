@@ -25,12 +25,12 @@ class Record:
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        Record._classes[cls.__name__] = cls
+        Record._classes[_full_name(cls)] = cls
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict of JSON types; `from_dict` restores an equal record from it."""
         values = {f.name: _encode(getattr(self, f.name)) for f in dataclasses.fields(self) if f.init}
-        return {"type": type(self).__name__, **values}
+        return {"type": _full_name(type(self)), **values}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]):
@@ -40,7 +40,7 @@ class Record:
         if found is None or not issubclass(found, cls):
             raise expected(
                 f"{cls.__name__}.from_dict",
-                f"a dict with type={cls.__name__!r}",
+                f"a dict with type={_full_name(cls)!r}",
                 f"type={got!r}",
                 "pass what to_dict() of the same class returned",
                 PSLError,
@@ -87,6 +87,11 @@ class Record:
     def __repr__(self):
         shown = ", ".join(f"{f.name}={_short(getattr(self, f.name))}" for f in dataclasses.fields(self) if f.repr)
         return f"{type(self).__name__}({shown})"
+
+
+def _full_name(cls: type) -> str:
+    """Return module and name of a class: two classes of the same name are not confused."""
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 _CARRIED: dict[str, tuple[type, Callable, Callable]] = {}

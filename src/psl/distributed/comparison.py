@@ -109,7 +109,7 @@ def _compared(
     predict, measure = _terms_of(plan, events)
     measured = pd.DataFrame([measure(part) for _, part in events.groupby("round")]).median()
     predicted, simulated = predict(plan), measure(simulate(plan, **simulation).to_frame())
-    whole = [profile.fwd_flops[-1] + profile.bwd_flops[-1] for profile in (before, after)]
+    whole = [profile.fwd_cost[-1] + profile.bwd_cost[-1] for profile in (before, after)]
     known = {"predicted_s": predicted, "simulated_s": simulated, "measured_s": measured}
     table = pd.DataFrame({name: pd.Series(values) for name, values in known.items()}).loc[list(TERMS[plan.scheduler])]
     sources = {"error": predicted, "simulated_error": simulated, "error_as_planned": predict(planned)}
@@ -124,7 +124,7 @@ def _compared(
 
 def _mean(a: Profile, b: Profile) -> Profile:
     """Return the mean of two measured profiles of a model."""
-    names = ("fwd_flops", "bwd_flops", "last_bwd_flops")
+    names = ("fwd_cost", "bwd_cost", "last_bwd_cost")
     return replace(a, **{name: (getattr(a, name) + getattr(b, name)) / 2 for name in names})
 
 
@@ -185,7 +185,7 @@ def make_plan(scheduler, profile, network, method: str | None = None, seed: int 
     how = {
         "epsl": {"batch_size": b, "phi": 0.5, "seed": seed},
         "edgesplit": {"batch_size": b, "local_steps": 2},
-        "pipeline": {"mini_batch": 6 * b, "micro_batch": b, "seed": seed},
+        "pipeline": {"batch_size": 6 * b, "micro_batch": b, "seed": seed},
     }
     return scheduler.solve(profile, network, **how[name], **method)
 
@@ -263,7 +263,7 @@ def _slowest_device(plan, events: pd.DataFrame) -> int:
 def _pipeline_predicted(plan) -> dict[str, float]:
     terms = plan.latency().to_frame()
     linear = terms.groupby("kind")["linear_s"].sum()
-    return {"stages": linear["stage"], "hops": linear.get("hop", 0.0), "round": plan.total_time}
+    return {"stages": linear["stage"], "hops": linear.get("hop", 0.0), "round": plan.round_time}
 
 
 def _pipeline_measured(plan, events: pd.DataFrame) -> dict[str, float]:

@@ -12,19 +12,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from psl.aggregation import aggregated_rows
 from psl.data import NAMES
 from psl.distributed.edge.emulate import EdgeEmulation
 from psl.distributed.segments import Segments
 from psl.distributed.wire.groups import BACKENDS, check_device
 from psl.errors import DataError, check_choice, check_count, check_number, expected
 from psl.records import Record
-from psl.slots import aggregated_slots
 from psl.training.arguments import resolve
-from psl.training.frameworks import FRAMEWORKS, Framework, Setup
-from psl.training.linearise import cross_entropy
-from psl.training.link import Link
-from psl.training.partition import check_rule
-from psl.training.setup import (
+from psl.training.communication import Link
+from psl.training.config import (
     check_model,
     check_plan_fits,
     image_layout,
@@ -32,6 +29,9 @@ from psl.training.setup import (
     optimizer_factory,
     prepare_model,
 )
+from psl.training.frameworks import FRAMEWORKS, Framework, Setup
+from psl.training.gradient_aggregation import cross_entropy
+from psl.training.partition import check_rule
 
 #: Frameworks of a server and clients; a pipeline has `PipelineJob`.
 STAR = ("sl", "sfl", "psl", "epsl", "edgesplit")
@@ -208,7 +208,7 @@ class Job(Record):
     @property
     def n_aggregated(self) -> int:
         """n_A, the slots whose gradients come down once for all clients."""
-        return aggregated_slots(self.phi, self.batch_size) if self.framework == "epsl" and self.n_clients > 1 else 0
+        return aggregated_rows(self.phi, self.batch_size) if self.framework == "epsl" and self.n_clients > 1 else 0
 
     def identity(self) -> dict:
         """Return what two processes, or a run and its checkpoint, must agree on."""

@@ -12,10 +12,10 @@ from psl.distributed.job import find, open_named
 from psl.distributed.leftovers import run_folder
 from psl.distributed.nursery import Nursery
 from psl.errors import PSLError, check_count, expected
-from psl.models.measuring import measure
+from psl.models.timing import measure
 from psl.profiles import Profile
-from psl.training.batches import Samples
-from psl.training.setup import image_layout, prepare_model
+from psl.training.config import image_layout, prepare_model
+from psl.training.sampling import Samples
 
 _PAUSE = 0.02  # s
 

@@ -73,20 +73,20 @@ def sample_network(scheduler: str, seed: int):
             seed,
             "log-distance",
             subchannel_bandwidth=rng.uniform(1e6, 2e6),
-            client_flops_range=(slow, fast),
-            server_flops=1 / rng.uniform(*SERVER_SLOWDOWN),
+            client_speed_range=(slow, fast),
+            server_speed=1 / rng.uniform(*SERVER_SLOWDOWN),
         )
     if scheduler == "edgesplit":
         cluster = EdgeCluster.sample(3, seed, bandwidth=40e6)
         *speeds, slice_of_server = 1 / rng.uniform(*DEVICE_SLOWDOWN, 4)
         return replace(
             cluster,
-            device_flops=speeds,
+            device_speed=speeds,
             device_memory=np.full(3, np.inf),
-            server_flops=3 * slice_of_server,
+            server_speed=3 * slice_of_server,
             device_names=None,
         )
     return EdgeNetwork.sample(
-        3, seed, ("line", "mesh", "tree")[seed % 3], source_flops=slow, server_flops_range=(slow, 2 * fast),
+        3, seed, ("line", "mesh", "tree")[seed % 3], source_speed=slow, server_speed_range=(slow, 2 * fast),
         rate_range=(25e6, 125e6), latency_range=(1e-3, 5e-3), overhead=2e-3,
     )  # fmt: skip

@@ -27,17 +27,17 @@ class MetaRun(fx.Interpreter):
         for name, tensor in traced.constants.items():
             setattr(self.module, name, tensor.to("meta"))
 
-    def start(self, input_shape: tuple[int, ...], batch_size: int) -> torch.Tensor:
-        """Run a batch of samples of `input_shape`; raises `CutError` if the shape does not fit."""
+    def start(self, example: tuple[int, ...], batch_size: int) -> torch.Tensor:
+        """Run a batch of samples of `example`; raises `CutError` if the shape does not fit."""
         try:
-            shape = (batch_size, *(int(n) for n in input_shape))
+            shape = (batch_size, *(int(n) for n in example))
             return self.run(torch.empty(shape, device="meta"))
         except CutError:
             raise
         except Exception as cause:  # whatever an operation says about sizes it cannot take
             reason = (str(cause).splitlines() or [""])[0]
             raise expected(
-                "input_shape", "the shape of one sample that the model takes", f"{input_shape!r}, at which "
+                "example", "the shape of one sample that the model takes", f"{example!r}, at which "
                 f"the model says: {type(cause).__name__}: {reason}",
                 "pass it without the batch dimension, such as (3, 224, 224)", CutError,
             ) from cause  # fmt: skip
@@ -57,13 +57,13 @@ class _CutShapes(MetaRun):
         return value
 
 
-def cut_shapes(traced: TracedModel, input_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+def cut_shapes(traced: TracedModel, example: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Return the shape of one sample's tensor at every cut, wherever the batch dimension stands there."""
     shapes = {}
     for batch_size in (2, 4):
         run = _CutShapes(traced)
         with torch.no_grad():
-            run.start(input_shape, batch_size)
+            run.start(example, batch_size)
         shapes[batch_size] = run.shapes
     return [_one_sample(small, large) for small, large in zip(shapes[2], shapes[4], strict=True)]
 

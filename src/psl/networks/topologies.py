@@ -71,8 +71,8 @@ def sample(
     n_servers: int,
     seed: int,
     topology: str,
-    source_flops: float,
-    server_flops_range,
+    source_speed: float,
+    server_speed_range,
     rate_range,
     latency_range,
     memory_range,
@@ -87,10 +87,10 @@ def sample(
     relays = check_count("relays", relays, minimum=0)
     if relays > n_servers:
         raise expected("relays", f"at most n_servers = {n_servers}", relays, "relays are counted among the servers")
-    check_number("source_flops", source_flops, minimum=0, strict=True)
+    check_number("source_speed", source_speed, minimum=0, strict=True)
     check_number("overhead", overhead, minimum=0)
     check_number("degree", degree, minimum=0)
-    speeds = np.log(_check_range("server_flops_range", server_flops_range, "FLOP/s"))
+    speeds = np.log(_check_range("server_speed_range", server_speed_range, "FLOP/s"))
     rates = np.log(_check_range("rate_range", rate_range, "bit/s"))
     latencies = _check_range("latency_range", latency_range, "seconds", strict=False)
     memories = None if memory_range is None else np.log(_check_range("memory_range", memory_range, "bytes"))
@@ -104,10 +104,10 @@ def sample(
     memory = np.full(n_servers, np.inf) if memories is None else np.exp(rng.uniform(*memories, n_servers))
 
     graph = nx.DiGraph()
-    graph.add_node(0, flops=source_flops, overhead=overhead, pos=tuple(positions[0]))
+    graph.add_node(0, speed=source_speed, overhead=overhead, pos=tuple(positions[0]))
     for n in range(n_servers):
         extra = {"overhead": overhead, "memory": memory[n]} if speed[n] else {}
-        graph.add_node(n + 1, flops=speed[n], pos=tuple(positions[n + 1]), **extra)
+        graph.add_node(n + 1, speed=speed[n], pos=tuple(positions[n + 1]), **extra)
     for (u, v), r, delay in zip(links, rate, latency, strict=True):
         graph.add_edge(u, v, rate=r, latency=delay)
         graph.add_edge(v, u, rate=r, latency=delay)

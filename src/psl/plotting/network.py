@@ -213,7 +213,7 @@ def _outward(place: dict) -> tuple[dict, bool]:
 
 def _speed(attributes: dict) -> float:
     """Return a node's speed; one known by a measured profile counts as the fastest, as it has no FLOP/s."""
-    return float("inf") if attributes.get("profile") is not None else float(attributes.get("flops") or 0.0)
+    return float("inf") if attributes.get("profile") is not None else float(attributes.get("speed") or 0.0)
 
 
 def _width(rate: float, rates: np.ndarray) -> float:

@@ -22,28 +22,28 @@ def edgesplit_jobs(plan) -> Recorder:
         name = f"{name} ({i})" if repeated else f"{name}" if isinstance(name, str) else f"device {name}"
         j = int(plan.cuts[i])
         own = None if getattr(cluster, "profiles", None) is None else cluster.profiles[i]
-        table, speed = (profile, cluster.device_flops[i]) if own is None else (own, 1.0)
+        table, speed = (profile, cluster.device_speed[i]) if own is None else (own, 1.0)
         rate = cluster.spectral_efficiency[i] * plan.bandwidth[i]
         device, band = jobs.resource(name), jobs.resource(f"band of {name}", fifo=True)
         part = jobs.stage(device, profile, 0, j)
         split = j < n_units
         if split:
-            slice_speed = cluster.server_flops / n_devices
+            slice_speed = cluster.server_speed / n_devices
             server = jobs.resource(f"server for {name}")
             rest = jobs.stage(server, profile, j, n_units)
             up, down = transfer(b * profile.act_bits[j], rate), transfer(b * profile.grad_bits[j], rate)
-            ahead = b * (profile.fwd_flops[-1] - profile.fwd_flops[j]) / slice_speed
-            aback = b * (profile.bwd_flops[-1] - profile.bwd_flops[j]) / slice_speed
+            ahead = b * (profile.fwd_cost[-1] - profile.fwd_cost[j]) / slice_speed
+            aback = b * (profile.bwd_cost[-1] - profile.bwd_cost[j]) / slice_speed
         model = transfer(profile.param_bits[j], rate)
         last = jobs.event("model", band, model, micro_batch=-1, stage=i)
         for step in range(plan.local_steps):
             label = {"micro_batch": step, "samples": b}
-            last = jobs.event("forward", device, b * table.fwd_flops[j] / speed, (last,), stage=part, **label)
+            last = jobs.event("forward", device, b * table.fwd_cost[j] / speed, (last,), stage=part, **label)
             if split:
                 last = jobs.event("activation", band, up, (last,), stage=i, **label)
                 last = jobs.event("forward", server, ahead, (last,), stage=rest, **label)
                 last = jobs.event("backward", server, aback, (last,), stage=rest, **label)
                 last = jobs.event("gradient", band, down, (last,), stage=i, **label)
-            last = jobs.event("backward", device, b * table.bwd_flops[j] / speed, (last,), stage=part, **label)
+            last = jobs.event("backward", device, b * table.bwd_cost[j] / speed, (last,), stage=part, **label)
         jobs.event("model", band, model, (last,), micro_batch=-1, stage=i)
     return jobs

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from psl.aggregation import aggregated_rows
 from psl.simulation.timeline import Recorder
-from psl.slots import aggregated_slots
 
 
 def epsl_jobs(plan) -> Recorder:
@@ -17,7 +17,7 @@ def epsl_jobs(plan) -> Recorder:
     """
     profile, cell, j, b = plan.profile, plan.cell, plan.cut, plan.batch_size
     n_clients, n_units = cell.n_clients, profile.n_units
-    n_a = aggregated_slots(plan.phi, b)
+    n_a = aggregated_rows(plan.phi, b)
     subchannel = np.arange(cell.n_subchannels)
     snr = cell.uplink_gain[plan.assignment, subchannel] / cell.noise_psd  # (M,) per W/Hz, each at its owner
     up = np.bincount(plan.assignment, cell.bandwidth * np.log1p(plan.power * snr) / np.log(2), n_clients)
@@ -36,18 +36,18 @@ def epsl_jobs(plan) -> Recorder:
     arrived, tables = [], []
     for i in range(n_clients):
         own = None if cell.profiles is None else cell.profiles[i]
-        table, speed = (profile, cell.client_flops[i]) if own is None else (own, 1.0)
+        table, speed = (profile, cell.client_speed[i]) if own is None else (own, 1.0)
         tables.append((table, speed))
-        computed = jobs.event("forward", machine[i], b * table.fwd_flops[j] / speed, stage=part[i], samples=b)
+        computed = jobs.event("forward", machine[i], b * table.fwd_cost[j] / speed, stage=part[i], samples=b)
         seconds = transfer(b * profile.act_bits[j], up[i])
         arrived.append(jobs.event("activation", band[i], seconds, (computed,), stage=i, samples=b))
     rows = n_clients * b
-    forward = rows * (profile.fwd_flops[-1] - profile.fwd_flops[j]) / cell.server_flops
+    forward = rows * (profile.fwd_cost[-1] - profile.fwd_cost[j]) / cell.server_speed
     last = jobs.event("forward", server, forward, arrived, stage=rest, samples=rows)
     # All rows go back through the last layer, and fewer through the rest: n_A stand for C n_A.
     kept = n_a + n_clients * (b - n_a)
-    before_last = max(profile.bwd_flops[-1] - profile.bwd_flops[j] - profile.last_bwd_flops, 0.0)
-    backward = (kept * before_last + rows * profile.last_bwd_flops) / cell.server_flops
+    before_last = max(profile.bwd_cost[-1] - profile.bwd_cost[j] - profile.last_bwd_cost, 0.0)
+    backward = (kept * before_last + rows * profile.last_bwd_cost) / cell.server_speed
     last = jobs.event("backward", server, backward, (last,), stage=rest, samples=rows)
     if n_a > 0:
         seconds = transfer(n_a * profile.grad_bits[j], common)
@@ -57,7 +57,7 @@ def epsl_jobs(plan) -> Recorder:
         if b > n_a:
             seconds = transfer((b - n_a) * profile.grad_bits[j], down[i])
             ready = jobs.event("gradient", band[i], seconds, (last,), stage=i, samples=b - n_a)
-        jobs.event("backward", machine[i], b * table.bwd_flops[j] / speed, (ready,), stage=part[i], samples=b)
+        jobs.event("backward", machine[i], b * table.bwd_cost[j] / speed, (ready,), stage=part[i], samples=b)
     return jobs
 
 

@@ -41,7 +41,7 @@ def pipeline_jobs(plan, *, order: str = "1f1b", max_in_flight: int | None = None
     Source: pipelined split learning (arXiv 2505.04368): the pipeline [P], its costs [R], its simulation [B].
     """
     check_choice("order", order, ORDERS)
-    b, total = check_count("plan.micro_batch", plan.micro_batch), check_count("plan.mini_batch", plan.mini_batch)
+    b, total = check_count("plan.micro_batch", plan.micro_batch), check_count("plan.batch_size", plan.batch_size)
     if b > total:
         fix = "choose a micro-batch of at most the mini-batch"
         raise expected("plan.micro_batch", f"at most the mini-batch of {total}", b, fix)
@@ -70,10 +70,10 @@ def pipeline_jobs(plan, *, order: str = "1f1b", max_in_flight: int | None = None
     return jobs
 
 
-def micro_batches(mini_batch: int, micro_batch: int, equal: bool = False) -> list[int]:
+def micro_batches(batch_size: int, micro_batch: int, equal: bool = False) -> list[int]:
     """Return the sizes of the M = ⌈B/b⌉ micro-batches: the last one takes what is left, or b too if `equal`."""
-    count = -(-mini_batch // micro_batch)
-    return [micro_batch] * (count - 1) + [micro_batch if equal else mini_batch - (count - 1) * micro_batch]
+    count = -(-batch_size // micro_batch)
+    return [micro_batch] * (count - 1) + [micro_batch if equal else batch_size - (count - 1) * micro_batch]
 
 
 def _travel(jobs: Recorder, parts: list[Part], way: int, m: int, n: int, after: tuple) -> list[int]:
@@ -115,10 +115,10 @@ def _stage(plan, jobs: Recorder, node, i: int, j: int) -> Part:
     attributes = plan.network.graph.nodes[node]
     resource = jobs.resource(f"node {_name(plan.network.graph, node)}")
     own = attributes.get("profile")
-    table, speed = (plan.profile, attributes.get("flops", 0.0)) if own is None else (own, 1.0)
+    table, speed = (plan.profile, attributes.get("speed", 0.0)) if own is None else (own, 1.0)
     if not speed > 0:
         raise expected(f"node {node}", "a speed above 0, as it holds a stage", f"{speed:g}", "place it elsewhere")
-    work = (table.fwd_flops[j] - table.fwd_flops[i], table.bwd_flops[j] - table.bwd_flops[i])
+    work = (table.fwd_cost[j] - table.fwd_cost[i], table.bwd_cost[j] - table.bwd_cost[i])
     number = jobs.stage(resource, plan.profile, i, j)
     overhead = float(attributes.get("overhead", 0.0))
     return Part(("forward", "backward"), number, (resource, resource), overhead, tuple(float(w / speed) for w in work))

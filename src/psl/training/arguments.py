@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from psl.errors import check_choice, check_count, check_number
+from psl.training.config import check_plan, choose_cut, default
 from psl.training.frameworks import FRAMEWORKS, Framework
-from psl.training.linearise import RULES
-from psl.training.setup import check_plan, choose_cut, default
+from psl.training.gradient_aggregation import RULES
 
 
 @dataclass(frozen=True)

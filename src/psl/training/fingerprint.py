@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from psl.training.batches import Samples
+from psl.training.config import describe_optimizers
 from psl.training.frameworks import Framework
-from psl.training.setup import describe_optimizers
+from psl.training.sampling import Samples
 
 
 def settings_of(run: Framework, seed: int, partition, participation) -> dict:

@@ -22,7 +22,7 @@ class History(Record):
         train_loss: Σ_i λ_i ℓ̄_i of the round's mini-batches, before the step; with `participation` over
             the devices that are averaged, NaN in a round in which nobody finished.
         test_accuracy: mean over the clients' own models, in [0, 1]; NaN in rounds without evaluation.
-        uplink_bits, downlink_bits: bits sent since the start (cumulative); see `psl.training.link.Link`.
+        uplink_bits, downlink_bits: bits sent since the start (cumulative); see `psl.training.communication.Link`.
         client_accuracy: test accuracy of each distinct client model at the last evaluation.
         participants: how many devices were averaged; None without `participation`.
 

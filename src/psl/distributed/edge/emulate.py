@@ -229,7 +229,7 @@ def emulation_for(plan, links: str = "auto") -> EdgeEmulation:
     """
     links = choose_links(links)
     if plan.profile.unit != "s":
-        fix = "plan with psl.measure(model, input_shape, batch_size=...) and speeds relative to this machine"
+        fix = "plan with psl.measure(model, example, batch_size=...) and speeds relative to this machine"
         raise expected("plan.profile", "a profile measured on this machine", f"one in {plan.profile.unit}", fix)
     return replace(_MAKERS[check_choice("plan.scheduler", plan.scheduler, _MAKERS)](plan), links=links)
 
@@ -248,7 +248,7 @@ def _epsl(plan) -> EdgeEmulation:
     cell, rates = plan.cell, plan.to_frame()
     _refuse_own_profiles(cell.profiles)
     everywhere = (cell.bandwidth * np.log2(1 + cell.downlink_psd * cell.snr_per_psd)).sum(axis=1)  # (C,)
-    slowdown = [1 / cell.server_flops, *(1 / cell.client_flops)]
+    slowdown = [1 / cell.server_speed, *(1 / cell.client_speed)]
     up, down = rates["uplink_bit_s"].to_numpy(), rates["downlink_bit_s"].to_numpy()
     return _star_of(slowdown, up, down, broadcast=float(everywhere.min()))
 
@@ -257,7 +257,7 @@ def _edgesplit(plan) -> EdgeEmulation:
     cluster = plan.cluster
     _refuse_own_profiles(cluster.profiles)
     rate = cluster.spectral_efficiency * plan.bandwidth
-    return _star_of([cluster.n_devices / cluster.server_flops, *(1 / cluster.device_flops)], rate, rate)
+    return _star_of([cluster.n_devices / cluster.server_speed, *(1 / cluster.device_speed)], rate, rate)
 
 
 def _star_of(slowdown, up, down, broadcast=None) -> EdgeEmulation:
@@ -271,7 +271,7 @@ def _pipeline(plan) -> EdgeEmulation:
     slowdown, overhead, links = [], [], []
     hops = list(plan.hops)
     for node, _, j in plan.stages:
-        slowdown.append(1 / graph.nodes[node]["flops"])
+        slowdown.append(1 / graph.nodes[node]["speed"])
         overhead.append(graph.nodes[node].get("overhead", 0.0))
         first = True
         while hops and hops[0][0] == j:

@@ -11,7 +11,7 @@ from psl.distributed.pipeline.job import PipelineJob, Source
 from psl.distributed.pipeline.messages import Order
 from psl.errors import CheckpointError, expected
 from psl.training.curves import Curves
-from psl.training.evaluate import evaluate
+from psl.training.evaluation import evaluate
 from psl.training.fingerprint import settings_of
 from psl.training.frameworks.pipeline import Pipeline
 from psl.training.history import History

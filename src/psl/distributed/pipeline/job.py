@@ -14,16 +14,16 @@ from psl.errors import check_choice, expected
 from psl.models.shapes import cut_shapes
 from psl.models.tracing import trace
 from psl.training.arguments import resolve
-from psl.training.batches import Sampler, Samples
-from psl.training.frameworks import Setup
-from psl.training.frameworks.pipeline import Pipeline
-from psl.training.link import Link
-from psl.training.partition import partition as divide
-from psl.training.setup import (
+from psl.training.communication import Link
+from psl.training.config import (
     check_plan_fits,
     image_layout,
     prepare_model,
 )
+from psl.training.frameworks import Setup
+from psl.training.frameworks.pipeline import Pipeline
+from psl.training.partition import partition as divide
+from psl.training.sampling import Sampler, Samples
 
 _RESOLVED = ("rounds", "n_clients", "batch_size", "cut", "micro_batch")
 _OPTIONS = (
@@ -102,14 +102,14 @@ class PipelineJob(Job):
         return [f"relay {k}" if relay else f"stage {self.place(k)}" for k, relay in enumerate(self.relays)]
 
     @property
-    def mini_batch(self) -> int:
+    def batch_size(self) -> int:
         """Samples of a round."""
         return self.n_clients * self.batch_size
 
     @property
     def sizes(self) -> list[int]:
         """Samples of each micro-batch."""
-        n, m = self.mini_batch, self.micro_batch or self.mini_batch
+        n, m = self.batch_size, self.micro_batch or self.batch_size
         return [min(m, n - start) for start in range(0, n, m)]
 
     def place(self, rank: int) -> int:
@@ -151,8 +151,8 @@ class PipelineJob(Job):
 
     def bits_per_round(self) -> tuple[int, int]:
         """Return the bits that `psl.train` counts up and down: activations with the labels, once, and gradients."""
-        down = 32 * self.mini_batch * sum(math.prod(end) for end in self.ends[1:-1])
-        return down + (64 * self.mini_batch if self.cut else 0), down
+        down = 32 * self.batch_size * sum(math.prod(end) for end in self.ends[1:-1])
+        return down + (64 * self.batch_size if self.cut else 0), down
 
     def identity(self) -> dict:
         """Return what a run and its checkpoint must agree on."""
@@ -184,7 +184,7 @@ class Source:
             job.partition, len(self._train), job.n_clients, labels=self._train.labels, minimum=job.batch_size,
             seed=job.seed,
         )  # fmt: skip
-        self._sampler = Sampler(np.concatenate(shares), job.mini_batch, job.seed, 0)
+        self._sampler = Sampler(np.concatenate(shares), job.batch_size, job.seed, 0)
         self.digest = f"{self._train.digest()} training, {self.test.digest()} test"
         shapes = cut_shapes(trace(model), tuple(self._train.fetch(np.array([0]))[0].shape[1:]))
         self.ends = [shapes[0], *(shapes[cut] for cut in job.prepare().cut), shapes[-1]]

@@ -22,7 +22,7 @@ class EdgeStage(PipelineStage):
     Args:
         module: the layers; None for a relay.
         index, count: of the stage, among so many.
-        input_shape, output_shape: with the micro-batch in front.
+        example, output_shape: with the micro-batch in front.
         layout: memory format of the layers' images.
         compute: slows forward and backward down and records them.
         lines: of what goes forward and backward; None where nothing delays it.
@@ -42,7 +42,7 @@ class EdgeStage(PipelineStage):
         module: nn.Module | None,
         index: int,
         count: int,
-        input_shape: Sequence[int],
+        example: Sequence[int],
         output_shape: Sequence[int],
         *,
         layout: torch.memory_format = torch.contiguous_format,
@@ -56,7 +56,7 @@ class EdgeStage(PipelineStage):
         compute = compute or Compute()
         swap = layout == torch.channels_last
         swap_in, swap_out = swap and index > 0, swap and index < count - 1
-        inlet = torch.empty(_on_the_wire(input_shape, swap_in), device="meta", requires_grad=index > 0)
+        inlet = torch.empty(_on_the_wire(example, swap_in), device="meta", requires_grad=index > 0)
         outlet = torch.empty(_on_the_wire(output_shape, swap_out), device="meta", requires_grad=True)
         layers = _Layers(module, compute, swap_in, swap_out)
         super().__init__(layers, index, count, torch.device(device), inlet, outlet, group=group)

@@ -15,15 +15,15 @@ from psl.distributed.wire.exchange import receive_model, send_model
 from psl.distributed.wire.messages import Kind, ProtocolError, dtype_code
 from psl.distributed.wire.transport import Channel
 from psl.errors import CheckpointError, expected
-from psl.training.batches import Sampler, Samples
-from psl.training.evaluate import test_batches
+from psl.training.communication import exchanged
+from psl.training.config import image_layout
+from psl.training.evaluation import test_batches
 from psl.training.frameworks.full import full_step
-from psl.training.frameworks.local import copy_into
-from psl.training.frameworks.split import device_backward, device_forward
-from psl.training.link import exchanged
-from psl.training.loop import seed_turn
+from psl.training.frameworks.local_training import copy_into
+from psl.training.frameworks.split_step import device_backward, device_forward
 from psl.training.partition import partition as divide
-from psl.training.setup import image_layout
+from psl.training.sampling import Sampler, Samples
+from psl.training.train import seed_turn
 
 
 class Command(enum.IntEnum):

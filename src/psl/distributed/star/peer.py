@@ -13,7 +13,7 @@ from psl.distributed.wire.messages import Kind, ProtocolError, dtype_of
 from psl.distributed.wire.transport import Channel
 from psl.errors import CheckpointError, expected
 from psl.models.shapes import meta_copy
-from psl.training.evaluate import test_batches
+from psl.training.evaluation import test_batches
 
 _MOST = 2**31  # samples, and numbers in a sample: who claims more would exhaust the memory
 
@@ -24,13 +24,13 @@ class Hello:
 
     Args:
         n_samples, n_tests: samples to train on and to test with.
-        input_dtype, input_shape, label_dtype, label_shape: of one sample.
+        input_dtype, example, label_dtype, label_shape: of one sample.
     """
 
     n_samples: int
     n_tests: int
     input_dtype: torch.dtype
-    input_shape: tuple[int, ...]
+    example: tuple[int, ...]
     label_dtype: torch.dtype
     label_shape: tuple[int, ...]
 
@@ -94,13 +94,13 @@ class Peer:
         hello = self.hello
         try:
             with torch.no_grad():
-                row = torch.empty(2, *hello.input_shape, dtype=hello.input_dtype, device="meta")
+                row = torch.empty(2, *hello.example, dtype=hello.input_dtype, device="meta")
                 row = meta_copy(device).eval()(row)
                 self._row = tuple(row.shape[1:]), row.dtype
                 if server is not None:
                     self._outputs = tuple(meta_copy(server).eval()(row).shape[1:])
         except Exception as cause:  # a model may raise anything
-            got = f"{hello.input_dtype} of shape {hello.input_shape}: {str(cause)[:160]}"
+            got = f"{hello.input_dtype} of shape {hello.example}: {str(cause)[:160]}"
             fix = "let the client's data fit the model"
             raise expected(f"client {self.number}", "samples that the model takes", got, fix, ProtocolError) from cause
 

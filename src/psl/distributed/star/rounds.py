@@ -10,10 +10,10 @@ from psl.distributed.job import Job
 from psl.distributed.segments import Segments
 from psl.distributed.star.client import Command
 from psl.distributed.star.peer import Peer
-from psl.training.evaluate import hits
-from psl.training.frameworks.local import Average
-from psl.training.link import Link, exchanged
-from psl.training.loop import round_generator, seed_turn
+from psl.training.communication import Link, exchanged
+from psl.training.evaluation import hits
+from psl.training.frameworks.local_training import Average
+from psl.training.train import round_generator, seed_turn
 
 Each = Callable[[list[Peer], Callable[[Peer], object]], dict[Peer, object]]
 

@@ -8,9 +8,9 @@ import torch
 from psl.distributed.segments import Segments
 from psl.distributed.star.client import Command
 from psl.distributed.star.rounds import Parallel, Sequential, SplitFed, Star
-from psl.training.frameworks.local import Average, copy_into
-from psl.training.link import Link, exchanged
-from psl.training.loop import seed_turn
+from psl.training.communication import Link, exchanged
+from psl.training.frameworks.local_training import Average, copy_into
+from psl.training.train import seed_turn
 
 
 class Separate(Star):

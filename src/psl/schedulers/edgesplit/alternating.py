@@ -8,7 +8,7 @@ none of their bandwidth, and get none back once it is given away), it is not: co
 
 import numpy as np
 
-from psl.schedulers.edgesplit.exact import best_bandwidth
+from psl.schedulers.edgesplit.policy_iteration import best_bandwidth
 from psl.schedulers.edgesplit.problem import EdgeSplitProblem
 
 _BETTER = 1e-12  # relative; a cut is left only for one that is faster by more than rounding

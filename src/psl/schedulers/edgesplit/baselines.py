@@ -5,7 +5,7 @@ Source: our reconstruction of the usual comparisons [R].
 
 import numpy as np
 
-from psl.schedulers.edgesplit.exact import best_bandwidth
+from psl.schedulers.edgesplit.policy_iteration import best_bandwidth
 from psl.schedulers.edgesplit.problem import EdgeSplitProblem
 
 #: method: what it does.

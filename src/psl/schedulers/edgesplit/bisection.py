@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from psl.schedulers.edgesplit.bandwidth import share_band
 from psl.schedulers.edgesplit.enumeration import EnumeratedProblem
-from psl.schedulers.edgesplit.exact import best_blocks
-from psl.schedulers.edgesplit.sharing import share_band
+from psl.schedulers.edgesplit.policy_iteration import best_blocks
 
 
 def bisect_deadline(problem: EnumeratedProblem, tolerance: float = 1e-12, report=None) -> float:

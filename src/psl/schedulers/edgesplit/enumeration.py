@@ -18,7 +18,7 @@ class EnumeratedProblem(EdgeSplitProblem):
     def table(self) -> np.ndarray:
         """(L', N) c_i(j) of the cuts allowed, seconds; inf where the device has too little memory."""
         allowed = slice(self.min_cut, None)
-        table = self.work[allowed, None] / self.cluster.device_flops
+        table = self.work[allowed, None] / self.cluster.device_speed
         measured = np.flatnonzero(self.family >= 0)
         if measured.size:
             table[:, measured] = self.own_seconds[self.family[measured], allowed].T

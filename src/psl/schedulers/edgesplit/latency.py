@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 
-from psl.networks.cluster import EdgeCluster
+from psl.networks.edge_cluster import EdgeCluster
 from psl.profiles import Profile
+from psl.schedulers.checks import seconds
 from psl.schedulers.edgesplit.problem import EdgeSplitProblem
-from psl.schedulers.scenario import seconds
 
 
 def latency(

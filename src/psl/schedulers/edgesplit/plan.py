@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 
 from psl.errors import check_choice
-from psl.networks.cluster import EdgeCluster
+from psl.networks.edge_cluster import EdgeCluster
+from psl.plans import check_lower_bound
 from psl.profiles import Profile
 from psl.records import Record
-from psl.schedulers.certificate import check_lower_bound
 from psl.schedulers.edgesplit.baselines import baseline
 from psl.schedulers.edgesplit.latency import terms
 from psl.schedulers.edgesplit.problem import EdgeSplitProblem
@@ -111,6 +111,20 @@ class EdgeSplitPlan(Record):
             return max(self.round_time / self.lower_bound - 1.0, 0.0)
         return 0.0 if self.lower_bound == self.round_time else float("nan")  # a round of no time is optimal
 
+    @property
+    def exact(self) -> bool:
+        """Whether the plan is proven optimal: its round is as short as the lower bound."""
+        return self.round_time <= self.lower_bound * (1 + 1e-12)
+
+    def training_arguments(self) -> dict[str, Any]:
+        """Return what the plan decides for `psl.train`: n_clients, batch_size, local_steps and cut (one per device)."""
+        return {
+            "n_clients": self.n_clients,
+            "batch_size": self.batch_size,
+            "local_steps": self.local_steps,
+            "cut": self.cuts.tolist(),
+        }
+
     def framework_round_time(self, framework: str, local_steps: int | None = None) -> float:
         """Return the seconds of one round of a framework on this plan's cluster.
 
@@ -131,8 +145,8 @@ class EdgeSplitPlan(Record):
         if framework == "edgesplit":
             return float(problem.times(self.cuts, self.bandwidth).max())
         if framework == "centralised":
-            everything = self.profile.fwd_flops[-1] + self.profile.bwd_flops[-1]
-            return float(self.n_clients * self.batch_size * everything / self.cluster.server_flops)
+            everything = self.profile.fwd_cost[-1] + self.profile.bwd_cost[-1]
+            return float(self.n_clients * self.batch_size * everything / self.cluster.server_speed)
         return float(problem.times(*baseline(problem, framework)).max())
 
     def to_frame(self) -> pd.DataFrame:

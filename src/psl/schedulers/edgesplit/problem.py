@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from psl.errors import InfeasibleError, check_array, check_count, expected
-from psl.networks.cluster import EdgeCluster
+from psl.networks.edge_cluster import EdgeCluster
 from psl.profiles import Profile
+from psl.schedulers.checks import check_own_profiles, check_scenario, check_speeds, seconds
 from psl.schedulers.edgesplit.envelope import lowest_lines, undominated
-from psl.schedulers.scenario import check_own_profiles, check_scenario, check_speeds, seconds
 
 _ROUNDING = 1e-9  # relative; bandwidths that exceed the band by no more are taken to fill it
 _FOREVER = 1e100  # s, and bit/s; beyond it sums and quotients leave floating point
@@ -61,12 +61,12 @@ class EdgeSplitProblem:
         self.n_devices = cluster.n_devices
         self.total = cluster.bandwidth
         self.efficiency = cluster.spectral_efficiency
-        self.work = samples * (profile.fwd_flops + profile.bwd_flops)  # (L+1,) FLOP of a round, on one side or other
+        self.work = samples * (profile.fwd_cost + profile.bwd_cost)  # (L+1,) FLOP of a round, on one side or other
         # What is left to the server: of forward and backward apart, as their sum may swallow the smaller one's digits.
-        left = (profile.fwd_flops[-1] - profile.fwd_flops) + (profile.bwd_flops[-1] - profile.bwd_flops)
+        left = (profile.fwd_cost[-1] - profile.fwd_cost) + (profile.bwd_cost[-1] - profile.bwd_cost)
         self.rest = samples * left  # (L+1,) FLOP
         with np.errstate(over="ignore", invalid="ignore"):  # refused below
-            self.server_seconds = self.rest * (self.n_devices / cluster.server_flops)  # (L+1,)
+            self.server_seconds = self.rest * (self.n_devices / cluster.server_speed)  # (L+1,)
         self.up_bits = samples * profile.act_bits  # (L+1,)
         self.down_bits = samples * profile.grad_bits
         self.up_bits[-1] = self.down_bits[-1] = 0.0
@@ -89,7 +89,7 @@ class EdgeSplitProblem:
             return np.full(self.n_devices, -1), np.empty((0, len(self.work)))
         number, tables = {id(None): -1}, {}
         for own in {id(own): own for own in profiles if own is not None}.values():
-            table = samples * (own.fwd_flops + own.bwd_flops)
+            table = samples * (own.fwd_cost + own.bwd_cost)
             number[id(own)] = tables.setdefault(table.tobytes(), (len(tables), table))[0]
         family = np.array([number[id(own)] for own in profiles])
         return family, np.array([table for _, table in tables.values()]).reshape(len(tables), len(self.work))
@@ -114,12 +114,12 @@ class EdgeSplitProblem:
         with np.errstate(divide="ignore", over="ignore"):
             limits = (
                 (
-                    "device_flops",
+                    "device_speed",
                     "round",
                     "s",
-                    self.work[-1] / cluster.device_flops[self.family < 0].min(initial=np.inf),
+                    self.work[-1] / cluster.device_speed[self.family < 0].min(initial=np.inf),
                 ),
-                ("server_flops", "round", "s", self.server_seconds[0]),
+                ("server_speed", "round", "s", self.server_seconds[0]),
                 ("bandwidth", "round", "s", self.bits.max() / (self.efficiency.min() * (self.total / self.n_devices))),
                 ("bandwidth", "rate", "bit/s", self.efficiency.max() * self.total),
             )
@@ -148,8 +148,8 @@ class EdgeSplitProblem:
     @cached_property
     def groups(self) -> list[Group]:
         """The devices by what they compute with and the deepest cut they hold."""
-        share = self.n_devices / self.cluster.server_flops
-        pace = 1.0 / self.cluster.device_flops
+        share = self.n_devices / self.cluster.server_speed
+        pace = 1.0 / self.cluster.device_speed
         key = (self.family + 1) * len(self.work) + self.deepest
         key = key.astype(np.min_scalar_type(int(key.max())))  # NumPy sorts short integers by radix
         order = np.argsort(key, kind="stable")
@@ -175,7 +175,7 @@ class EdgeSplitProblem:
 
     def device_seconds(self, cuts: np.ndarray) -> np.ndarray:
         """Return (N,) seconds that the devices compute in a round."""
-        own = self.work[cuts] / self.cluster.device_flops
+        own = self.work[cuts] / self.cluster.device_speed
         if len(self.own_seconds):
             measured = np.flatnonzero(self.family >= 0)
             own[measured] = self.own_seconds[self.family[measured], cuts[measured]]
@@ -294,5 +294,5 @@ def check_profile(profile: Profile, cluster: EdgeCluster) -> None:
     check_scenario(profile, "cluster", cluster, EdgeCluster, "make one: EdgeCluster(...) or EdgeCluster.sample()")
     check_own_profiles(profile, cluster.profiles or (), lambda i: f"EdgeCluster.profiles[{i}]")
     by_speed = np.array([own is None for own in cluster.profiles or (None,) * cluster.n_devices])
-    fix = "EdgeCluster(device_flops=[... relative ...], server_flops=...)"
-    check_speeds(profile, "cluster", np.append(cluster.device_flops[by_speed], cluster.server_flops), fix)
+    fix = "EdgeCluster(device_speed=[... relative ...], server_speed=...)"
+    check_speeds(profile, "cluster", np.append(cluster.device_speed[by_speed], cluster.server_speed), fix)

@@ -1,14 +1,14 @@
 """The front door of the EdgeSplit scheduler."""
 
 from psl.errors import check_choice, check_count, expected
-from psl.networks.cluster import EdgeCluster
+from psl.networks.edge_cluster import EdgeCluster
 from psl.profiles import Profile
 from psl.schedulers.edgesplit.alternating import alternate
 from psl.schedulers.edgesplit.baselines import BASELINES, baseline
 from psl.schedulers.edgesplit.bisection import bisection
 from psl.schedulers.edgesplit.enumeration import EnumeratedProblem, make_problem
-from psl.schedulers.edgesplit.exact import best_split
 from psl.schedulers.edgesplit.plan import EdgeSplitPlan
+from psl.schedulers.edgesplit.policy_iteration import best_split
 from psl.schedulers.edgesplit.problem import EdgeSplitProblem
 
 METHODS = ("alternating", "exact", "bisection", *BASELINES)

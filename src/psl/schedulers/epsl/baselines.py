@@ -5,9 +5,9 @@ Source: our reconstruction of the usual ablation [R].
 
 import numpy as np
 
-from psl.schedulers.epsl.assignment import greedy, round_robin
 from psl.schedulers.epsl.power import optimal_power, round_time, uniform_power
 from psl.schedulers.epsl.problem import RoundProblem
+from psl.schedulers.epsl.subchannels import greedy, round_robin
 
 #: method: what it optimises; the rest is a random cut, subchannels dealt in turn and uniform power.
 BASELINES = {

@@ -7,9 +7,9 @@ Source: EPSL (arXiv 2303.15991): the three blocks are optimised in turn [P]; the
 
 import numpy as np
 
-from psl.schedulers.epsl.assignment import greedy, round_robin
 from psl.schedulers.epsl.power import optimal_power, round_time, uniform_power
 from psl.schedulers.epsl.problem import RoundProblem
+from psl.schedulers.epsl.subchannels import greedy, round_robin
 
 _TOLERANCE = 1e-9  # relative improvement of a whole pass below which the alternation stops
 

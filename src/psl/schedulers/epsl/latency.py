@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 
 from psl.errors import check_array, check_choice, check_count, expected
-from psl.networks.wireless import WirelessCell
+from psl.networks.wireless_cell import WirelessCell
 from psl.profiles import Profile
 from psl.records import Record
+from psl.schedulers.checks import seconds
 from psl.schedulers.epsl.problem import (
     CutTerms,
     broadcast_rate,
@@ -19,7 +20,6 @@ from psl.schedulers.epsl.problem import (
     whole_band_rates,
 )
 from psl.schedulers.epsl.water_filling import most_rate
-from psl.schedulers.scenario import seconds
 
 FRAMEWORKS = ("epsl", "psl", "sfl", "sl", "fedavg", "centralised")
 
@@ -148,11 +148,11 @@ def latency(
     down = cell.bandwidth * np.log2(1 + cell.downlink_psd * own_snr)
     down_rate = np.bincount(owner, down, cell.n_clients)
     common_rate = broadcast_rate(cell)
-    everything = profile.fwd_flops[-1] + profile.bwd_flops[-1]
+    everything = profile.fwd_cost[-1] + profile.bwd_cost[-1]
 
     if framework == "centralised":
         return RoundLatency(
-            framework, local_training=float(cell.n_clients * batch_size * everything / cell.server_flops)
+            framework, local_training=float(cell.n_clients * batch_size * everything / cell.server_speed)
         )
     if framework == "fedavg":
         compute = steps * batch_size * sum(client_seconds(profile, cell))[-1]  # (C,)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from psl.schedulers.checks import seconds
 from psl.schedulers.epsl.power import PowerStep
 from psl.schedulers.epsl.problem import RoundProblem
 from psl.schedulers.epsl.water_filling import LN2, least_power, most_rate
-from psl.schedulers.scenario import seconds
 
 _FAINT = 1e-6  # bit/s/Hz
 

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from psl.networks.wireless import WirelessCell
+from psl.networks.wireless_cell import WirelessCell
+from psl.plans import check_lower_bound
 from psl.profiles import Profile
 from psl.records import Record
-from psl.schedulers.certificate import check_lower_bound
 from psl.schedulers.epsl.latency import RoundLatency, check_assignment, check_power, latency
 from psl.schedulers.epsl.problem import check_batch, check_cut
 
@@ -81,6 +81,15 @@ class EPSLPlan(Record):
     def gap(self) -> float:
         """Certified relative distance from the optimum at most: round_time / lower_bound − 1; NaN without a bound."""
         return max(self.round_time / self.lower_bound - 1.0, 0.0) if self.lower_bound > 0 else float("nan")
+
+    @property
+    def exact(self) -> bool:
+        """Whether the plan is proven optimal: its round is as short as the lower bound."""
+        return self.round_time <= self.lower_bound * (1 + 1e-12)
+
+    def training_arguments(self) -> dict[str, Any]:
+        """Return what the plan decides for `psl.train`: n_clients, batch_size, phi and cut."""
+        return {"n_clients": self.n_clients, "batch_size": self.batch_size, "phi": self.phi, "cut": self.cut}
 
     def latency(self, framework: str = "epsl", local_steps: int = 1) -> RoundLatency:
         """Return the terms of one round of any framework with this plan's cut, subchannels and power."""

@@ -10,9 +10,9 @@ Source: EPSL (arXiv 2303.15991) optimises power jointly [P]; this algorithm is o
 
 import numpy as np
 
+from psl.schedulers.checks import seconds
 from psl.schedulers.epsl.problem import RoundProblem
 from psl.schedulers.epsl.water_filling import LN2, fill, least_power
-from psl.schedulers.scenario import seconds
 
 _LEAST = 1e-7  # of the most a client can carry: a lower rate drowns in rounding, and costs nothing anyway
 

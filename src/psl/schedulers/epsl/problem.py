@@ -5,12 +5,12 @@ from functools import cached_property
 
 import numpy as np
 
+from psl.aggregation import aggregated_rows
 from psl.errors import InfeasibleError, ScenarioError, check_count, check_number, expected
-from psl.networks.wireless import WirelessCell
+from psl.networks.wireless_cell import WirelessCell
 from psl.profiles import Profile
+from psl.schedulers.checks import check_own_profiles, check_scenario, check_speeds, seconds
 from psl.schedulers.epsl.water_filling import LN2, most_rate
-from psl.schedulers.scenario import check_own_profiles, check_scenario, check_speeds, seconds
-from psl.slots import aggregated_slots
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class CutTerms:
     @classmethod
     def of(cls, profile: Profile, cell: WirelessCell, batch_size: int, phi: float) -> "CutTerms":
         """Compute the terms for a profile, a cell, a mini-batch of b per client and a share φ."""
-        b, n_a, n_clients = batch_size, aggregated_slots(phi, batch_size), cell.n_clients
-        backward_rest = np.maximum(profile.bwd_flops[-1] - profile.bwd_flops - profile.last_bwd_flops, 0.0)
+        b, n_a, n_clients = batch_size, aggregated_rows(phi, batch_size), cell.n_clients
+        backward_rest = np.maximum(profile.bwd_cost[-1] - profile.bwd_cost - profile.last_bwd_cost, 0.0)
         rows = n_a + n_clients * (b - n_a)
         forward, backward = client_seconds(profile, cell)
         return cls(
             client_forward=b * forward,
             upload_bits=b * profile.act_bits,
-            server_forward=n_clients * b * (profile.fwd_flops[-1] - profile.fwd_flops) / cell.server_flops,
-            server_backward=(rows * backward_rest + n_clients * b * profile.last_bwd_flops) / cell.server_flops,
+            server_forward=n_clients * b * (profile.fwd_cost[-1] - profile.fwd_cost) / cell.server_speed,
+            server_backward=(rows * backward_rest + n_clients * b * profile.last_bwd_cost) / cell.server_speed,
             broadcast_bits=n_a * profile.grad_bits,
             unicast_bits=(b - n_a) * profile.grad_bits,
             client_backward=b * backward,
@@ -48,11 +48,11 @@ class CutTerms:
 
 def client_seconds(profile: Profile, cell: WirelessCell) -> tuple[np.ndarray, np.ndarray]:
     """Return (L+1, C) forward and backward seconds per sample: by a client's own profile, or else by its speed."""
-    forward = profile.fwd_flops[:, None] / cell.client_flops
-    backward = profile.bwd_flops[:, None] / cell.client_flops
+    forward = profile.fwd_cost[:, None] / cell.client_speed
+    backward = profile.bwd_cost[:, None] / cell.client_speed
     for i, own in enumerate(cell.profiles or ()):
         if own is not None:
-            forward[:, i], backward[:, i] = own.fwd_flops, own.bwd_flops
+            forward[:, i], backward[:, i] = own.fwd_cost, own.bwd_cost
     return forward, backward
 
 
@@ -71,9 +71,9 @@ def check_profile(profile: Profile, cell: WirelessCell) -> None:
     check_scenario(profile, "cell", cell, WirelessCell, "make one: WirelessCell(...) or WirelessCell.sample()")
     measured = cell.profiles or (None,) * cell.n_clients
     check_own_profiles(profile, measured, lambda i: f"WirelessCell.profiles[{i}]")
-    by_speed = [speed for speed, own in zip(cell.client_flops, measured, strict=True) if own is None]
-    fix = "WirelessCell(client_flops=[... relative ...], server_flops=...)"
-    check_speeds(profile, "cell", [cell.server_flops, *by_speed], fix)
+    by_speed = [speed for speed, own in zip(cell.client_speed, measured, strict=True) if own is None]
+    fix = "WirelessCell(client_speed=[... relative ...], server_speed=...)"
+    check_speeds(profile, "cell", [cell.server_speed, *by_speed], fix)
 
 
 def check_batch(batch_size, phi) -> tuple[int, float]:

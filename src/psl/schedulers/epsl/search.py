@@ -5,10 +5,10 @@ Source: ours [B].
 
 import numpy as np
 
-from psl.schedulers.epsl.assignment import greedy, matched, repaired, spectral_weight
-from psl.schedulers.epsl.bound import CutBound, dual_bound
 from psl.schedulers.epsl.local_search import State, local_search
+from psl.schedulers.epsl.lower_bound import CutBound, dual_bound
 from psl.schedulers.epsl.problem import RoundProblem, no_finite_plan
+from psl.schedulers.epsl.subchannels import greedy, matched, repaired, spectral_weight
 
 KICKS = 12  # random restarts around the best assignment of a cut
 KICKED_CLIENTS = 10  # beyond so many clients a kick costs more than it finds

@@ -7,11 +7,11 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from psl.errors import check_choice, check_count
-from psl.networks.wireless import WirelessCell
+from psl.networks.wireless_cell import WirelessCell
 from psl.profiles import Profile
 from psl.schedulers.epsl.baselines import BASELINES, baseline
 from psl.schedulers.epsl.bcd import block_coordinate_descent
-from psl.schedulers.epsl.bound import lower_bound
+from psl.schedulers.epsl.lower_bound import lower_bound
 from psl.schedulers.epsl.plan import EPSLPlan
 from psl.schedulers.epsl.power import optimal_power, round_time
 from psl.schedulers.epsl.problem import RoundProblem, no_finite_plan

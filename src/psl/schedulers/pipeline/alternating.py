@@ -2,7 +2,7 @@
 
 from psl.errors import check_count
 from psl.schedulers.pipeline.choice import Choice, Report
-from psl.schedulers.pipeline.labels import MAX_LABELS
+from psl.schedulers.pipeline.label_setting import MAX_LABELS
 from psl.schedulers.pipeline.micro_batch import MicroBatchCurve
 from psl.schedulers.pipeline.placement import best_placement
 from psl.schedulers.pipeline.problem import PipelineProblem
@@ -40,7 +40,7 @@ def alternate(
     Source: pipelined split learning (arXiv 2505.04368): the alternation and the closed form [P]; its start and end [R].
     """
     tell = report or (lambda event: None)
-    b = min(check_count("start", start), problem.mini_batch)
+    b = min(check_count("start", start), problem.batch_size)
     best, seen, solved = None, set(), 0
     while b not in seen:
         seen.add(b)

@@ -7,7 +7,7 @@ import numpy as np
 from psl.errors import InfeasibleError
 from psl.schedulers.pipeline.alternating import alternate
 from psl.schedulers.pipeline.choice import Choice, Report
-from psl.schedulers.pipeline.labels import MAX_LABELS
+from psl.schedulers.pipeline.label_setting import MAX_LABELS
 from psl.schedulers.pipeline.micro_batch import MicroBatchCurve, useful_micro_batches
 from psl.schedulers.pipeline.placement import best_placement
 from psl.schedulers.pipeline.problem import PipelineProblem, ceil_div
@@ -32,8 +32,8 @@ class SizeBounds:
 
     def __init__(self, problem: PipelineProblem):
         self.problem = problem
-        self.sizes = useful_micro_batches(problem.mini_batch)  # (K,)
-        self.weight = ceil_div(problem.mini_batch, self.sizes) - 1  # (K,) M − 1
+        self.sizes = useful_micro_batches(problem.batch_size)  # (K,)
+        self.weight = ceil_div(problem.batch_size, self.sizes) - 1  # (K,) M − 1
         self.fill = np.zeros(len(self.sizes))  # (K,) at least S_min
         self.interval = np.zeros(len(self.sizes))  # (K,) at least θ_min
         self.known = np.zeros(len(self.sizes), dtype=bool)
@@ -163,7 +163,7 @@ def throughput(
 
     Source: ours [B]; the objective is that of pipeline-parallel partitioners such as PipeDream (arXiv 1806.03377).
     """
-    sizes = useful_micro_batches(problem.mini_batch)
+    sizes = useful_micro_batches(problem.batch_size)
 
     def at(k: int) -> Choice:
         options = {"links": links, "objective": "interval", "max_labels": max_labels}

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from psl.errors import check_choice, expected
-from psl.networks.attributes import own_name
-from psl.networks.network import EdgeNetwork
+from psl.networks.edge_network import EdgeNetwork
+from psl.networks.validation import own_name
 from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.pipeline.problem import (
@@ -101,7 +101,7 @@ def latency(
     stages,
     hops,
     micro_batch: int,
-    mini_batch: int,
+    batch_size: int,
     links: str = "once",
 ) -> PipelineLatency:
     """Return the time of a mini-batch with given stages and hops: T_f + (⌈B/b⌉ − 1) T_i.
@@ -116,7 +116,7 @@ def latency(
         stages: (node, i, j) in order: consecutive parts of the model, the first on the source.
         hops: (cut, u, v) in order: the way from each stage to the next.
         micro_batch: b, samples per micro-batch.
-        mini_batch: B, samples per mini-batch.
+        batch_size: B, samples per mini-batch.
         links: "once": refuse a plan that uses a link twice; "shared": the hops over a link add up, per direction in
             full duplex; "separate": every hop counts by itself, as published.
 
@@ -128,23 +128,23 @@ def latency(
     """
     check_choice("links", links, LINKS)
     check_profile(profile, network)
-    b = check_micro_batch(micro_batch, mini_batch)
+    b = check_micro_batch(micro_batch, batch_size)
     stages, hops = check_path(profile, network, stages, hops, links)
-    need = stage_bytes(profile, mini_batch)
+    need = stage_bytes(profile, batch_size)
     for node, i, j in stages:
         room = network.memory[network.index[node]]
         if need[i, j] > room * (1 + 1e-12):
             what, want = f"stage {i}-{j} on node {node!r}", f"at most {room:.4g} bytes of memory"
             raise expected(what, want, f"{need[i, j]:.4g}", "move units to another node")
-    return assess(profile, network, stages, hops, b, mini_batch, links)
+    return assess(profile, network, stages, hops, b, batch_size, links)
 
 
 def assess(
-    profile: Profile, network: EdgeNetwork, stages: Stages, hops: Hops, b: int, mini_batch: int, links: str
+    profile: Profile, network: EdgeNetwork, stages: Stages, hops: Hops, b: int, batch_size: int, links: str
 ) -> PipelineLatency:
     """Return the latency of a path without checking it; nodes booked twice count as two."""
     forward, backward = node_seconds(profile, network)
-    need, names, kinds, rows = stage_bytes(profile, mini_batch), [], [], []
+    need, names, kinds, rows = stage_bytes(profile, batch_size), [], [], []
     full = network.duplex == "full"
     load: Counter = Counter()
     waiting = list(hops)
@@ -171,7 +171,7 @@ def assess(
         for k, (_, u, v) in zip(where, hops, strict=True):
             e = network.edge_index[u, v]
             busy[k] = max(load[r] for r in link_loads(full, e, network.reverse[e], 0.0, 0.0))
-    return PipelineLatency(tuple(names), tuple(kinds), forth, back, busy, memory, ceil_div(mini_batch, b))
+    return PipelineLatency(tuple(names), tuple(kinds), forth, back, busy, memory, ceil_div(batch_size, b))
 
 
 def check_path(profile: Profile, network: EdgeNetwork, stages, hops, links: str) -> tuple[Stages, Hops]:

@@ -13,19 +13,19 @@ from psl.schedulers.pipeline.problem import PipelineProblem, ceil_div, link_load
 RULES = ("scan", "envelope", "bottleneck")
 
 
-def useful_micro_batches(mini_batch: int) -> np.ndarray:
+def useful_micro_batches(batch_size: int) -> np.ndarray:
     """Return the sizes b worth trying, ascending: for every number M = ⌈B/b⌉ of micro-batches the smallest b.
 
     Args:
-        mini_batch: B, samples per mini-batch.
+        batch_size: B, samples per mini-batch.
 
     Returns:
         About 2 √B sizes from 1 to B; any other b takes longer for the same M.
 
     Source: ours [B].
     """
-    mini_batch = check_count("mini_batch", mini_batch)
-    return np.unique(ceil_div(mini_batch, np.arange(1, mini_batch + 1)))
+    batch_size = check_count("batch_size", batch_size)
+    return np.unique(ceil_div(batch_size, np.arange(1, batch_size + 1)))
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class MicroBatchCurve:
     """T(b) = α0 + α b + (⌈B/b⌉ − 1) max_r (β0_r + β_r b) of a fixed path: every resource costs a line in b.
 
     Args:
-        mini_batch: B.
+        batch_size: B.
         alpha0, alpha: s and s per sample: the fill time T_f is α0 + α b.
         beta0, beta: (R,) s and s per sample: a resource is busy for β0 + β b per micro-batch.
 
@@ -41,7 +41,7 @@ class MicroBatchCurve:
         envelope and the scan [B].
     """
 
-    mini_batch: int
+    batch_size: int
     alpha0: float
     alpha: float
     beta0: np.ndarray
@@ -65,12 +65,12 @@ class MicroBatchCurve:
             load.update(link_loads(problem.full_duplex, *ends, forth, back))
         lines += [(0.0, slope) for slope in load.values()]
         beta0, beta = np.array(lines).T
-        return cls(problem.mini_batch, float(alpha0), float(alpha), beta0, beta)
+        return cls(problem.batch_size, float(alpha0), float(alpha), beta0, beta)
 
     @classmethod
     def of_plan(cls, plan) -> "MicroBatchCurve":
         """Return the curve of a plan's stages and hops."""
-        problem = PipelineProblem(plan.profile, plan.network, plan.mini_batch)
+        problem = PipelineProblem(plan.profile, plan.network, plan.batch_size)
         return cls.of(problem, plan.stages, plan.hops, plan.links)
 
     def fill_time(self, micro_batch):
@@ -84,7 +84,7 @@ class MicroBatchCurve:
     def total(self, micro_batch):
         """Return T at b, or at each of an array of b, s."""
         b = np.asarray(micro_batch)
-        return self.fill_time(b) + (ceil_div(self.mini_batch, b) - 1) * self.interval(b)
+        return self.fill_time(b) + (ceil_div(self.batch_size, b) - 1) * self.interval(b)
 
     def best(self, rule: str = "scan", start: int = 32) -> int:
         """Return the micro-batch size that a rule chooses: "scan", "envelope" or "bottleneck" (from `start`)."""
@@ -93,14 +93,14 @@ class MicroBatchCurve:
 
     def scan(self) -> int:
         """Return the b of least T, exactly, out of the 2 √B useful ones."""
-        return self._better(useful_micro_batches(self.mini_batch))
+        return self._better(useful_micro_batches(self.batch_size))
 
     def closed_form(self, at: int = 32) -> int:
         """Return b* = sqrt(B β0 / (α − β)) of the bottleneck at b = `at`, the better of its floor and ceiling.
 
         The published closed form. It knows one bottleneck: at b* another resource may be the slowest.
         """
-        at = min(check_count("at", at), self.mini_batch)
+        at = min(check_count("at", at), self.batch_size)
         stationary = self._stationary()[np.argmax(self.beta0 + self.beta * at)]
         return self._better([np.floor(stationary), np.ceil(stationary)])
 
@@ -110,7 +110,7 @@ class MicroBatchCurve:
         Where it goes round in circles, as it does between a bottleneck with fixed costs and one without, the best of
         the circle is returned.
         """
-        b, seen = min(check_count("start", start), self.mini_batch), []
+        b, seen = min(check_count("start", start), self.batch_size), []
         while b not in seen:
             seen.append(b)
             b = self.closed_form(b)
@@ -125,17 +125,17 @@ class MicroBatchCurve:
         """
         with np.errstate(divide="ignore", invalid="ignore"):
             meet = (self.beta0 - self.beta0[:, None]) / (self.beta[:, None] - self.beta)  # (R, R)
-        meet = meet[np.isfinite(meet) & (meet > 1) & (meet < self.mini_batch)]
-        b = np.concatenate([self._stationary(), meet, [1.0, self.mini_batch]])
-        time = self.fill_time(b) + (self.mini_batch / b - 1) * self.interval(b)
-        least = self.mini_batch / b[np.argmin(time)]
+        meet = meet[np.isfinite(meet) & (meet > 1) & (meet < self.batch_size)]
+        b = np.concatenate([self._stationary(), meet, [1.0, self.batch_size]])
+        time = self.fill_time(b) + (self.batch_size / b - 1) * self.interval(b)
+        least = self.batch_size / b[np.argmin(time)]
         counts = np.array([max(np.floor(least), 1), np.ceil(least)], dtype=int)
-        return self._better(ceil_div(self.mini_batch, counts))
+        return self._better(ceil_div(self.batch_size, counts))
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per useful b: number of micro-batches, fill time, interval and total time."""
-        b = useful_micro_batches(self.mini_batch)
-        columns = {"micro_batches": ceil_div(self.mini_batch, b), "fill_time_s": self.fill_time(b)}
+        b = useful_micro_batches(self.batch_size)
+        columns = {"micro_batches": ceil_div(self.batch_size, b), "fill_time_s": self.fill_time(b)}
         columns |= {"interval_s": self.interval(b), "total_s": self.total(b)}
         return pd.DataFrame(columns, index=pd.Index(b, name="micro_batch"))
 
@@ -143,9 +143,9 @@ class MicroBatchCurve:
         """Return (R,) each resource's b* as if it were the bottleneck throughout, clipped to 1..B."""
         rest = np.maximum(self.alpha - self.beta, 0.0)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            b = np.sqrt(self.mini_batch * self.beta0 / rest)
+            b = np.sqrt(self.batch_size * self.beta0 / rest)
         # Nothing fixed: the smaller the better. Nothing else that grows with b: the larger the better.
-        return np.clip(np.where(self.beta0 > 0, b, 1.0), 1.0, self.mini_batch)
+        return np.clip(np.where(self.beta0 > 0, b, 1.0), 1.0, self.batch_size)
 
     def _better(self, sizes) -> int:
         sizes = np.asarray(sizes, dtype=int)

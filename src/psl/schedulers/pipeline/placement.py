@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from psl.errors import InfeasibleError, check_choice, check_count, expected
-from psl.schedulers.pipeline.labels import MAX_LABELS, PlacementSearch
+from psl.schedulers.pipeline.label_setting import MAX_LABELS, PlacementSearch
 from psl.schedulers.pipeline.latency import Hops, Stages, assess
 from psl.schedulers.pipeline.pareto import walk
 from psl.schedulers.pipeline.problem import LINKS, OBJECTIVES, PipelineProblem
@@ -138,7 +138,7 @@ def _placement(problem, b, path, objective, links, bound, exact, steps, labels=0
     network = problem.network
     stages = tuple((network.nodes[n], i, j) for n, i, j in path[0])
     hops = tuple((cut, *network.edges[e]) for cut, e in path[1])
-    terms = assess(problem.profile, network, stages, hops, b, problem.mini_batch, links)
+    terms = assess(problem.profile, network, stages, hops, b, problem.batch_size, links)
     value = terms.total if objective == "time" else terms.interval
     # Sums in another order: the last bit must not put the bound above the plan.
     return Placement(

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from psl.errors import check_choice, check_count, expected
-from psl.networks.network import EdgeNetwork
+from psl.networks.edge_network import EdgeNetwork
 from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.pipeline.latency import PipelineLatency, check_path, latency
@@ -18,7 +18,7 @@ class PipelinePlan(Record):
     """Which node runs which units, over which links, in what micro-batches, with the scenario it was made for.
 
     Args:
-        profile, network, mini_batch: the scenario, as given to `solve`.
+        profile, network, batch_size: the scenario, as given to `solve`.
         micro_batch: b, samples per micro-batch.
         stages: (node, i, j) in the order of the path: the node runs units i+1..j.
         hops: (cut, u, v) in the order of the path.
@@ -43,7 +43,7 @@ class PipelinePlan(Record):
 
     profile: Profile
     network: EdgeNetwork
-    mini_batch: int
+    batch_size: int
     micro_batch: int
     stages: tuple[tuple[int | str, int, int], ...]
     hops: tuple[tuple[int, int | str, int | str], ...]
@@ -60,11 +60,11 @@ class PipelinePlan(Record):
         check_profile(self.profile, self.network)
         check_choice("objective", self.objective, OBJECTIVES)
         check_choice("links", self.links, LINKS)
-        mini_batch = check_count("mini_batch", self.mini_batch)
+        batch_size = check_count("batch_size", self.batch_size)
         stages, hops = check_path(self.profile, self.network, self.stages, self.hops, self.links)
         values = {
-            "mini_batch": mini_batch,
-            "micro_batch": check_micro_batch(self.micro_batch, mini_batch),
+            "batch_size": batch_size,
+            "micro_batch": check_micro_batch(self.micro_batch, batch_size),
             "stages": stages,
             "hops": hops,
             "lower_bound": float(self.lower_bound),
@@ -80,22 +80,17 @@ class PipelinePlan(Record):
     @property
     def n_micro_batches(self) -> int:
         """M = ⌈B/b⌉."""
-        return ceil_div(self.mini_batch, self.micro_batch)
-
-    @property
-    def total_time(self) -> float:
-        """T = T_f + (M − 1) T_i, s per mini-batch."""
-        return self.fill_time + (self.n_micro_batches - 1) * self.interval
+        return ceil_div(self.batch_size, self.micro_batch)
 
     @property
     def round_time(self) -> float:
-        """T, s: a round of training is one mini-batch."""
-        return self.total_time
+        """T = T_f + (M − 1) T_i, s per mini-batch: a round of training is one mini-batch."""
+        return self.fill_time + (self.n_micro_batches - 1) * self.interval
 
     @property
     def value(self) -> float:
         """What was minimised: T, or T_i for the objective "interval"; s."""
-        return self.total_time if self.objective == "time" else self.interval
+        return self.round_time if self.objective == "time" else self.interval
 
     @property
     def gap(self) -> float:
@@ -121,11 +116,6 @@ class PipelinePlan(Record):
         return 1
 
     @property
-    def batch_size(self) -> int:
-        """B, samples per round."""
-        return self.mini_batch
-
-    @property
     def cuts(self) -> tuple[int, ...]:
         """Numbers of the cuts between stages."""
         return tuple(j for _, _, j in self.stages[:-1])
@@ -139,15 +129,24 @@ class PipelinePlan(Record):
         """Return the terms of the closed form, stage by stage and hop by hop."""
         return latency(
             self.profile, self.network, stages=self.stages, hops=self.hops, micro_batch=self.micro_batch,
-            mini_batch=self.mini_batch, links=self.links,
+            batch_size=self.batch_size, links=self.links,
         )  # fmt: skip
+
+    def training_arguments(self) -> dict[str, Any]:
+        """Return what the plan decides for `psl.train`: n_clients, batch_size, micro_batch and cut (the boundaries)."""
+        return {
+            "n_clients": self.n_clients,
+            "batch_size": self.batch_size,
+            "micro_batch": self.micro_batch,
+            "cut": list(self.cuts),
+        }
 
     def framework_round_time(self, framework: str, local_steps: int = 1) -> float:
         """Return T, s; a plan for a pipeline times no other framework."""
         if framework != "pipeline":
             fix = "compare with a plan of another scheduler"
             raise expected("framework", "'pipeline'", repr(framework), fix)
-        return self.total_time
+        return self.round_time
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per stage and hop: linear cost, occupancy, memory, and whether it is the bottleneck."""
@@ -157,7 +156,7 @@ class PipelinePlan(Record):
         path = " → ".join(f"{self.network.labels[node]}:{i}-{j}" for node, i, j in self.stages)
         proof = "optimal" if self.exact else f"gap {100 * self.gap:.3g} %" if self.lower_bound > 0 else "no lower bound"
         return (
-            f"PipelinePlan({self.method}: {path}, b={self.micro_batch}, T={self.total_time:.6g} s = "
+            f"PipelinePlan({self.method}: {path}, b={self.micro_batch}, T={self.round_time:.6g} s = "
             f"{self.fill_time:.4g} s + {self.n_micro_batches - 1} × {self.interval:.4g} s, {proof}"
             f"{', T may be optimistic' if self.may_be_optimistic else ''})"
         )

@@ -6,9 +6,9 @@ from functools import cached_property
 import numpy as np
 
 from psl.errors import InfeasibleError, check_count, expected
-from psl.networks.network import EdgeNetwork
+from psl.networks.edge_network import EdgeNetwork
 from psl.profiles import Profile
-from psl.schedulers.scenario import check_own_profiles, check_scenario, check_speeds
+from psl.schedulers.checks import check_own_profiles, check_scenario, check_speeds
 
 LINKS = ("once", "shared", "separate")
 OBJECTIVES = ("time", "interval")
@@ -38,7 +38,7 @@ class PipelineProblem:
     Args:
         profile: costs of the model's cuts.
         network: the network.
-        mini_batch: B, samples per mini-batch.
+        batch_size: B, samples per mini-batch.
 
     Attributes:
         work: (L+1, N) forward plus backward seconds per sample of units 1..j on node n; 0 where it does not compute.
@@ -53,14 +53,14 @@ class PipelineProblem:
         ScenarioError: an argument is out of range, or speeds or measured profiles do not go with the profile.
     """
 
-    def __init__(self, profile: Profile, network: EdgeNetwork, mini_batch: int):
+    def __init__(self, profile: Profile, network: EdgeNetwork, batch_size: int):
         check_profile(profile, network)
         self.profile, self.network = profile, network
-        self.mini_batch = check_count("mini_batch", mini_batch, fix="give the samples of a mini-batch, at least 1")
+        self.batch_size = check_count("batch_size", batch_size, fix="give the samples of a mini-batch, at least 1")
         self.n_units, self.n_nodes, self.n_edges = profile.n_units, network.n_nodes, len(network.edges)
         self.source = network.index[network.source]
         self.work = sum(node_seconds(profile, network))
-        self.need = stage_bytes(profile, self.mini_batch)
+        self.need = stage_bytes(profile, self.batch_size)
         later = np.triu(np.ones(self.need.shape, dtype=bool), 1)
         room = self.need[:, :, None] <= network.memory * (1 + 1e-12)
         self.fits = later[:, :, None] & room & network.computes
@@ -88,12 +88,12 @@ class PipelineProblem:
 
     def tables(self, micro_batch: int) -> Tables:
         """Return what every stage and hop costs with micro-batches of b samples, 1 <= b <= B."""
-        b = check_micro_batch(micro_batch, self.mini_batch)
+        b = check_micro_batch(micro_batch, self.batch_size)
         if self._last is None or self._last.micro_batch != b:
             both, busy = self._hop_work
             self._last = Tables(
                 micro_batch=b,
-                n_micro_batches=ceil_div(self.mini_batch, b),
+                n_micro_batches=ceil_div(self.batch_size, b),
                 stage=b * self._stage_work + 2 * self.network.overhead,
                 hop_linear=b * both + self.propagation,
                 hop_occupancy=b * busy,
@@ -142,27 +142,27 @@ def link_loads(full_duplex: bool, edge, reverse, forth: float, back: float) -> d
     return {edge: forth, reverse: back} if full_duplex else {min(edge, reverse): forth + back}
 
 
-def stage_bytes(profile: Profile, mini_batch: int) -> np.ndarray:
+def stage_bytes(profile: Profile, batch_size: int) -> np.ndarray:
     """Return (L+1, L+1) bytes of units i+1..j: weights, gradients and momentum, and the mini-batch's activations."""
-    whole = 3 * profile.param_bits / 8 + mini_batch * profile.act_memory
+    whole = 3 * profile.param_bits / 8 + batch_size * profile.act_memory
     return np.maximum(whole - whole[:, None], 0.0)
 
 
 def node_seconds(profile: Profile, network: EdgeNetwork) -> tuple[np.ndarray, np.ndarray]:
     """Return (L+1, N) forward and backward seconds per sample, by a node's own profile or its speed; 0 for relays."""
-    speed = np.where(network.flops > 0, network.flops, np.inf)
-    forward, backward = profile.fwd_flops[:, None] / speed, profile.bwd_flops[:, None] / speed
+    speed = np.where(network.speed > 0, network.speed, np.inf)
+    forward, backward = profile.fwd_cost[:, None] / speed, profile.bwd_cost[:, None] / speed
     for n, own in enumerate(network.profiles):
         if own is not None:
-            forward[:, n], backward[:, n] = own.fwd_flops, own.bwd_flops
+            forward[:, n], backward[:, n] = own.fwd_cost, own.bwd_cost
     return forward, backward
 
 
-def check_micro_batch(micro_batch, mini_batch: int) -> int:
+def check_micro_batch(micro_batch, batch_size: int) -> int:
     """Return the checked micro-batch size b, 1..B."""
     b = check_count("micro_batch", micro_batch, fix="give the samples of a micro-batch, at least 1")
-    if b > mini_batch:
-        raise expected("micro_batch", f"at most mini_batch = {mini_batch}", b, "split the mini-batch, do not pad it")
+    if b > batch_size:
+        raise expected("micro_batch", f"at most batch_size = {batch_size}", b, "split the mini-batch, do not pad it")
     return b
 
 
@@ -170,5 +170,5 @@ def check_profile(profile: Profile, network: EdgeNetwork) -> None:
     """Raise `ScenarioError` unless both are what they are called, and speeds and own profiles go with the profile."""
     check_scenario(profile, "network", network, EdgeNetwork, "wrap a networkx.DiGraph: EdgeNetwork(graph, source)")
     check_own_profiles(profile, network.profiles, lambda n: f"node {network.nodes[n]!r}: profile")
-    by_speed = [speed for speed, own in zip(network.flops, network.profiles, strict=True) if own is None]
-    check_speeds(profile, "network", by_speed, "give nodes flops relative to that device")
+    by_speed = [speed for speed, own in zip(network.speed, network.profiles, strict=True) if own is None]
+    check_speeds(profile, "network", by_speed, "give nodes speed relative to that device")

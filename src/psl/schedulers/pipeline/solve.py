@@ -6,13 +6,13 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from psl.errors import InfeasibleError, check_choice, check_count, expected
-from psl.networks.network import EdgeNetwork
+from psl.networks.edge_network import EdgeNetwork
 from psl.profiles import Profile
 from psl.schedulers.pipeline.alternating import START, alternate
 from psl.schedulers.pipeline.baselines import random_cuts, random_placement, two_tier
 from psl.schedulers.pipeline.choice import Choice
 from psl.schedulers.pipeline.joint import best_choice
-from psl.schedulers.pipeline.labels import MAX_LABELS
+from psl.schedulers.pipeline.label_setting import MAX_LABELS
 from psl.schedulers.pipeline.plan import PipelinePlan
 from psl.schedulers.pipeline.problem import LINKS, OBJECTIVES, PipelineProblem, check_micro_batch
 
@@ -23,7 +23,7 @@ def solve(
     profile: Profile,
     network: EdgeNetwork,
     *,
-    mini_batch: int = 512,
+    batch_size: int = 512,
     micro_batch: int | None = None,
     objective: str = "time",
     links: str = "once",
@@ -48,7 +48,7 @@ def solve(
     Args:
         profile: costs of the model's cuts, from operator counts or measured.
         network: the network; its source holds the data.
-        mini_batch: B, samples per mini-batch.
+        batch_size: B, samples per mini-batch.
         micro_batch: b, to fix it; None chooses the best.
         objective: "time": T = T_f + (⌈B/b⌉ − 1) T_i, seconds per mini-batch; "interval": T_i alone, for an endless
             stream of micro-batches as pipeline-parallel partitioners see it. With b free, that means the fewest seconds
@@ -79,10 +79,10 @@ def solve(
     check_choice("links", links, LINKS)
     rng = np.random.default_rng(check_count("seed", seed, minimum=0))
     max_labels = check_count("max_labels", max_labels)
-    problem = PipelineProblem(profile, network, mini_batch)
+    problem = PipelineProblem(profile, network, batch_size)
     if micro_batch is not None:
-        micro_batch = check_micro_batch(micro_batch, problem.mini_batch)
-    _check_method(method, objective, micro_batch, problem.mini_batch)
+        micro_batch = check_micro_batch(micro_batch, problem.batch_size)
+    _check_method(method, objective, micro_batch, problem.batch_size)
     history: list[dict] = []
     bar = tqdm(desc=f"pipeline {method}", unit=" improvements", disable=not progress)
 
@@ -102,7 +102,7 @@ def solve(
             chosen = alternate(problem, links, start=start, max_labels=max_labels, report=report)
         elif method == "no-pipeline":
             options = {"max_labels": max_labels, "report": report}
-            chosen = best_choice(problem, problem.mini_batch, links, objective, **options)
+            chosen = best_choice(problem, problem.batch_size, links, objective, **options)
         elif method == "two-tier":
             chosen = two_tier(problem, best)
         elif method == "random-cuts":
@@ -118,7 +118,7 @@ def solve(
     plan = PipelinePlan(
         profile,
         network,
-        problem.mini_batch,
+        problem.batch_size,
         chosen.micro_batch,
         chosen.stages,
         chosen.hops,
@@ -142,7 +142,7 @@ def _lower_bound(optimum: Choice, plan: PipelinePlan) -> float:
     return optimum.lower_bound * plan.micro_batch / optimum.micro_batch
 
 
-def _check_method(method: str, objective: str, micro_batch: int | None, mini_batch: int) -> None:
+def _check_method(method: str, objective: str, micro_batch: int | None, batch_size: int) -> None:
     if objective == "interval" and method in ("alternating", "no-pipeline"):
         others = ", ".join(repr(m) for m in METHODS if m not in ("alternating", "no-pipeline"))
         raise expected(
@@ -154,6 +154,6 @@ def _check_method(method: str, objective: str, micro_batch: int | None, mini_bat
             "micro_batch", "None for method='alternating', which chooses it", micro_batch,
             "say start= for its first size, or method='exact' for a fixed one",
         )  # fmt: skip
-    if method == "no-pipeline" and micro_batch not in (None, mini_batch):
+    if method == "no-pipeline" and micro_batch not in (None, batch_size):
         fix = "leave micro_batch out, or take another method"
-        raise expected("micro_batch", f"mini_batch = {mini_batch} for method='no-pipeline'", micro_batch, fix)
+        raise expected("micro_batch", f"batch_size = {batch_size} for method='no-pipeline'", micro_batch, fix)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from psl.training.link import Link
+from psl.training.communication import Link
 
 Draw = Callable[[int, int], tuple[torch.Tensor, torch.Tensor]]
 Turn = Callable[[str, int, int], None]

@@ -2,13 +2,13 @@
 
 from functools import partial
 
-from psl.models.cuts import stages
+from psl.models.splitting import stages
 from psl.models.tracing import trace
+from psl.training.communication import exchanged
 from psl.training.frameworks.full import full_step
-from psl.training.frameworks.local import LocalTraining
-from psl.training.frameworks.split import refuse_raw_data, server_step, split_step
-from psl.training.linearise import server_backward
-from psl.training.link import exchanged
+from psl.training.frameworks.local_training import LocalTraining
+from psl.training.frameworks.split_step import refuse_raw_data, server_step, split_step
+from psl.training.gradient_aggregation import server_backward
 from psl.training.stage import Stage
 
 

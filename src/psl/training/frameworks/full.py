@@ -1,7 +1,7 @@
 """Frameworks in which the whole model stays in one place: centralised training and FedAvg."""
 
 from psl.training.frameworks.base import Framework
-from psl.training.frameworks.local import LocalTraining
+from psl.training.frameworks.local_training import LocalTraining
 
 
 def full_step(model, optimizer, batch, loss):

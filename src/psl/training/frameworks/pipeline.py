@@ -1,11 +1,11 @@
 """Pipelined split learning: micro-batches go through the stages of one model, whose gradients add up."""
 
 from psl.errors import CutError, expected
-from psl.models.cuts import boundaries, stages
+from psl.models.splitting import boundaries, stages
 from psl.models.tracing import trace
 from psl.training.batchnorm import one_row_refused
 from psl.training.frameworks.base import Framework
-from psl.training.frameworks.split import refuse_raw_data
+from psl.training.frameworks.split_step import refuse_raw_data
 from psl.training.stage import Stage, loss_and_gradient
 
 
@@ -38,11 +38,11 @@ class Pipeline(Framework):
             if cut == last:
                 want = f"inner boundaries, 1..{last - 1}"
                 raise expected("cut", want, f"{cut}, the output", "leave it out", CutError)
-        mini_batch = setup.n_clients * setup.batch_size
-        self.micro_batch = mini_batch if setup.micro_batch is None else setup.micro_batch
-        if self.micro_batch > mini_batch:
+        batch_size = setup.n_clients * setup.batch_size
+        self.micro_batch = batch_size if setup.micro_batch is None else setup.micro_batch
+        if self.micro_batch > batch_size:
             fix = "take a smaller micro_batch"
-            raise expected("micro_batch", f"at most the mini-batch of {mini_batch}", self.micro_batch, fix)
+            raise expected("micro_batch", f"at most the mini-batch of {batch_size}", self.micro_batch, fix)
         self.modules["model"] = setup.model
         self.stages: list[Stage] = []
         for i, module in enumerate(stages(traced, self.cut)):

@@ -13,18 +13,9 @@ from tqdm.auto import tqdm
 
 from psl.errors import CheckpointError, check_count, expected
 from psl.training.arguments import resolve
-from psl.training.batches import Sampler, Samples
 from psl.training.checkpoint import Checkpoint, deferred_interrupt
-from psl.training.curves import Curves
-from psl.training.evaluate import evaluate
-from psl.training.fingerprint import fingerprint, settings_of
-from psl.training.frameworks import Framework, Setup
-from psl.training.history import History
-from psl.training.linearise import cross_entropy
-from psl.training.link import Link
-from psl.training.participation import Participation
-from psl.training.partition import partition as divide
-from psl.training.setup import (
+from psl.training.communication import Link
+from psl.training.config import (
     check_model,
     check_participation,
     check_plan_fits,
@@ -33,6 +24,15 @@ from psl.training.setup import (
     optimizer_factory,
     prepare_model,
 )
+from psl.training.curves import Curves
+from psl.training.evaluation import evaluate
+from psl.training.fingerprint import fingerprint, settings_of
+from psl.training.frameworks import Framework, Setup
+from psl.training.gradient_aggregation import cross_entropy
+from psl.training.history import History
+from psl.training.participation import Participation
+from psl.training.partition import partition as divide
+from psl.training.sampling import Sampler, Samples
 
 
 def train(
@@ -83,7 +83,7 @@ def train(
         phi: φ in [0, 1], share of the slots whose last-layer gradients epsl aggregates; default the
             plan's, else 0.5.
         linearise: how epsl sends aggregated gradients through the server:
-            ``"representative"``, ``"mean"``, ``"each"`` or ``"cut"`` (`psl.training.linearise`).
+            ``"representative"``, ``"mean"``, ``"each"`` or ``"cut"`` (`psl.training.gradient_aggregation`).
         partition: ``"iid"``, a Dirichlet α, or a list of C disjoint index arrays.
         optimizer: ``"sgd"``, ``"adam"``, or a function from parameters (and ``lr=``, if `lr` is
             given) to a `torch.optim.Optimizer`; every client and the server make their own.

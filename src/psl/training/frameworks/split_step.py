@@ -7,13 +7,13 @@ from functools import partial
 import torch
 from torch import nn
 
+from psl.aggregation import aggregated_rows
 from psl.errors import CutError, expected
 from psl.models import split
-from psl.slots import aggregated_slots
+from psl.training.communication import Link, exchanged
 from psl.training.frameworks.base import Framework
-from psl.training.frameworks.local import Average, copy_into
-from psl.training.linearise import ServerGradients, server_backward
-from psl.training.link import Link, exchanged
+from psl.training.frameworks.local_training import Average, copy_into
+from psl.training.gradient_aggregation import ServerGradients, server_backward
 from psl.training.stage import Stage
 
 
@@ -208,7 +208,7 @@ class EPSL(PSL):
 
     def server_backward(self, smashed, labels, weights, rng):
         setup = self.setup
-        n_agg = aggregated_slots(setup.phi, setup.batch_size)
+        n_agg = aggregated_rows(setup.phi, setup.batch_size)
         return server_backward(
             self.server, smashed, labels, weights, n_agg=n_agg, rule=setup.linearise, rng=rng, loss=setup.loss
         )
@@ -223,5 +223,5 @@ def _tensors(module: nn.Module):
 def refuse_raw_data(cut: int) -> None:
     """Refuse to cut before the first layer."""
     if cut == 0:
-        want, fix = "a cut after the first layer or later", "psl.cuts(model, input_shape) lists the cuts"
+        want, fix = "a cut after the first layer or later", "psl.cuts(model, example) lists the cuts"
         raise expected("cut", want, "0, which would send the raw data", fix, CutError)

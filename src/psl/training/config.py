@@ -42,7 +42,7 @@ def check_cut(cut) -> None:
     """Refuse what is neither a whole number nor a name; whether the cut exists is for `psl.split` to say."""
     whole = isinstance(cut, Real) and not isinstance(cut, bool) and cut % 1 == 0
     if not whole and not isinstance(cut, str):
-        fix = "pass cut= or plan=; psl.cuts(model, input_shape) lists the cuts"
+        fix = "pass cut= or plan=; psl.cuts(model, example) lists the cuts"
         raise expected("cut", "number or name of a cut", "none" if cut is None else repr(cut)[:80], fix, CutError)
 
 

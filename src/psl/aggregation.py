@@ -3,7 +3,7 @@
 import math
 
 
-def aggregated_slots(phi: float, batch_size: int) -> int:
+def aggregated_rows(phi: float, batch_size: int) -> int:
     """Return n_A = ⌈φ b⌉, the number of mini-batch slots whose last-layer gradients EPSL aggregates.
 
     Source: EPSL (arXiv 2303.15991): a share φ of the gradients [P]; rounding up [R].

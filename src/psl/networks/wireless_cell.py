@@ -6,15 +6,15 @@ import numpy as np
 import pandas as pd
 
 from psl.errors import check_array, check_choice, check_count, check_number, expected
-from psl.networks import channels
-from psl.networks.measured import check_profiles
+from psl.networks import channel_models
+from psl.networks.validation import check_profiles
 from psl.profiles import Profile
 from psl.records import Record
 from psl.units import dbm_to_watt
 
 #: Client and server speeds of the default scenario [R]: cycles per second times FLOP per cycle.
-CLIENT_FLOPS_RANGE = (1.0e9 * 16, 1.6e9 * 16)
-SERVER_FLOPS = 5.0e9 * 32
+CLIENT_SPEED_RANGE = (1.0e9 * 16, 1.6e9 * 16)
+SERVER_SPEED = 5.0e9 * 32
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -22,9 +22,9 @@ class WirelessCell(Record):
     """C clients share M subchannels to one server; every subchannel serves exactly one client.
 
     Args:
-        client_flops: (C,) client speeds s_i, FLOP/s; for a model whose profile is measured, relative to its reference
+        client_speed: (C,) client speeds s_i, FLOP/s; for a model whose profile is measured, relative to its reference
             device (1.0 is that device).
-        server_flops: server speed s_srv, in the same unit.
+        server_speed: server speed s_srv, in the same unit.
         uplink_gain: (C, M) linear power gain g_ik, antenna gains included; used for both directions.
         bandwidth: (M,) subchannel bandwidths B_k, Hz; a scalar serves all.
         noise_psd: noise power spectral density σ², W/Hz.
@@ -45,8 +45,8 @@ class WirelessCell(Record):
     Source: EPSL (arXiv 2303.15991): a cell of heterogeneous clients [P]; its model [R]; `profiles` [B].
     """
 
-    client_flops: np.ndarray
-    server_flops: float
+    client_speed: np.ndarray
+    server_speed: float
     uplink_gain: np.ndarray
     bandwidth: np.ndarray
     noise_psd: float
@@ -59,8 +59,8 @@ class WirelessCell(Record):
 
     def __post_init__(self):
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
-        speeds = check_array("WirelessCell.client_flops", self.client_flops, shape=(None,), minimum=0, strict=True)
-        put("client_flops", speeds)
+        speeds = check_array("WirelessCell.client_speed", self.client_speed, shape=(None,), minimum=0, strict=True)
+        put("client_speed", speeds)
         gain = check_array(
             "WirelessCell.uplink_gain", self.uplink_gain, shape=(len(speeds), None), minimum=0, strict=True,
             fix="pass linear power gains (not dB), one row per client and one column per subchannel",
@@ -75,7 +75,7 @@ class WirelessCell(Record):
         positive = {"minimum": 0, "strict": True}
         put("bandwidth", check_array("WirelessCell.bandwidth", self.bandwidth, shape=(n_subchannels,), **positive))
         put("client_power", check_array("WirelessCell.client_power", self.client_power, shape=(n_clients,), **positive))
-        for name in ("server_flops", "noise_psd", "total_power", "downlink_psd"):
+        for name in ("server_speed", "noise_psd", "total_power", "downlink_psd"):
             put(name, check_number(f"WirelessCell.{name}", getattr(self, name), **positive))
         with np.errstate(over="ignore"):
             snr = self.snr_per_psd
@@ -124,8 +124,8 @@ class WirelessCell(Record):
         client_power_dbm: float = 31.76,
         total_power_dbm: float = 36.99,
         downlink_psd_dbm_per_hz: float = -50.0,
-        client_flops_range: tuple[float, float] = CLIENT_FLOPS_RANGE,
-        server_flops: float = SERVER_FLOPS,
+        client_speed_range: tuple[float, float] = CLIENT_SPEED_RANGE,
+        server_speed: float = SERVER_SPEED,
     ) -> "WirelessCell":
         """Draw the default scenario: clients uniform in a disc around the base station.
 
@@ -142,8 +142,8 @@ class WirelessCell(Record):
             antenna_gain: product of both ends' antenna gains, linear.
             client_power_dbm, total_power_dbm: power limits, dBm.
             downlink_psd_dbm_per_hz: base station's transmit density, dBm/Hz.
-            client_flops_range: clients' speeds are uniform in it, FLOP/s.
-            server_flops: FLOP/s. Scale it (and `total_power_dbm`) with the number of clients in scaling
+            client_speed_range: clients' speeds are uniform in it, FLOP/s.
+            server_speed: FLOP/s. Scale it (and `total_power_dbm`) with the number of clients in scaling
                 studies: with an unscaled server the best cut moves to the last layer.
 
         Raises:
@@ -154,31 +154,31 @@ class WirelessCell(Record):
         n_clients = check_count("n_clients", n_clients)
         n_subchannels = check_count("n_subchannels", n_subchannels)
         seed = check_count("seed", seed, minimum=0)
-        check_choice("channel", channel, channels.MODELS)
+        check_choice("channel", channel, channel_models.MODELS)
         for name, value in {
             "radius": radius,
             "subchannel_bandwidth": subchannel_bandwidth,
             "carrier_frequency": carrier_frequency,
             "antenna_gain": antenna_gain,
-            "server_flops": server_flops,
+            "server_speed": server_speed,
         }.items():
             check_number(name, value, minimum=0, strict=True)
         fix = "give (lowest, highest) speed in FLOP/s"
-        speed_range = check_array("client_flops_range", client_flops_range, shape=(2,), minimum=0, strict=True, fix=fix)
+        speed_range = check_array("client_speed_range", client_speed_range, shape=(2,), minimum=0, strict=True, fix=fix)
         if speed_range[0] > speed_range[1]:
-            raise expected("client_flops_range", "the lowest speed first", repr(tuple(client_flops_range)), fix)
+            raise expected("client_speed_range", "the lowest speed first", repr(tuple(client_speed_range)), fix)
         rng = np.random.default_rng(seed)
         speeds = rng.uniform(*speed_range, n_clients)
         # Nobody stands closer than 10 m: below that TR 38.901 does not define a path loss.
         distance = np.sqrt(rng.uniform(min(10.0 / radius, 1.0) ** 2, 1.0, n_clients)) * radius
         angle = rng.uniform(0, 2 * np.pi, n_clients)
         positions = np.stack([distance * np.cos(angle), distance * np.sin(angle)], axis=1)
-        gain, line_of_sight = channels.MODELS[channel](
+        gain, line_of_sight = channel_models.MODELS[channel](
             positions, n_subchannels, subchannel_bandwidth, carrier_frequency, seed
         )
         return cls(
-            client_flops=speeds,
-            server_flops=server_flops,
+            client_speed=speeds,
+            server_speed=server_speed,
             uplink_gain=antenna_gain * gain,
             bandwidth=np.full(n_subchannels, subchannel_bandwidth),
             noise_psd=float(dbm_to_watt(noise_dbm_per_hz)),
@@ -193,7 +193,7 @@ class WirelessCell(Record):
         """Return one row per client: distance, line of sight, speed, power limit, mean gain in dB."""
         frame = pd.DataFrame(
             {
-                "flops": self.client_flops,
+                "speed": self.client_speed,
                 "power_limit_w": self.client_power,
                 "mean_gain_db": 10 * np.log10(self.uplink_gain.mean(axis=1)),
             }
@@ -207,5 +207,5 @@ class WirelessCell(Record):
     def __repr__(self):
         return (
             f"WirelessCell({self.n_clients} clients, {self.n_subchannels} subchannels, "
-            f"{self.bandwidth.sum() / 1e6:.4g} MHz, server {self.server_flops / 1e9:.4g} GFLOP/s)"
+            f"{self.bandwidth.sum() / 1e6:.4g} MHz, server {self.server_speed / 1e9:.4g} GFLOP/s)"
         )

@@ -3,9 +3,9 @@
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from psl.schedulers.checks import seconds
 from psl.schedulers.epsl.problem import RoundProblem
 from psl.schedulers.epsl.water_filling import LN2, most_rate
-from psl.schedulers.scenario import seconds
 
 
 def round_robin(n_clients: int, n_subchannels: int) -> np.ndarray:

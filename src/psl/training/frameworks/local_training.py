@@ -6,8 +6,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from psl.training.communication import exchanged
 from psl.training.frameworks.base import Framework
-from psl.training.link import exchanged
 from psl.training.participation import Attendance
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from psl.errors import check_array, check_count, check_number, expected
 from psl.networks.boards import BOARDS, EFFICIENCY, check_efficiency, find_board
-from psl.networks.measured import check_profiles
+from psl.networks.validation import check_profiles
 from psl.profiles import Profile
 from psl.records import Record
 
@@ -17,12 +17,12 @@ class EdgeCluster(Record):
     """N devices share a band of W Hz, continuously or in whole resource blocks, and one server in equal parts.
 
     Args:
-        device_flops: (N,) device speeds s_i, FLOP/s; for a model whose profile is measured, relative to its reference
+        device_speed: (N,) device speeds s_i, FLOP/s; for a model whose profile is measured, relative to its reference
             device (1.0 is that device).
         device_memory: (N,) memory m_i for training, bytes; a scalar serves all, infinity is no limit.
         spectral_efficiency: (N,) e_i, bit/s/Hz; a scalar serves all. Both directions share the device's bandwidth.
         bandwidth: W, Hz.
-        server_flops: server speed s_srv, in the unit of `device_flops`.
+        server_speed: server speed s_srv, in the unit of `device_speed`.
         resource_block: width of a block, Hz, of which every device gets a whole number, at least one; None for
             bandwidth that can be shared in any parts.
         device_names: N names, for tables and messages; optional.
@@ -38,11 +38,11 @@ class EdgeCluster(Record):
     `resource_block` and `profiles` [B].
     """
 
-    device_flops: np.ndarray
+    device_speed: np.ndarray
     device_memory: np.ndarray
     spectral_efficiency: np.ndarray
     bandwidth: float
-    server_flops: float
+    server_speed: float
     resource_block: float | None = field(default=None, kw_only=True)
     device_names: tuple[str, ...] | None = field(default=None, kw_only=True)
     profiles: tuple[Profile | None, ...] | None = field(default=None, kw_only=True)
@@ -50,10 +50,10 @@ class EdgeCluster(Record):
     def __post_init__(self):
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
         positive = {"minimum": 0, "strict": True}
-        put("device_flops", check_array("EdgeCluster.device_flops", self.device_flops, shape=(None,), **positive))
-        n = len(self.device_flops)
+        put("device_speed", check_array("EdgeCluster.device_speed", self.device_speed, shape=(None,), **positive))
+        n = len(self.device_speed)
         if n < 1:
-            raise expected("EdgeCluster.device_flops", "at least one device", "none", "give one speed per device")
+            raise expected("EdgeCluster.device_speed", "at least one device", "none", "give one speed per device")
         memory = check_array(
             "EdgeCluster.device_memory", self.device_memory, shape=(n,), allow_inf=True, **positive,
             fix="give bytes, one entry per device; infinity for no limit",
@@ -64,7 +64,7 @@ class EdgeCluster(Record):
             fix="give bit/s/Hz, one entry per device",
         )  # fmt: skip
         put("spectral_efficiency", efficiency)
-        for name in ("bandwidth", "server_flops"):
+        for name in ("bandwidth", "server_speed"):
             put(name, check_number(f"EdgeCluster.{name}", getattr(self, name), **positive))
         if self.resource_block is not None:
             fix = "give the width of a block in Hz, or None"
@@ -77,7 +77,7 @@ class EdgeCluster(Record):
     @property
     def n_devices(self) -> int:
         """N, the number of devices."""
-        return len(self.device_flops)
+        return len(self.device_speed)
 
     def describe(self, device: int) -> str:
         """Return the number of a device and its name, as messages show it."""
@@ -94,7 +94,7 @@ class EdgeCluster(Record):
         heterogeneity: float = 1.0,
         spectral_efficiency_range: tuple[float, float] = (1.0, 5.5),
         bandwidth: float = 100e6,
-        server_flops: float = 10e12,
+        server_speed: float = 10e12,
         resource_block: float | None = None,
         memory_limits: bool = True,
     ) -> "EdgeCluster":
@@ -109,7 +109,7 @@ class EdgeCluster(Record):
             heterogeneity: exponent h of the speeds' ratios to their geometric mean: 0 makes all devices equally fast,
                 1 leaves the boards as they are, 2 squares their ratios.
             spectral_efficiency_range: lowest and highest, bit/s/Hz; the default ends at 3GPP TS 36.213's highest CQI.
-            bandwidth, server_flops, resource_block: as in `EdgeCluster`.
+            bandwidth, server_speed, resource_block: as in `EdgeCluster`.
             memory_limits: False gives every device memory without limit.
 
         Raises:
@@ -132,11 +132,11 @@ class EdgeCluster(Record):
         speed = efficiency * np.array([board.peak_flops for board in drawn])
         mean = np.exp(np.log(speed).mean())
         return cls(
-            device_flops=mean * (speed / mean) ** heterogeneity,
+            device_speed=mean * (speed / mean) ** heterogeneity,
             device_memory=[board.memory if memory_limits else np.inf for board in drawn],
             spectral_efficiency=rng.uniform(*span, n_devices),
             bandwidth=bandwidth,
-            server_flops=server_flops,
+            server_speed=server_speed,
             resource_block=resource_block,
             device_names=tuple(board.name for board in drawn),
         )
@@ -144,7 +144,7 @@ class EdgeCluster(Record):
     def to_frame(self) -> pd.DataFrame:
         """Return one row per device: name, speed, memory, spectral efficiency, whether its profile is measured."""
         columns = {
-            "flops": self.device_flops, "memory_bytes": self.device_memory,
+            "speed": self.device_speed, "memory_bytes": self.device_memory,
             "spectral_efficiency": self.spectral_efficiency,
             "measured": [own is not None for own in self.profiles or (None,) * self.n_devices],
         }  # fmt: skip
@@ -157,7 +157,7 @@ class EdgeCluster(Record):
         blocks = f" in blocks of {self.resource_block / 1e3:.4g} kHz" if self.resource_block else ""
         return (
             f"EdgeCluster({self.n_devices} devices, {self.bandwidth / 1e6:.4g} MHz{blocks}, "
-            f"server {self.server_flops / 1e12:.4g} TFLOP/s)"
+            f"server {self.server_speed / 1e12:.4g} TFLOP/s)"
         )
 
 

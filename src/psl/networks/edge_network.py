@@ -10,7 +10,7 @@ import pandas as pd
 
 from psl.errors import check_choice, expected
 from psl.networks import topologies
-from psl.networks.attributes import check_edge, check_node, own_name
+from psl.networks.validation import check_edge, check_node, own_name
 from psl.profiles import Profile
 from psl.records import Record, carry
 
@@ -20,13 +20,13 @@ class EdgeNetwork(Record):
     """Nodes joined by links over which activations travel forth and gradients back; one node holds the data.
 
     The source stands for the group of clients that holds the data: M_c clients that split each micro-batch evenly
-    compute as fast as M_c times the slowest of them, ``flops = M_c * min(client_flops)``.
+    compute as fast as M_c times the slowest of them, ``speed = M_c * min(client_speed)``.
 
     Args:
         graph: a `networkx.DiGraph`; the record keeps a frozen copy. Nodes are named by whole numbers or strings.
 
             ========  ==========================================================================================
-            node      ``flops``: speed s_n, FLOP/s (0 or absent: the node only relays); for a model whose profile is
+            node      ``speed``: speed s_n, FLOP/s (0 or absent: the node only relays); for a model whose profile is
                       measured, relative to its reference device. ``overhead``: o_n, s per micro-batch and pass
                       (0). ``memory``: m_n, bytes (unlimited). ``profile``: a measured profile (unit "s") of the
                       model that is planned, in place of a speed. ``pos``: (x, y) for drawings.
@@ -77,8 +77,8 @@ class EdgeNetwork(Record):
         object.__setattr__(self, "source", own_name(self.source))
         if not self.computes[self.index[self.source]]:
             raise expected(
-                "EdgeNetwork.source", "a node that computes", f"{self.source!r} with flops=0",
-                "give it flops > 0 (or a measured profile): it runs at least the first unit",
+                "EdgeNetwork.source", "a node that computes", f"{self.source!r} with speed=0",
+                "give it speed > 0 (or a measured profile): it runs at least the first unit",
             )  # fmt: skip
         lost = [node for node in self.nodes if node not in nx.descendants(graph, self.source) | {self.source}]
         if lost:
@@ -126,9 +126,9 @@ class EdgeNetwork(Record):
         return np.array([self.edge_index[v, u] for u, v in self.edges], dtype=int)
 
     @cached_property
-    def flops(self) -> np.ndarray:
+    def speed(self) -> np.ndarray:
         """(N,) speeds s_n, FLOP/s; 0 for relays."""
-        return self._of_nodes("flops")
+        return self._of_nodes("speed")
 
     @cached_property
     def overhead(self) -> np.ndarray:
@@ -148,7 +148,7 @@ class EdgeNetwork(Record):
     @cached_property
     def computes(self) -> np.ndarray:
         """(N,) whether the node computes; the others only relay."""
-        return np.array([self.flops[n] > 0 or own is not None for n, own in enumerate(self.profiles)])
+        return np.array([self.speed[n] > 0 or own is not None for n, own in enumerate(self.profiles)])
 
     @cached_property
     def rate(self) -> np.ndarray:
@@ -176,8 +176,8 @@ class EdgeNetwork(Record):
         seed: int = 0,
         topology: str = "mesh",
         *,
-        source_flops: float = 0.5e12,
-        server_flops_range: tuple[float, float] = (0.5e12, 10e12),
+        source_speed: float = 0.5e12,
+        server_speed_range: tuple[float, float] = (0.5e12, 10e12),
         rate_range: tuple[float, float] = (50e6, 1e9),
         latency_range: tuple[float, float] = (0.1e-3, 1e-3),
         memory_range: tuple[float, float] | None = None,
@@ -193,9 +193,9 @@ class EdgeNetwork(Record):
             seed: the same seed gives the same network.
             topology: "line": one after the other; "tree": each node joined to a random earlier one; "mesh": a random
                 tree with further random links; "geometric": random places, near nodes linked.
-            source_flops: speed of the group of clients, FLOP/s: M_c times the slowest client; the default stands for
+            source_speed: speed of the group of clients, FLOP/s: M_c times the slowest client; the default stands for
                 twenty clients of 25 GFLOP/s.
-            server_flops_range: speeds of servers, FLOP/s, log-uniform.
+            server_speed_range: speeds of servers, FLOP/s, log-uniform.
             rate_range: rates of links, bit/s, log-uniform, equal in both directions.
             latency_range: propagation latencies of links, s, uniform.
             memory_range: memories of servers, bytes, log-uniform; None: unlimited.
@@ -210,7 +210,7 @@ class EdgeNetwork(Record):
         Source: pipelined split learning (arXiv 2505.04368); default scenario [R].
         """
         graph = topologies.sample(
-            n_servers, seed, topology, source_flops, server_flops_range, rate_range, latency_range, memory_range,
+            n_servers, seed, topology, source_speed, server_speed_range, rate_range, latency_range, memory_range,
             overhead, relays, degree,
         )  # fmt: skip
         return cls(graph, 0, duplex)
@@ -222,7 +222,7 @@ class EdgeNetwork(Record):
         out = [[self.graph.edges[node, v]["rate"] for v in self.graph.successors(node)] for node in self.nodes]
         return pd.DataFrame(
             {
-                "role": role, "flops": self.flops, "overhead_s": self.overhead, "memory_bytes": self.memory,
+                "role": role, "speed": self.speed, "overhead_s": self.overhead, "memory_bytes": self.memory,
                 "measured": [own is not None for own in self.profiles], "links": [len(rates) for rates in out],
                 "fastest_bit_s": [max(rates, default=0.0) for rates in out],
             },

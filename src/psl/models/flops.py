@@ -13,12 +13,12 @@ from psl.models.tracing import TracedModel, trace
 from psl.profiles import Profile
 
 
-def profile(model: nn.Module, input_shape: tuple[int, ...], *, bits: int = 32) -> Profile:
+def profile(model: nn.Module, example: tuple[int, ...], *, bits: int = 32) -> Profile:
     """Count what every unit of a model costs, without running it.
 
     Args:
         model: single-input, single-output `nn.Module` that torch.fx can trace; not modified.
-        input_shape: shape of one sample, for example ``(3, 224, 224)``.
+        example: shape of one sample, for example ``(3, 224, 224)``.
         bits: bits per element of activations, gradients and parameters (32 for float32).
 
     Returns:
@@ -29,7 +29,7 @@ def profile(model: nn.Module, input_shape: tuple[int, ...], *, bits: int = 32) -
         autograd keeps in train mode.
 
     Raises:
-        CutError: the model cannot be traced, or `input_shape` does not fit it.
+        CutError: the model cannot be traced, or `example` does not fit it.
 
     Source: EPSL (arXiv 2303.15991) and EdgeSplit (2403.15815) take such a table as given; how it is
         counted is ours [R].
@@ -38,18 +38,18 @@ def profile(model: nn.Module, input_shape: tuple[int, ...], *, bits: int = 32) -
     traced = trace(model)
     # The cost of one more sample: what a batch of 4 costs beyond one of 2. Leaves out what is paid
     # once per batch. (BatchNorm in train mode refuses a batch of 1 where a feature map is 1 × 1.)
-    small, large = (_Count.of(traced, input_shape, batch_size) for batch_size in (2, 4))
+    small, large = (_Count.of(traced, example, batch_size) for batch_size in (2, 4))
     forward, backward, floats, other_bytes = (large.unit_costs - small.unit_costs) / 2
     elements = (np.array(large.cut_elements) - small.cut_elements) / 2
     return Profile(
         names=traced.cut_names,
-        fwd_flops=np.cumsum(forward),
-        bwd_flops=np.cumsum(backward),
+        fwd_cost=np.cumsum(forward),
+        bwd_cost=np.cumsum(backward),
         act_bits=elements * bits,
         grad_bits=elements * bits,
         param_bits=np.cumsum(parameter_elements(traced)) * bits,
         act_memory=np.cumsum(floats * bits / 8 + other_bytes),
-        last_bwd_flops=(large.last_backward - small.last_backward) / 2,
+        last_bwd_cost=(large.last_backward - small.last_backward) / 2,
     )
 
 
@@ -75,11 +75,11 @@ class _Count(MetaRun, TorchDispatchMode):
     """Adds up per unit, on the meta device: forward and backward FLOP, saved floats, other saved bytes."""
 
     @classmethod
-    def of(cls, traced, input_shape, batch_size):
+    def of(cls, traced, example, batch_size):
         run = cls(traced)
         run.module.train()
         with torch.enable_grad(), saved_tensors_hooks(run._note_saved, lambda saved: saved):
-            run.start(input_shape, batch_size)
+            run.start(example, batch_size)
         return run
 
     def __init__(self, traced):

@@ -45,21 +45,21 @@ class SplitModel(nn.Module):
         return self.server(self.client(x))
 
 
-def cuts(model: nn.Module, input_shape: tuple[int, ...]) -> list[Cut]:
+def cuts(model: nn.Module, example: tuple[int, ...]) -> list[Cut]:
     """List the cuts of a model in order, from the raw input to the output.
 
     Args:
         model: single-input, single-output `nn.Module` that torch.fx can trace; not modified.
-        input_shape: shape of one sample, for example ``(3, 224, 224)``. The sizes are found on the
+        example: shape of one sample, for example ``(3, 224, 224)``. The sizes are found on the
             meta device: no arithmetic is done and no memory used.
 
     Raises:
-        CutError: the model cannot be traced, or `input_shape` does not fit it.
+        CutError: the model cannot be traced, or `example` does not fit it.
 
     Source: the definition is exact, see the README's "Cuts"; a residual or dense block has none inside.
     """
     traced = trace(model)
-    shapes = cut_shapes(traced, input_shape)
+    shapes = cut_shapes(traced, example)
     return [Cut(j, name, shape) for j, (name, shape) in enumerate(zip(traced.cut_names, shapes, strict=True))]
 
 

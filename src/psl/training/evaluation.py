@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from psl.training.batches import Samples
 from psl.training.frameworks import Framework
+from psl.training.sampling import Samples
 
 _BATCH = 500  # test samples at a time
 

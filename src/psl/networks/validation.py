@@ -1,4 +1,4 @@
-"""Names and attributes of the nodes and edges of an edge network: what they may be, and what is said otherwise."""
+"""Checks of what scenarios are made of: attributes of nodes and edges, and measured profiles of devices."""
 
 import difflib
 
@@ -6,14 +6,14 @@ import networkx as nx
 import numpy as np
 
 from psl.errors import check_array, check_number, expected
-from psl.networks.measured import check_measured
+from psl.profiles import Profile
 
-NODE_ATTRIBUTES = ("flops", "overhead", "memory", "profile", "pos")
+NODE_ATTRIBUTES = ("speed", "overhead", "memory", "profile", "pos")
 EDGE_ATTRIBUTES = ("rate", "latency")
 
 #: What people call these things elsewhere.
 _MEANT = {
-    "speed": "flops", "compute": "flops", "capacity": "rate", "bandwidth": "rate", "weight": "rate", "bitrate": "rate",
+    "flops": "speed", "compute": "speed", "capacity": "rate", "bandwidth": "rate", "weight": "rate", "bitrate": "rate",
     "delay": "latency", "ram": "memory", "mem": "memory", "position": "pos",
 }  # fmt: skip
 
@@ -41,7 +41,7 @@ def check_node(node, values: dict) -> dict:
     what = f"node {node!r}"
     _check_attributes(what, values, NODE_ATTRIBUTES)
     checked = {
-        "flops": check_number(f"{what}: flops", values.get("flops", 0.0), minimum=0, fix="0 makes it a relay"),
+        "speed": check_number(f"{what}: speed", values.get("speed", 0.0), minimum=0, fix="0 makes it a relay"),
         "overhead": check_number(f"{what}: overhead", values.get("overhead", 0.0), minimum=0),
         "memory": float(
             check_array(
@@ -79,3 +79,32 @@ def check_edge(graph: nx.DiGraph, u, v, values: dict) -> dict:
         "rate": float(rate),
         "latency": check_number(f"{what}: latency", values.get("latency", 0.0), minimum=0, fix="give seconds"),
     }
+
+
+def check_profiles(field: str, profiles, n_devices: int, device: str) -> tuple[Profile | None, ...]:
+    """Return one measured profile or None per device.
+
+    Args:
+        field: what is checked, for the message, for example ``"EdgeCluster.profiles"``.
+        profiles: list or tuple.
+        n_devices: its length.
+        device: what the devices are called.
+
+    Raises:
+        ScenarioError: the length is another, or an entry is no measured profile.
+    """
+    fix = f"give one Profile.measured(...) per {device}, or None for a {device} known by its speed"
+    if not isinstance(profiles, list | tuple) or len(profiles) != n_devices:
+        got = f"{len(profiles)} entries" if isinstance(profiles, list | tuple) else type(profiles).__name__
+        raise expected(field, f"a tuple of {n_devices} entries", got, fix)
+    for i, own in enumerate(profiles):
+        check_measured(f"{field}[{i}]", own, fix)
+    return tuple(profiles)
+
+
+def check_measured(what: str, own, fix: str) -> Profile | None:
+    """Return a profile measured in seconds, or None; raises `ScenarioError` for anything else."""
+    if own is not None and not (isinstance(own, Profile) and own.unit == "s"):
+        got = f"a profile in {own.unit}" if isinstance(own, Profile) else type(own).__name__
+        raise expected(what, "a profile measured in seconds, or None", got, fix)
+    return own

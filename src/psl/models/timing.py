@@ -10,14 +10,14 @@ from torch import fx, nn
 from tqdm.auto import tqdm
 
 from psl.errors import check_choice, check_count
-from psl.models.counting import profile
+from psl.models.flops import profile
 from psl.models.tracing import TracedModel, trace
 from psl.profiles import Profile
 
 
 def measure(
     model: nn.Module,
-    input_shape: tuple[int, ...],
+    example: tuple[int, ...],
     *,
     batch_size: int,
     device: str | torch.device = "cpu",
@@ -37,7 +37,7 @@ def measure(
     Args:
         model: single-input, single-output `nn.Module` that torch.fx can trace; a copy is run, in
             train mode.
-        input_shape: shape of one sample.
+        example: shape of one sample.
         batch_size: samples per pass; seconds are divided by it.
         device: where to run, for example ``"cpu"`` or ``"cuda"``.
         repeats, warmup: passes that count, and passes before them that do not.
@@ -53,16 +53,16 @@ def measure(
         and memory are those of `psl.profile`.
 
     Raises:
-        CutError: the model cannot be traced, or `input_shape` does not fit it.
+        CutError: the model cannot be traced, or `example` does not fit it.
     """
     check_count("batch_size", batch_size, minimum=2)
     check_count("repeats", repeats)
     check_choice("clock", clock, ("wall", "cpu"))
     middle = {"median": np.median, "mean": np.mean}[check_choice("average", average, ("median", "mean"))]
-    counted = profile(model, input_shape)
+    counted = profile(model, example)
     traced = trace(copy.deepcopy(model).to(device).train())
     run = _Stopwatch(traced, torch.device(device), clock, before)
-    x = torch.randn(batch_size, *input_shape, device=device)
+    x = torch.randn(batch_size, *example, device=device)
     tables, wholes = [], []
     for k in tqdm(range(warmup + repeats), desc="measure", disable=not progress):
         table, whole = run.one_pass(x), run.plain_pass(x)
@@ -72,9 +72,9 @@ def measure(
     units = middle(tables, axis=0)  # (2, L+1)
     forward, backward = _without(units, units.sum(axis=1) - middle(wholes, axis=0)) / batch_size
     # The last layer's share of its unit's time is its share of the unit's operations.
-    operations = np.diff(counted.bwd_flops, prepend=0.0)
+    operations = np.diff(counted.bwd_cost, prepend=0.0)
     unit = int(np.flatnonzero(operations)[-1]) if operations.any() else 0
-    last = backward[unit] * counted.last_bwd_flops / operations[unit] if unit else 0.0
+    last = backward[unit] * counted.last_bwd_cost / operations[unit] if unit else 0.0
     return Profile.measured(
         counted.names, np.cumsum(forward), np.cumsum(backward), counted.act_bits, counted.grad_bits,
         counted.param_bits, counted.act_memory, last_bwd_seconds=last,

@@ -15,10 +15,10 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from psl.schedulers.epsl.dual import SharedChannels
+from psl.schedulers.checks import seconds
+from psl.schedulers.epsl.lagrangian_dual import SharedChannels
 from psl.schedulers.epsl.problem import RoundProblem
 from psl.schedulers.epsl.water_filling import most_rate
-from psl.schedulers.scenario import seconds
 
 _SAFETY = 1e-9  # relative; covers rounding in the dual function
 _STRIPS = 12  # intervals of the uplink deadline that the matching bound tries

@@ -9,9 +9,9 @@ Source: ours [B], for the problem of EdgeSplit (arXiv 2403.15815) [P].
 
 import numpy as np
 
-from psl.schedulers.edgesplit.blocks import share_blocks
+from psl.schedulers.edgesplit.bandwidth import share_band
 from psl.schedulers.edgesplit.problem import EdgeSplitProblem
-from psl.schedulers.edgesplit.sharing import share_band
+from psl.schedulers.edgesplit.resource_blocks import share_blocks
 
 
 def best_split(problem: EdgeSplitProblem, report=None) -> tuple[np.ndarray, np.ndarray, float]:

@@ -32,7 +32,7 @@ def check_scenario(profile, what: str, scenario, kind: type, fix: str) -> None:
         got = f"{kind.__name__} and Profile"
         raise expected(f"profile, {what}", f"a Profile and {_a(kind)}", got, "swap the two arguments")
     if not isinstance(profile, Profile):
-        make = "make one: psl.profile(model, input_shape), Profile.measured(...) or Profile.from_table(...)"
+        make = "make one: psl.profile(model, example), Profile.measured(...) or Profile.from_table(...)"
         raise expected("profile", "a Profile", type(profile).__name__, make)
     if not isinstance(scenario, kind):
         raise expected(what, _a(kind), type(scenario).__name__, fix)
@@ -71,7 +71,7 @@ def check_speeds(profile: Profile, what: str, speeds, fix: str) -> None:
     if profile.unit == "s" and fastest > _FASTEST:
         want = "speeds relative to the reference device, e.g. 1.0, as the profile is in seconds"
         raise expected(what, want, f"{fastest:g}", fix)
-    per_sample = float(profile.fwd_flops[-1] + profile.bwd_flops[-1])
+    per_sample = float(profile.fwd_cost[-1] + profile.bwd_cost[-1])
     if profile.unit == "FLOP" and 0 < fastest < _SLOWEST and per_sample > 3600 * fastest:
         got = f"{fastest:g} for the fastest, {per_sample / fastest:.3g} s per sample"
         make = "give FLOP/s, e.g. 1e12, or plan with a measured profile (unit 's')"
