@@ -139,6 +139,19 @@ class Profile(Record):
         """L, the number of units; cuts are numbered 0..L."""
         return len(self.names) - 1
 
+    def training_memory(self, samples: int) -> np.ndarray:
+        """Return (L+1,) bytes that training units 1..j takes: 3 δ_j / 8 + samples × a_j.
+
+        Weights, their gradients and one value of optimizer state each take δ_j / 8 bytes; every sample whose backward
+        pass is still to come keeps its activations. What units i+1..j take is the difference of two entries.
+
+        Args:
+            samples: whose activations are kept at a time; 0 for the parameters' part alone.
+
+        Source: the usual account of training memory [R].
+        """
+        return 3 * self.param_bits / 8 + samples * self.act_memory
+
     def cut_index(self, cut: int | str) -> int:
         """Return the number of a cut given by number or name; raises `ScenarioError` if there is none."""
         if isinstance(cut, str):

@@ -166,8 +166,8 @@ class Recorder(Jobs):
     def stage(self, resource: int, profile, first: int, last: int) -> int:
         """Declare that a resource holds units first+1..last of a profile's model, and return the stage's number."""
         activation = profile.act_memory[last] - profile.act_memory[first]
-        parameters = (profile.param_bits[last] - profile.param_bits[first]) / 8
-        self._stages.append((resource, float(activation), 3 * float(parameters)))
+        parameters = profile.training_memory(0)[last] - profile.training_memory(0)[first]
+        self._stages.append((resource, float(activation), float(parameters)))
         return len(self._stages) - 1
 
     def event(

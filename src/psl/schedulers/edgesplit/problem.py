@@ -72,7 +72,7 @@ class EdgeSplitProblem:
         self.up_bits[-1] = self.down_bits[-1] = 0.0
         self.model_bits = profile.param_bits
         self.bits = self.up_bits + self.down_bits + 2 * self.model_bits  # (L+1,) D(j)
-        self.memory = 3 * profile.param_bits / 8 + self.batch_size * profile.act_memory  # (L+1,) bytes, never falls
+        self.memory = profile.training_memory(self.batch_size)  # (L+1,) bytes, never falls
         #: (N,) the deepest cut that a device holds in memory; those before it need no more.
         limit = cluster.device_memory if memory else np.full(self.n_devices, np.inf)
         self.deepest = np.searchsorted(self.memory, limit, side="right") - 1

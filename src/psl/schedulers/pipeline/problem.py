@@ -144,7 +144,7 @@ def link_loads(full_duplex: bool, edge, reverse, forth: float, back: float) -> d
 
 def stage_bytes(profile: Profile, batch_size: int) -> np.ndarray:
     """Return (L+1, L+1) bytes of units i+1..j: weights, gradients and momentum, and the mini-batch's activations."""
-    whole = 3 * profile.param_bits / 8 + batch_size * profile.act_memory
+    whole = profile.training_memory(batch_size)
     return np.maximum(whole - whole[:, None], 0.0)
 
 
