@@ -27,6 +27,11 @@ class Record:
         super().__init_subclass__(**kwargs)
         Record._classes[_full_name(cls)] = cls
 
+    def _set(self, **values: Any) -> None:
+        """Set fields of the frozen record; for `__post_init__`, which replaces what was given by what was checked."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
     def to_dict(self) -> dict[str, Any]:
         """Return a dict of JSON types; `from_dict` restores an equal record from it."""
         values = {f.name: _encode(getattr(self, f.name)) for f in dataclasses.fields(self) if f.init}
