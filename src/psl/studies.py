@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import joblib
 from threadpoolctl import threadpool_limits
@@ -62,7 +62,8 @@ def run_study(
     with tqdm(total=len(jobs), initial=len(results), desc=description, disable=not progress) as bar:
         # No memory maps: a run may write to its arrays, as it could without workers.
         parallel = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered", max_nbytes=None)
-        for number, result in parallel(joblib.delayed(_numbered)(run, n, dict(jobs[n])) for n in missing):
+        found = parallel(joblib.delayed(_numbered)(run, n, dict(jobs[n])) for n in missing)
+        for number, result in cast(Iterable[tuple[int, Any]], found):
             results[number] = result
             if kept is not None:
                 kept.keep(jobs[number], result)
