@@ -103,7 +103,7 @@ def test_bad_sampling_arguments_are_refused():
         psl.WirelessCell.sample(n_clients=5, n_subchannels=3)
     with pytest.raises(ScenarioError, match="seed: expected at least 0, got -1"):
         psl.WirelessCell.sample(seed=-1)
-    with pytest.raises(ScenarioError, match=r"client_speed_range: expected the lowest speed first, got \(2, 1\)"):
+    with pytest.raises(ScenarioError, match=r"client_speed_range: expected the lowest value first, got \(2, 1\)"):
         psl.WirelessCell.sample(client_speed_range=(2, 1))
 
 

@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+import os
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -16,14 +16,15 @@ class Record:
 
     Use it as ``@dataclass(frozen=True, repr=False, eq=False) class Thing(Record)``.
 
-    Fields may hold numbers, strings, None, NumPy arrays, tuples or dicts of these, other records, and objects of a
-    class made known with `carry`.
+    Fields may hold numbers, strings, None, NumPy arrays, tuples or dicts of these, and other records. A record with
+    a field of another kind overrides `_values` and `_from_values`.
     A dict written by `to_dict` names its class under ``"type"``; arrays become nested lists.
     """
 
-    _classes: ClassVar[dict[str, type]] = {}
+    _classes: ClassVar[dict[str, type["Record"]]] = {}
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # the decorator of the subclass sets it
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         Record._classes[_full_name(cls)] = cls
 
@@ -34,14 +35,22 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict of JSON types; `from_dict` restores an equal record from it."""
-        values = {f.name: _encode(getattr(self, f.name)) for f in dataclasses.fields(self) if f.init}
-        return {"type": _full_name(type(self)), **values}
+        return {"type": _full_name(type(self)), **{name: _encode(value) for name, value in self._values().items()}}
+
+    def _values(self) -> dict[str, Any]:
+        """Return the fields that make the record, by name: what files hold and `==` compares."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]):
+    def _from_values(cls, values: dict[str, Any]) -> Self:
+        """Return the record of what `_values` returned."""
+        return cls(**values)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
         """Restore a record from `to_dict`'s result; raises `PSLError` if it names another class or lacks a field."""
         got = data.get("type") if isinstance(data, dict) else type(data).__name__
-        found = Record._classes.get(got)
+        found = Record._classes.get(str(got))
         if found is None or not issubclass(found, cls):
             raise expected(
                 f"{cls.__name__}.from_dict",
@@ -61,9 +70,9 @@ class Record:
                 "pass what to_dict() returned",
                 PSLError,
             )
-        return found(**{k: _decode(v) for k, v in data.items() if k in names})
+        return found._from_values({k: _decode(v) for k, v in data.items() if k in names})
 
-    def save(self, path) -> Path:
+    def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the record to a JSON file and return its path.
 
         NaN and infinities are written as Python's `json` spells them (``NaN``, ``Infinity``); `load` reads them back,
@@ -74,7 +83,7 @@ class Record:
         return path
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a record that `save` wrote."""
         try:
             data = json.loads(Path(path).read_text())
@@ -82,14 +91,12 @@ class Record:
             raise expected(str(path), "a JSON file written by save()", str(cause), "save it again", PSLError) from cause
         return cls.from_dict(data)
 
-    def __eq__(self, other):
-        if type(self) is not type(other):
+    def __eq__(self, other: object) -> bool:  # and no hash: fields may hold arrays
+        if type(self) is not type(other) or not isinstance(other, Record):
             return NotImplemented
-        return all(_equal(getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self) if f.compare)
+        return _equal(self._values(), other._values())
 
-    __hash__ = None
-
-    def __repr__(self):
+    def __repr__(self) -> str:
         shown = ", ".join(f"{f.name}={_short(getattr(self, f.name))}" for f in dataclasses.fields(self) if f.repr)
         return f"{type(self).__name__}({shown})"
 
@@ -99,25 +106,7 @@ def _full_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-_CARRIED: dict[str, tuple[type, Callable, Callable]] = {}
-
-
-def carry(kind: type, name: str, pack: Callable, unpack: Callable) -> None:
-    """Let record fields hold objects of a foreign class: `unpack(pack(value))` restores what a field may hold.
-
-    Two such objects are equal when what `pack` makes of them is.
-    """
-    _CARRIED[name] = (kind, pack, unpack)
-
-
-def _packed(value):
-    for name, (kind, pack, _) in _CARRIED.items():
-        if isinstance(value, kind):
-            return name, pack(value)
-    return None
-
-
-def _encode(value):
+def _encode(value: Any) -> Any:
     if isinstance(value, Record):
         return value.to_dict()
     if isinstance(value, np.ndarray):
@@ -130,38 +119,32 @@ def _encode(value):
         return [_encode(v) for v in value]
     if value is None or isinstance(value, str | bool | int | float):
         return value
-    if found := _packed(value):
-        return {"carried": found[0], "value": _encode(found[1])}
     raise PSLError(f"a record field holds {type(value).__name__}, which JSON cannot carry")
 
 
-def _decode(value):
+def _decode(value: Any) -> Any:
     if isinstance(value, dict):
         if "array" in value:
             return np.array(value["array"], dtype=value["dtype"])
         if "dict" in value:
             return {k: _decode(v) for k, v in value["dict"].items()}
-        if "carried" in value:
-            return _CARRIED[value["carried"]][2](_decode(value["value"]))
         return Record.from_dict(value)
     if isinstance(value, list):
         return tuple(_decode(v) for v in value)
     return value
 
 
-def _equal(a, b):
+def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
         return np.array_equal(a, b, equal_nan=True)
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
-    if found := _packed(a):
-        return _equal(found, _packed(b) or ())
     return bool(a == b) or (a != a and b != b)  # NaN equals NaN: the same record
 
 
-def _short(value):
+def _short(value: Any) -> str:
     if isinstance(value, np.ndarray):
         if value.size <= 6:
             return np.array2string(value, precision=4, separator=", ")

@@ -44,12 +44,13 @@ class Board(Record):
     url: str
     cycle_source: str
 
-    def __post_init__(self):
-        for field in ("cores", "flop_per_cycle"):
-            object.__setattr__(self, field, check_count(f"Board.{field}", getattr(self, field)))
-        for field in ("clock", "memory"):
-            number = check_number(f"Board.{field}", getattr(self, field), minimum=0, strict=True)
-            object.__setattr__(self, field, number)
+    def __post_init__(self) -> None:
+        self._set(
+            cores=check_count("Board.cores", self.cores),
+            flop_per_cycle=check_count("Board.flop_per_cycle", self.flop_per_cycle),
+            clock=check_number("Board.clock", self.clock, minimum=0, strict=True),
+            memory=check_number("Board.memory", self.memory, minimum=0, strict=True),
+        )
 
     @property
     def peak_flops(self) -> float:

@@ -24,17 +24,19 @@ def umi(positions, n_subchannels, subchannel_bandwidth, carrier_frequency, seed)
         # Imported here: it takes seconds, and most users of the library never sample.
         from sionna.phy import config
         from sionna.phy.channel import cir_to_ofdm_channel, subcarrier_frequencies
-        from sionna.phy.channel.tr38901 import PanelArray, UMi
+        from sionna.phy.channel.tr38901 import PanelArray, SystemLevelChannel, UMiScenario
 
         config.seed = seed
         antenna = PanelArray(
             num_rows_per_panel=1, num_cols_per_panel=1, polarization="single", polarization_type="V",
             antenna_pattern="omni", carrier_frequency=carrier_frequency, **options,
         )  # fmt: skip
-        model = UMi(
+        # Sionna's class UMi is these two in one, but it does not tell who has line of sight.
+        scenario = UMiScenario(
             carrier_frequency=carrier_frequency, o2i_model="low", ut_array=antenna, bs_array=antenna,
             direction="uplink", **options,
         )  # fmt: skip
+        model = SystemLevelChannel(scenario, **options)
         clients = np.column_stack([positions, np.full(n_clients, USER_HEIGHT)])
         still = torch.zeros(1, n_clients, 3, dtype=torch.float64)
         model.set_topology(
@@ -45,7 +47,7 @@ def umi(positions, n_subchannels, subchannel_bandwidth, carrier_frequency, seed)
             ut_velocities=still,
             in_state=torch.zeros(1, n_clients, dtype=torch.bool),
         )
-        line_of_sight = model._scenario.los[0, 0].numpy().astype(float)  # has no public accessor
+        line_of_sight = scenario.los[0, 0].numpy().astype(float)
         path, delay = model(num_time_samples=1, sampling_frequency=subchannel_bandwidth)
     centres = subcarrier_frequencies(n_subchannels, subchannel_bandwidth, **options)
     response = cir_to_ofdm_channel(centres, path, delay)  # (1, 1, 1, C, 1, 1, M)

@@ -1,13 +1,15 @@
 """An edge cluster: heterogeneous devices that share one band and one server."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from psl.errors import check_array, check_count, check_number, expected
 from psl.networks.boards import BOARDS, EFFICIENCY, check_efficiency, find_board
-from psl.networks.validation import check_profiles
+from psl.networks.validation import check_profiles, check_range
 from psl.profiles import Profile
 from psl.records import Record
 
@@ -47,32 +49,28 @@ class EdgeCluster(Record):
     device_names: tuple[str, ...] | None = field(default=None, kw_only=True)
     profiles: tuple[Profile | None, ...] | None = field(default=None, kw_only=True)
 
-    def __post_init__(self):
-        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
-        positive = {"minimum": 0, "strict": True}
-        put("device_speed", check_array("EdgeCluster.device_speed", self.device_speed, shape=(None,), **positive))
-        n = len(self.device_speed)
+    def __post_init__(self) -> None:
+        positive: dict[str, Any] = {"minimum": 0, "strict": True}
+        speed = check_array("EdgeCluster.device_speed", self.device_speed, shape=(None,), **positive)
+        n = len(speed)
         if n < 1:
             raise expected("EdgeCluster.device_speed", "at least one device", "none", "give one speed per device")
-        memory = check_array(
-            "EdgeCluster.device_memory", self.device_memory, shape=(n,), allow_inf=True, **positive,
-            fix="give bytes, one entry per device; infinity for no limit",
-        )  # fmt: skip
-        put("device_memory", memory)
-        efficiency = check_array(
-            "EdgeCluster.spectral_efficiency", self.spectral_efficiency, shape=(n,), **positive,
-            fix="give bit/s/Hz, one entry per device",
-        )  # fmt: skip
-        put("spectral_efficiency", efficiency)
-        for name in ("bandwidth", "server_speed"):
-            put(name, check_number(f"EdgeCluster.{name}", getattr(self, name), **positive))
+        name, fix = "EdgeCluster.device_memory", "give bytes, one entry per device; infinity for no limit"
+        memory = check_array(name, self.device_memory, shape=(n,), allow_inf=True, **positive, fix=fix)
+        name, fix = "EdgeCluster.spectral_efficiency", "give bit/s/Hz, one entry per device"
+        efficiency = check_array(name, self.spectral_efficiency, shape=(n,), **positive, fix=fix)
+        self._set(device_speed=speed, device_memory=memory, spectral_efficiency=efficiency)
+        self._set(
+            bandwidth=check_number("EdgeCluster.bandwidth", self.bandwidth, **positive),
+            server_speed=check_number("EdgeCluster.server_speed", self.server_speed, **positive),
+        )
         if self.resource_block is not None:
-            fix = "give the width of a block in Hz, or None"
-            put("resource_block", check_number("EdgeCluster.resource_block", self.resource_block, **positive, fix=fix))
+            name, fix = "EdgeCluster.resource_block", "give the width of a block in Hz, or None"
+            self._set(resource_block=check_number(name, self.resource_block, **positive, fix=fix))
         if self.device_names is not None:
-            put("device_names", _check_names(self.device_names, n))
+            self._set(device_names=_check_names(self.device_names, n))
         if self.profiles is not None:
-            put("profiles", check_profiles("EdgeCluster.profiles", self.profiles, n, "device"))
+            self._set(profiles=check_profiles("EdgeCluster.profiles", self.profiles, n, "device"))
 
     @property
     def n_devices(self) -> int:
@@ -89,7 +87,7 @@ class EdgeCluster(Record):
         n_devices: int = 10,
         seed: int = 0,
         *,
-        boards=None,
+        boards: Sequence[str] | None = None,
         efficiency: float = EFFICIENCY,
         heterogeneity: float = 1.0,
         spectral_efficiency_range: tuple[float, float] = (1.0, 5.5),
@@ -124,17 +122,14 @@ class EdgeCluster(Record):
         choice = BOARDS if boards is None else [find_board(name) for name in boards]
         efficiency = check_efficiency(efficiency)
         check_number("heterogeneity", heterogeneity, minimum=0)
-        fix = "give (lowest, highest) in bit/s/Hz"
-        span = check_array("spectral_efficiency_range", spectral_efficiency_range, shape=(2,), minimum=0, strict=True)
-        if span[0] > span[1]:
-            raise expected("spectral_efficiency_range", "the lowest first", repr(tuple(spectral_efficiency_range)), fix)
+        least, most = check_range("spectral_efficiency_range", spectral_efficiency_range, "bit/s/Hz")
         drawn = [choice[k] for k in rng.integers(len(choice), size=n_devices)]
         speed = efficiency * np.array([board.peak_flops for board in drawn])
         mean = np.exp(np.log(speed).mean())
         return cls(
             device_speed=mean * (speed / mean) ** heterogeneity,
-            device_memory=[board.memory if memory_limits else np.inf for board in drawn],
-            spectral_efficiency=rng.uniform(*span, n_devices),
+            device_memory=np.array([board.memory if memory_limits else np.inf for board in drawn]),
+            spectral_efficiency=rng.uniform(least, most, n_devices),
             bandwidth=bandwidth,
             server_speed=server_speed,
             resource_block=resource_block,
@@ -153,7 +148,7 @@ class EdgeCluster(Record):
             frame.insert(0, "name", self.device_names)
         return frame
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         blocks = f" in blocks of {self.resource_block / 1e3:.4g} kHz" if self.resource_block else ""
         return (
             f"EdgeCluster({self.n_devices} devices, {self.bandwidth / 1e6:.4g} MHz{blocks}, "
@@ -161,7 +156,7 @@ class EdgeCluster(Record):
         )
 
 
-def _check_names(names, n_devices: int) -> tuple[str, ...]:
+def _check_names(names: Sequence[str], n_devices: int) -> tuple[str, ...]:
     fix = "give one name per device, or None"
     if isinstance(names, str) or len(names) != n_devices:
         got = repr(names) if isinstance(names, str) else f"{len(names)} names"

@@ -3,16 +3,17 @@
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Self
 
 import networkx as nx
 import numpy as np
 import pandas as pd
 
-from psl.errors import check_choice, expected
-from psl.networks import topologies
-from psl.networks.validation import check_edge, check_node, own_name
+from psl.errors import check_choice, check_count, check_number, expected
+from psl.networks.topologies import TOPOLOGIES
+from psl.networks.validation import check_edge, check_node, check_range, own_name
 from psl.profiles import Profile
-from psl.records import Record, carry
+from psl.records import Record
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -52,41 +53,47 @@ class EdgeNetwork(Record):
     source: int | str
     duplex: str = "full"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice("EdgeNetwork.duplex", self.duplex, ("full", "half"))
         if not isinstance(self.graph, nx.DiGraph) or self.graph.is_multigraph():
-            raise expected(
-                "EdgeNetwork.graph", "a networkx.DiGraph", type(self.graph).__name__,
-                "make a nx.DiGraph with an edge for each direction, e.g. undirected.to_directed()",
-            )  # fmt: skip
+            fix = "make a nx.DiGraph with an edge for each direction, e.g. undirected.to_directed()"
+            raise expected("EdgeNetwork.graph", "a networkx.DiGraph", type(self.graph).__name__, fix)
         if not len(self.graph):
             raise expected("EdgeNetwork.graph", "a source at least", "an empty graph", "add nodes and links")
         graph = nx.DiGraph()
         for node, values in self.graph.nodes(data=True):
-            if own_name(node) is None:
+            name = own_name(node)
+            if name is None:
                 want = "nodes named by whole numbers or strings"
                 raise expected("EdgeNetwork.graph", want, repr(node), "rename the node")
-            graph.add_node(own_name(node), **check_node(node, values))
+            graph.add_node(name, **check_node(node, values))
         for u, v, values in self.graph.edges(data=True):
             graph.add_edge(own_name(u), own_name(v), **check_edge(self.graph, u, v, values))
-        object.__setattr__(self, "graph", nx.freeze(graph))
-        if own_name(self.source) not in graph:
+        source = own_name(self.source)
+        if source not in graph:
             names = ", ".join([*map(repr, list(graph)[:5]), *["..."] * (len(graph) > 5)])
             fix = "name the node that holds the data"
             raise expected("EdgeNetwork.source", f"one of the nodes {names}", repr(self.source), fix)
-        object.__setattr__(self, "source", own_name(self.source))
+        self._set(graph=nx.freeze(graph), source=source)
         if not self.computes[self.index[self.source]]:
-            raise expected(
-                "EdgeNetwork.source", "a node that computes", f"{self.source!r} with speed=0",
-                "give it speed > 0 (or a measured profile): it runs at least the first unit",
-            )  # fmt: skip
-        lost = [node for node in self.nodes if node not in nx.descendants(graph, self.source) | {self.source}]
-        if lost:
-            raise expected(
-                "EdgeNetwork.graph", f"every node connected to the source {self.source!r}",
-                f"no path to {len(lost)} of {len(graph)}: {', '.join(map(repr, lost[:5]))}",
-                "add links or remove these nodes",
-            )  # fmt: skip
+            fix = "give it speed > 0 (or a measured profile): it runs at least the first unit"
+            raise expected("EdgeNetwork.source", "a node that computes", f"{self.source!r} with speed=0", fix)
+        reached = nx.descendants(graph, self.source) | {self.source}
+        if lost := [node for node in self.nodes if node not in reached]:
+            want = f"every node connected to the source {self.source!r}"
+            got = f"no path to {len(lost)} of {len(graph)}: {', '.join(map(repr, lost[:5]))}"
+            raise expected("EdgeNetwork.graph", want, got, "add links or remove these nodes")
+
+    def _values(self) -> dict[str, Any]:
+        nodes, edges = list(self.graph.nodes(data=True)), list(self.graph.edges(data=True))
+        return super()._values() | {"graph": {"nodes": nodes, "edges": edges}}
+
+    @classmethod
+    def _from_values(cls, values: dict[str, Any]) -> Self:
+        graph = nx.DiGraph()
+        graph.add_nodes_from(values["graph"]["nodes"])
+        graph.add_edges_from(values["graph"]["edges"])
+        return super()._from_values({**values, "graph": graph})
 
     @cached_property
     def nodes(self) -> tuple[int | str, ...]:
@@ -161,7 +168,7 @@ class EdgeNetwork(Record):
         return np.array([self.graph.edges[edge]["latency"] for edge in self.edges], dtype=float)
 
     @property
-    def positions(self) -> dict | None:
+    def positions(self) -> dict[int | str, tuple[float, float]] | None:
         """(x, y) of each node for drawings, or None unless every node has one."""
         found = nx.get_node_attributes(self.graph, "pos")
         return found if len(found) == self.n_nodes else None
@@ -209,10 +216,37 @@ class EdgeNetwork(Record):
 
         Source: pipelined split learning (arXiv 2505.04368); default scenario [R].
         """
-        graph = topologies.sample(
-            n_servers, seed, topology, source_speed, server_speed_range, rate_range, latency_range, memory_range,
-            overhead, relays, degree,
-        )  # fmt: skip
+        n_servers = check_count("n_servers", n_servers, fix="give the number of nodes besides the source, at least 1")
+        rng = np.random.default_rng(check_count("seed", seed, minimum=0))
+        check_choice("topology", topology, TOPOLOGIES)
+        relays = check_count("relays", relays, minimum=0)
+        if relays > n_servers:
+            raise expected("relays", f"at most n_servers = {n_servers}", relays, "relays are counted among the servers")
+        check_number("source_speed", source_speed, minimum=0, strict=True)
+        check_number("overhead", overhead, minimum=0)
+        check_number("degree", degree, minimum=0)
+        slowest, fastest = np.log(check_range("server_speed_range", server_speed_range, "FLOP/s"))
+        least_rate, most_rate = np.log(check_range("rate_range", rate_range, "bit/s"))
+        shortest, longest = check_range("latency_range", latency_range, "seconds", strict=False)
+
+        links, positions = TOPOLOGIES[topology](n_servers + 1, rng, degree)
+        speed = np.exp(rng.uniform(slowest, fastest, n_servers))
+        speed[rng.permutation(n_servers)[:relays]] = 0.0
+        rate = np.exp(rng.uniform(least_rate, most_rate, len(links)))
+        latency = rng.uniform(shortest, longest, len(links))
+        memory = np.full(n_servers, np.inf)
+        if memory_range is not None:
+            least, most = np.log(check_range("memory_range", memory_range, "bytes"))
+            memory = np.exp(rng.uniform(least, most, n_servers))
+
+        graph = nx.DiGraph()
+        graph.add_node(0, speed=source_speed, overhead=overhead, pos=tuple(positions[0]))
+        for n in range(n_servers):
+            extra = {"overhead": overhead, "memory": memory[n]} if speed[n] else {}
+            graph.add_node(n + 1, speed=speed[n], pos=tuple(positions[n + 1]), **extra)
+        for (u, v), r, delay in zip(links, rate, latency, strict=True):
+            graph.add_edge(u, v, rate=r, latency=delay)
+            graph.add_edge(v, u, rate=r, latency=delay)
         return cls(graph, 0, duplex)
 
     def to_frame(self) -> pd.DataFrame:
@@ -229,24 +263,10 @@ class EdgeNetwork(Record):
             index=pd.Index(self.nodes, name="node"),
         )  # fmt: skip
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         relays = int((~self.computes).sum())
         rates = f", {self.rate.min() / 1e6:.4g}-{self.rate.max() / 1e6:.4g} Mbit/s" if self.edges else ""
         return (
             f"EdgeNetwork({self.n_nodes} nodes{f', {relays} of them relays' if relays else ''}, "
             f"source {self.source!r}, {len(self.edges) // 2} {self.duplex}-duplex links{rates})"
         )
-
-
-def _pack(graph: nx.DiGraph) -> dict:
-    return {"nodes": list(graph.nodes(data=True)), "edges": list(graph.edges(data=True))}
-
-
-def _unpack(packed: dict) -> nx.DiGraph:
-    graph = nx.DiGraph()
-    graph.add_nodes_from(packed["nodes"])
-    graph.add_edges_from(packed["edges"])
-    return graph
-
-
-carry(nx.DiGraph, "DiGraph", _pack, _unpack)

@@ -1,4 +1,8 @@
-"""Who is linked to whom: random lines, trees, meshes and geometric graphs of servers behind a source."""
+"""Random topologies of edge networks: which nodes are linked, as a line, a tree, a mesh or a geometric graph.
+
+Node 0 is the source. Every topology takes the number of nodes, a random generator and the wanted mean number of links
+per node, which only "mesh" and "geometric" use; it returns the undirected links and the (n, 2) positions for drawings.
+"""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -6,9 +10,8 @@ from itertools import pairwise
 import networkx as nx
 import numpy as np
 
-from psl.errors import check_array, check_choice, check_count, check_number, expected
-
 Links = list[tuple[int, int]]
+Topology = Callable[[int, np.random.Generator, float], tuple[Links, np.ndarray]]
 
 
 def line(n_nodes: int, rng: np.random.Generator, degree: float) -> tuple[Links, np.ndarray]:
@@ -34,21 +37,22 @@ def mesh(n_nodes: int, rng: np.random.Generator, degree: float) -> tuple[Links, 
 
 
 def geometric(n_nodes: int, rng: np.random.Generator, degree: float) -> tuple[Links, np.ndarray]:
-    """Return nodes uniform in a square: the shortest links that connect all, then the next until `degree` is met."""
+    """Return links of nodes placed uniformly in a square: the minimum spanning tree, then the shortest others."""
     positions = rng.random((n_nodes, 2))
     distance = np.hypot(*(positions[:, None] - positions).transpose(2, 0, 1))
     full = nx.Graph()
     full.add_nodes_from(range(n_nodes))
     full.add_weighted_edges_from((u, v, distance[u, v]) for v in range(n_nodes) for u in range(v))
-    links = [tuple(sorted(edge)) for edge in nx.minimum_spanning_edges(full, data=False)]
+    links = [(min(edge), max(edge)) for edge in nx.minimum_spanning_edges(full, data=False)]
     near = sorted({(u, v) for u, v in full.edges} - set(links), key=lambda link: distance[link])
     return links + near[: max(round(degree * n_nodes / 2) - len(links), 0)], positions
 
 
-TOPOLOGIES: dict[str, Callable] = {"mesh": mesh, "line": line, "tree": tree, "geometric": geometric}
+TOPOLOGIES: dict[str, Topology] = {"mesh": mesh, "line": line, "tree": tree, "geometric": geometric}
 
 
 def _layered(n_nodes: int, links: Links) -> np.ndarray:
+    """Return (n, 2) positions of a tree: x grows with the distance from node 0, nodes of a layer share the height."""
     graph = nx.Graph(links)
     graph.add_node(0)
     positions = np.zeros((n_nodes, 2))
@@ -57,58 +61,3 @@ def _layered(n_nodes: int, links: Links) -> np.ndarray:
         for place, node in enumerate(sorted(layer)):
             positions[node] = depth / max(len(layers) - 1, 1), (place + 0.5) / len(layer)
     return positions
-
-
-def _check_range(name: str, value, unit: str, strict: bool = True) -> np.ndarray:
-    fix = f"give (lowest, highest) in {unit}"
-    bounds = check_array(name, value, shape=(2,), minimum=0, strict=strict, fix=fix)
-    if bounds[0] > bounds[1]:
-        raise expected(name, "the lowest value first", repr(tuple(value)), fix)
-    return bounds
-
-
-def sample(
-    n_servers: int,
-    seed: int,
-    topology: str,
-    source_speed: float,
-    server_speed_range,
-    rate_range,
-    latency_range,
-    memory_range,
-    overhead: float,
-    relays: int,
-    degree: float,
-) -> nx.DiGraph:
-    """Return a random graph with the attributes of `EdgeNetwork`; its `sample` says what the arguments are."""
-    n_servers = check_count("n_servers", n_servers, fix="give the number of nodes besides the source, at least 1")
-    seed = check_count("seed", seed, minimum=0)
-    check_choice("topology", topology, TOPOLOGIES)
-    relays = check_count("relays", relays, minimum=0)
-    if relays > n_servers:
-        raise expected("relays", f"at most n_servers = {n_servers}", relays, "relays are counted among the servers")
-    check_number("source_speed", source_speed, minimum=0, strict=True)
-    check_number("overhead", overhead, minimum=0)
-    check_number("degree", degree, minimum=0)
-    speeds = np.log(_check_range("server_speed_range", server_speed_range, "FLOP/s"))
-    rates = np.log(_check_range("rate_range", rate_range, "bit/s"))
-    latencies = _check_range("latency_range", latency_range, "seconds", strict=False)
-    memories = None if memory_range is None else np.log(_check_range("memory_range", memory_range, "bytes"))
-
-    rng = np.random.default_rng(seed)
-    links, positions = TOPOLOGIES[topology](n_servers + 1, rng, degree)
-    speed = np.exp(rng.uniform(*speeds, n_servers))
-    speed[rng.permutation(n_servers)[:relays]] = 0.0
-    rate = np.exp(rng.uniform(*rates, len(links)))
-    latency = rng.uniform(*latencies, len(links))
-    memory = np.full(n_servers, np.inf) if memories is None else np.exp(rng.uniform(*memories, n_servers))
-
-    graph = nx.DiGraph()
-    graph.add_node(0, speed=source_speed, overhead=overhead, pos=tuple(positions[0]))
-    for n in range(n_servers):
-        extra = {"overhead": overhead, "memory": memory[n]} if speed[n] else {}
-        graph.add_node(n + 1, speed=speed[n], pos=tuple(positions[n + 1]), **extra)
-    for (u, v), r, delay in zip(links, rate, latency, strict=True):
-        graph.add_edge(u, v, rate=r, latency=delay)
-        graph.add_edge(v, u, rate=r, latency=delay)
-    return graph

@@ -7,7 +7,7 @@ import pandas as pd
 
 from psl.errors import check_array, check_choice, check_count, check_number, expected
 from psl.networks import channel_models
-from psl.networks.validation import check_profiles
+from psl.networks.validation import check_profiles, check_range
 from psl.profiles import Profile
 from psl.records import Record
 from psl.units import dbm_to_watt
@@ -163,12 +163,9 @@ class WirelessCell(Record):
             "server_speed": server_speed,
         }.items():
             check_number(name, value, minimum=0, strict=True)
-        fix = "give (lowest, highest) speed in FLOP/s"
-        speed_range = check_array("client_speed_range", client_speed_range, shape=(2,), minimum=0, strict=True, fix=fix)
-        if speed_range[0] > speed_range[1]:
-            raise expected("client_speed_range", "the lowest speed first", repr(tuple(client_speed_range)), fix)
+        slowest, fastest = check_range("client_speed_range", client_speed_range, "FLOP/s")
         rng = np.random.default_rng(seed)
-        speeds = rng.uniform(*speed_range, n_clients)
+        speeds = rng.uniform(slowest, fastest, n_clients)
         # Nobody stands closer than 10 m: below that TR 38.901 does not define a path loss.
         distance = np.sqrt(rng.uniform(min(10.0 / radius, 1.0) ** 2, 1.0, n_clients)) * radius
         angle = rng.uniform(0, 2 * np.pi, n_clients)
