@@ -1,13 +1,18 @@
 """Tables of measured times per layer, made by other tools: CSV files and the graphs of PipeDream's profiler."""
 
+import os
 import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from psl.errors import check_array, check_count, check_number, expected
+
+#: What `Profile.from_table` reads: the path of a file, or a table in memory.
+Table = str | os.PathLike[str] | pd.DataFrame
 
 #: Columns that `read_layers` reads: the names a quantity may have, each with its factor to s, bits or bytes.
 TABLE_COLUMNS = {
@@ -18,7 +23,6 @@ TABLE_COLUMNS = {
     "parameters": {"param_bits": 1.0, "param_bytes": 8.0},
     "memory": {"memory_bytes": 1.0},
 }
-_NEEDED = ("forward time", "backward time", "activation")
 _PIPEDREAM_NODE = re.compile(
     r"(?P<id>\S+) -- (?P<what>.+) -- forward_compute_time=(?P<fwd_ms>\S+), backward_compute_time=(?P<bwd_ms>\S+), "
     r"activation_size=(?P<act_bytes>[^\s,]+), parameter_size=(?P<param_bytes>[^\s,]+)"
@@ -26,7 +30,7 @@ _PIPEDREAM_NODE = re.compile(
 _PIPEDREAM_EDGE = re.compile(r"\s*(?P<tail>\S+) -- (?P<head>\S+)")
 
 
-def read_layers(table, batch_size: int = 1, input_bits: float = 0.0) -> dict:
+def read_layers(table: Table, batch_size: int = 1, input_bits: float = 0.0) -> dict[str, Any]:
     """Return the arguments of `Profile.measured` for a table per layer; see `Profile.from_table`."""
     batch_size = check_count("batch_size", batch_size, fix="give the samples per batch of the measurement")
     input_bits = check_number("input_bits", input_bits, minimum=0)
@@ -52,10 +56,15 @@ def read_layers(table, batch_size: int = 1, input_bits: float = 0.0) -> dict:
         activation, gradient = np.append(input_bits, activation), np.append(input_bits, gradient)
     from_zero = lambda values: np.append(0.0, np.cumsum(values))  # noqa: E731
     return {
-        "names": names, "fwd_seconds": from_zero(forward), "bwd_seconds": from_zero(backward),
-        "act_bits": activation, "grad_bits": gradient, "param_bits": from_zero(parameters),
-        "act_memory": from_zero(memory), "last_bwd_seconds": float(backward[-1]),
-    }  # fmt: skip
+        "names": names,
+        "fwd_seconds": from_zero(forward),
+        "bwd_seconds": from_zero(backward),
+        "act_bits": activation,
+        "grad_bits": gradient,
+        "param_bits": from_zero(parameters),
+        "act_memory": from_zero(memory),
+        "last_bwd_seconds": float(backward[-1]),
+    }
 
 
 def _table_column(frame: pd.DataFrame, what: str, default: np.ndarray | None) -> np.ndarray:
@@ -72,7 +81,7 @@ def _table_column(frame: pd.DataFrame, what: str, default: np.ndarray | None) ->
     return check_array(f"column {found[0]!r}", frame[found[0]], minimum=0, fix=fix) * choices[found[0]]
 
 
-def _read_table(path) -> pd.DataFrame:
+def _read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
     fix = "pass the path of a CSV file with a heading (commas, semicolons or tabs), or of a PipeDream graph.txt"
     try:
         text = Path(path).read_text()
@@ -90,7 +99,8 @@ def _read_table(path) -> pd.DataFrame:
 
 def _read_pipedream(text: str) -> pd.DataFrame:
     """Return one row per unit of a PipeDream graph: cuts are the nodes that every path passes."""
-    nodes, before = {}, {}
+    nodes: dict[str, dict[str, str]] = {}  # what the graph says of each
+    before: dict[str, set[str]] = {}  # the nodes whose output each reads
     for number, line in enumerate(text.splitlines(), 1):
         if match := _PIPEDREAM_NODE.match(line.strip()):
             row = match.groupdict()
@@ -118,7 +128,9 @@ def _read_pipedream(text: str) -> pd.DataFrame:
     if len(starts) != 1 or len(ends) != 1:
         got = f"inputs {', '.join(starts)} and outputs {', '.join(ends)}"
         raise expected("graph", "one input and one output", got, "remove nodes whose output is never used")
-    rows, unit, open_until = [], [], 0  # open_until: place of the last reader of any node before the current one
+    rows: list[dict[str, Any]] = []
+    unit: list[dict[str, float]] = []  # the nodes since the last cut
+    open_until = 0  # place of the last reader of any node before the current one
     for k, node in enumerate(order):
         values = {key: _number(value, node, key) for key, value in nodes[node].items() if key != "what"}
         unit.append(values)

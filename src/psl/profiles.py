@@ -1,12 +1,15 @@
 """The profile of a model: what each cut costs, as plain arrays. Knows nothing of torch."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
-from psl.errors import ScenarioError, check_array, check_number, expected
-from psl.profile_tables import read_layers
+from psl.errors import check_array, check_number, expected
+from psl.profile_tables import Table, read_layers
 from psl.records import Record
 
 
@@ -43,9 +46,9 @@ class Profile(Record):
     last_bwd_cost: float = 0.0
     unit: str = "FLOP"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         names = tuple(str(name) for name in self.names)
-        object.__setattr__(self, "names", names)
+        self._set(names=names)
         if len(names) < 2:
             raise expected("Profile.names", "at least 2 cuts, input and output", len(names), "name every cut")
         if self.unit not in ("FLOP", "s"):
@@ -53,31 +56,28 @@ class Profile(Record):
         fix = "give one entry per cut, L+1 in all, per sample, starting with the raw input"
         for field in ("fwd_cost", "bwd_cost", "act_bits", "grad_bits", "param_bits", "act_memory"):
             array = check_array(f"Profile.{field}", getattr(self, field), shape=(len(names),), minimum=0, fix=fix)
-            object.__setattr__(self, field, array)
+            self._set(**{field: array})
             if not field.endswith("_bits") or field == "param_bits":
                 _check_cumulative(f"Profile.{field}", array)
         last = check_number("Profile.last_bwd_cost", self.last_bwd_cost, minimum=0)
         if last > self.bwd_cost[-1] * (1 + 1e-9):
-            raise expected(
-                "Profile.last_bwd_cost",
-                f"at most bwd_cost[-1] = {self.bwd_cost[-1]:g}",
-                f"{last:g}",
-                "give the backward cost of the last layer alone",
-            )
-        object.__setattr__(self, "last_bwd_cost", last)
+            fix = "give the backward cost of the last layer alone"
+            want = f"at most bwd_cost[-1] = {self.bwd_cost[-1]:g}"
+            raise expected("Profile.last_bwd_cost", want, f"{last:g}", fix)
+        self._set(last_bwd_cost=last)
 
     @classmethod
     def measured(
         cls,
-        names,
-        fwd_seconds,
-        bwd_seconds,
-        act_bits,
-        grad_bits=None,
-        param_bits=None,
-        act_memory=None,
-        last_bwd_seconds=0.0,
-    ) -> "Profile":
+        names: Iterable[Any],
+        fwd_seconds: ArrayLike,
+        bwd_seconds: ArrayLike,
+        act_bits: ArrayLike,
+        grad_bits: ArrayLike | None = None,
+        param_bits: ArrayLike | None = None,
+        act_memory: ArrayLike | None = None,
+        last_bwd_seconds: float = 0.0,
+    ) -> Self:
         """Build a profile from measured seconds per sample, cumulative like FLOP.
 
         Args:
@@ -87,19 +87,27 @@ class Profile(Record):
                 For a table per layer use ``numpy.cumsum`` with a leading 0.
             last_bwd_seconds: seconds per sample of the last layer's backward pass.
 
+        Raises:
+            ScenarioError: as `Profile`.
+
         Source: ours [B]; EPSL (arXiv 2303.15991) counts FLOP.
         """
-        zeros = np.zeros(len(tuple(names)))
-        return cls(
-            names, fwd_seconds, bwd_seconds, act_bits,
-            act_bits if grad_bits is None else grad_bits,
-            zeros if param_bits is None else param_bits,
-            zeros if act_memory is None else act_memory,
-            last_bwd_seconds, unit="s",
-        )  # fmt: skip
+        names = tuple(names)
+        zeros = np.zeros(len(names))
+        fields: dict[str, Any] = {
+            "names": names,
+            "fwd_cost": fwd_seconds,
+            "bwd_cost": bwd_seconds,
+            "act_bits": act_bits,
+            "grad_bits": act_bits if grad_bits is None else grad_bits,
+            "param_bits": zeros if param_bits is None else param_bits,
+            "act_memory": zeros if act_memory is None else act_memory,
+            "last_bwd_cost": last_bwd_seconds,
+        }
+        return cls(**fields, unit="s")
 
     @classmethod
-    def from_table(cls, table, *, batch_size: int = 1, input_bits: float = 0.0) -> "Profile":
+    def from_table(cls, table: Table, *, batch_size: int = 1, input_bits: float = 0.0) -> Self:
         """Read a table of measured times per layer, made by another tool, into a measured profile.
 
         One row per layer, in the order of the computation, *not* cumulative:
@@ -154,32 +162,29 @@ class Profile(Record):
 
     def cut_index(self, cut: int | str) -> int:
         """Return the number of a cut given by number or name; raises `ScenarioError` if there is none."""
-        if isinstance(cut, str):
-            if cut in self.names:
-                return self.names.index(cut)
-        elif (
-            isinstance(cut, int | float | np.integer | np.floating) and not isinstance(cut, bool)
-            and 0 <= cut <= self.n_units and int(cut) == cut  # NaN is in no range
-        ):  # fmt: skip
+        if isinstance(cut, str) and cut in self.names:
+            return self.names.index(cut)
+        number = isinstance(cut, int | float | np.integer | np.floating) and not isinstance(cut, bool)
+        if number and 0 <= cut <= self.n_units and int(cut) == cut:  # NaN is in no range
             return int(cut)
-        raise expected(
-            "cut",
-            f"a number 0..{self.n_units} or a name such as {self.names[min(1, self.n_units)]!r}",
-            repr(cut),
-            "see profile.names",
-        )
+        want = f"a number 0..{self.n_units} or a name such as {self.names[min(1, self.n_units)]!r}"
+        raise expected("cut", want, repr(cut), "see profile.names")
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per cut with the cumulative arrays; index is the cut number."""
         time = "flops" if self.unit == "FLOP" else "seconds"
         columns = {
-            "name": self.names, f"fwd_{time}": self.fwd_cost, f"bwd_{time}": self.bwd_cost,
-            "act_bits": self.act_bits, "grad_bits": self.grad_bits, "param_bits": self.param_bits,
+            "name": self.names,
+            f"fwd_{time}": self.fwd_cost,
+            f"bwd_{time}": self.bwd_cost,
+            "act_bits": self.act_bits,
+            "grad_bits": self.grad_bits,
+            "param_bits": self.param_bits,
             "act_memory_bytes": self.act_memory,
-        }  # fmt: skip
+        }
         return pd.DataFrame(columns).rename_axis("cut")
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         if self.unit == "FLOP":
             cost = f"{self.fwd_cost[-1] / 1e9:.4g} GFLOP forward, {self.bwd_cost[-1] / 1e9:.4g} GFLOP backward"
         else:
@@ -191,7 +196,7 @@ class Profile(Record):
 def _check_cumulative(name: str, array: np.ndarray) -> None:
     fix = "make the array cumulative: entry j sums units 1..j, entry 0 is 0"
     if array[0] != 0:
-        raise expected(name, "0 at entry 0", f"{array[0]:g}", fix, ScenarioError)
+        raise expected(name, "0 at entry 0", f"{array[0]:g}", fix)
     falls = np.flatnonzero(np.diff(array) < 0)
     if falls.size:
         raise expected(name, "a cumulative array that never falls", f"a fall at entry {falls[0] + 1}", fix)
