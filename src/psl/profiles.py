@@ -162,11 +162,11 @@ class Profile(Record):
 
     def cut_index(self, cut: int | str) -> int:
         """Return the number of a cut given by number or name; raises `ScenarioError` if there is none."""
-        if isinstance(cut, str) and cut in self.names:
-            return self.names.index(cut)
-        number = isinstance(cut, int | float | np.integer | np.floating) and not isinstance(cut, bool)
-        if number and 0 <= cut <= self.n_units and int(cut) == cut:  # NaN is in no range
-            return int(cut)
+        j = self.names.index(cut) if isinstance(cut, str) and cut in self.names else cut
+        if isinstance(j, int | float | np.integer | np.floating) and not isinstance(j, bool):
+            within = 0 <= j <= self.n_units  # NaN is not
+            if within and int(j) == j:
+                return int(j)
         want = f"a number 0..{self.n_units} or a name such as {self.names[min(1, self.n_units)]!r}"
         raise expected("cut", want, repr(cut), "see profile.names")
 
