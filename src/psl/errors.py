@@ -1,6 +1,8 @@
 """Errors and the checks that raise them. Every message says: expected, got, fix."""
 
 import math
+from collections.abc import Iterable
+from typing import Any, cast
 
 import numpy as np
 
@@ -29,14 +31,36 @@ class CheckpointError(PSLError):
     """A checkpoint is truncated, or belongs to another run."""
 
 
-def expected(what: str, want: str, got: object, fix: str, error: type[PSLError] = ScenarioError):
-    """Return (not raise) an error in the house form: ``what: expected …, got …. Fix: …``."""
+def expected(what: str, want: str, got: object, fix: str, error: type[PSLError] = ScenarioError) -> PSLError:
+    """Return (not raise) an error that says: ``what: expected …, got …. Fix: …``."""
     return error(f"{what}: expected {want}, got {got}. Fix: {fix}")
+
+
+def missing_package(what: str, cause: ModuleNotFoundError) -> ModuleNotFoundError:
+    """Return (not raise) an error for a package that is not installed, in the form of `expected`.
+
+    Args:
+        what: needs the package, for example ``"psl.train"``.
+        cause: what Python raised.
+    """
+    package = (cause.name or "").split(".")[0]
+    install = _DISTRIBUTIONS.get(package, package)
+    text = f"{what}: expected the package {package!r}, got an environment without it. Fix: pip install {install}"
+    return ModuleNotFoundError(text, name=cause.name, path=cause.path)
+
+
+# What pip calls a package, where that is not its name; torchvision goes with torch.
+_DISTRIBUTIONS = {
+    "torch": "torch torchvision",
+    "sionna": "sionna-no-rt",
+    "sklearn": "scikit-learn",
+    "PIL": "pillow",
+}
 
 
 def check_array(
     name: str,
-    value,
+    value: object,
     *,
     shape: tuple[int | None, ...] | None = None,
     minimum: float | None = None,
@@ -48,22 +72,24 @@ def check_array(
 
     Args:
         name: name for the message, for example ``"WirelessCell.bandwidth"``.
-        value: anything `numpy.asarray` takes; a scalar broadcasts to a fully known `shape`.
+        value: anything that `numpy.asarray` takes; a scalar is repeated to fill a fully known `shape`.
         shape: expected shape; `None` entries match any length.
-        minimum: least value allowed; with `strict`, values must be above it.
-        allow_inf: accept infinities (a link of unlimited rate); NaN never.
-        fix: what the caller should do; ends the message.
+        minimum: least value allowed.
+        strict: values must be above `minimum`.
+        allow_inf: accept infinities, such as a link of unlimited rate. NaN is never accepted.
+        fix: what the caller should do; the end of the message.
 
     Raises:
         ScenarioError: if the shape is wrong, a value is NaN or infinite, or below `minimum`.
     """
     try:
-        array = np.array(value, dtype=np.float64)
+        array = np.array(cast(Any, value), dtype=np.float64)
     except (TypeError, ValueError) as cause:
         raise expected(name, "numbers", repr(value)[:80], fix) from cause
     if shape is not None:
-        if array.ndim == 0 and None not in shape:
-            array = np.full(shape, float(array))
+        sizes = tuple(n for n in shape if n is not None)
+        if array.ndim == 0 and len(sizes) == len(shape):
+            array = np.full(sizes, float(array))
         matches = array.ndim == len(shape) and all(
             want is None or want == got for want, got in zip(shape, array.shape, strict=False)
         )
@@ -87,7 +113,7 @@ def check_array(
 
 def check_number(
     name: str,
-    value,
+    value: object,
     *,
     minimum: float | None = None,
     maximum: float | None = None,
@@ -101,23 +127,36 @@ def check_number(
     return number
 
 
-def check_count(name: str, value, *, minimum: int = 1, fix: str = "pass a whole number") -> int:
-    """Return `value` as an int; refuse fractions, booleans and values below `minimum`."""
+def check_count(name: str, value: object, *, minimum: int = 1, fix: str = "pass a whole number") -> int:
+    """Return `value` as an int.
+
+    Raises:
+        ScenarioError: if it is a fraction, a boolean, no number, or below `minimum`.
+    """
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if isinstance(value, float | np.floating):
-        whole = math.isfinite(value) and value == int(value)
-    else:
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole:
+        is_whole = math.isfinite(value) and value == int(value)
+    if not is_whole:
         raise expected(name, "a whole number", repr(value)[:80], fix)
-    if value < minimum:
-        raise expected(name, f"at least {minimum}", f"{int(value)}", fix)
-    return int(value)
+    count = int(cast(float, value))
+    if count < minimum:
+        raise expected(name, f"at least {minimum}", str(count), fix)
+    return count
 
 
-def check_choice(name: str, value, choices, fix: str | None = None) -> str:
-    """Return `value` if it is one of `choices`."""
+def check_choice(
+    name: str,
+    value: object,
+    choices: Iterable[str],
+    fix: str = "use one of them, spelled as shown",
+    error: type[PSLError] = ScenarioError,
+) -> str:
+    """Return `value` if it is one of `choices`.
+
+    Raises:
+        ScenarioError: if it is none of them; or another `error`.
+    """
     choices = list(choices)
     if value not in choices:
-        fix = fix or "use one of them, spelled as shown"
-        raise expected(name, "one of " + ", ".join(map(repr, choices)), repr(value), fix)
-    return value
+        raise expected(name, "one of " + ", ".join(map(repr, choices)), repr(value), fix, error)
+    return cast(str, value)

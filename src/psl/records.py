@@ -1,6 +1,8 @@
 """Frozen records of plain values and arrays that survive a JSON round trip."""
 
+import contextlib
 import dataclasses
+import importlib
 import json
 import os
 from pathlib import Path
@@ -50,7 +52,7 @@ class Record:
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Restore a record from `to_dict`'s result; raises `PSLError` if it names another class or lacks a field."""
         got = data.get("type") if isinstance(data, dict) else type(data).__name__
-        found = Record._classes.get(str(got))
+        found = _class_named(str(got))
         if found is None or not issubclass(found, cls):
             raise expected(
                 f"{cls.__name__}.from_dict",
@@ -104,6 +106,14 @@ class Record:
 def _full_name(cls: type) -> str:
     """Return module and name of a class: two classes of the same name are not confused."""
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _class_named(name: str) -> type[Record] | None:
+    """Return the class of that full name, if there is one; psl imports its own when they are first used."""
+    if name not in Record._classes and name.startswith("psl."):
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(name.rpartition(".")[0])
+    return Record._classes.get(name)
 
 
 def _encode(value: Any) -> Any:
