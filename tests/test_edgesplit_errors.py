@@ -20,11 +20,12 @@ def solve(profile, cluster, method="alternating", **options):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "magic"}, r"method: expected one of 'alternating', 'exact'.*got 'magic'"),
+        ({"method": "magic"}, r"method: expected one of 'exact', 'alternating'.*got 'magic'"),
         ({"batch_size": 0}, r"batch_size: expected at least 1, got 0"),
         ({"local_steps": 1.5}, r"local_steps: expected a whole number, got 1\.5"),
         ({"min_cut": 0}, r"min_cut: expected at least 1, got 0.*1 keeps raw data at home"),
         ({"min_cut": 99}, r"min_cut: expected at most \d+, the output, got 99"),
+        ({"seed": -1}, r"seed: expected at least 0, got -1"),
         ({"max_steps": 0}, r"max_steps: expected at least 1, got 0"),
         ({"method": "exact", "max_steps": 2}, r"max_steps: expected None for method='exact', got 2"),
     ],

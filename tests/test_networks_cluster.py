@@ -44,6 +44,7 @@ def test_sample_draws_boards():
 def test_sample_options():
     few = EdgeCluster.sample(50, boards=["jetson-nano", "laptop"], resource_block=180e3, memory_limits=False)
     assert set(few.device_names) == {"jetson-nano", "laptop"} and few.resource_block == 180e3
+    assert few.n_blocks == 555 and EdgeCluster.sample(2).n_blocks == 0
     assert np.isinf(few.device_memory).all()
     speeds = [EdgeCluster.sample(30, heterogeneity=h).device_speed for h in (0.0, 1.0, 2.0)]
     assert np.ptp(np.log(speeds[0])) == pytest.approx(0, abs=1e-12)

@@ -13,6 +13,8 @@ from psl.networks.validation import check_profiles, check_range
 from psl.profiles import Profile
 from psl.records import Record
 
+_ROUNDING = 1e-9  # relative; a block that is wider than what is left of the band by no more still fits
+
 
 @dataclass(frozen=True, repr=False, eq=False)
 class EdgeCluster(Record):
@@ -76,6 +78,11 @@ class EdgeCluster(Record):
     def n_devices(self) -> int:
         """N, the number of devices."""
         return len(self.device_speed)
+
+    @property
+    def n_blocks(self) -> int:
+        """Whole resource blocks in the band; 0 where bandwidth can be shared in any parts."""
+        return int(np.floor(self.bandwidth / self.resource_block * (1 + _ROUNDING))) if self.resource_block else 0
 
     def describe(self, device: int) -> str:
         """Return the number of a device and its name, as messages show it."""

@@ -1,11 +1,12 @@
-"""What EdgeSplit is compared with: one decision or none left to the optimiser.
+"""What EdgeSplit is compared with: the optimiser is left one decision or none.
 
 Source: our reconstruction of the usual comparisons [R].
 """
 
 import numpy as np
 
-from psl.schedulers.edgesplit.policy_iteration import best_bandwidth
+from psl.schedulers.edgesplit.bandwidth import best_bandwidth
+from psl.schedulers.edgesplit.checks import does_not_fit
 from psl.schedulers.edgesplit.problem import EdgeSplitProblem
 
 #: method: what it does.
@@ -33,10 +34,11 @@ def baseline(problem: EdgeSplitProblem, method: str) -> tuple[np.ndarray, np.nda
     if method == "fedavg":
         small = np.flatnonzero(problem.deepest < last)
         if small.size:
+            scenario = (problem.profile, problem.cluster, problem.batch_size)
             why = "as FedAvg trains the whole model on every device"
-            raise problem.does_not_fit(int(small[0]), last, why, "another method")
+            raise does_not_fit(*scenario, int(small[0]), last, why, "another method")
         return everyone(last), even
-    best, chosen = np.inf, None
+    best, chosen = np.inf, (everyone(problem.min_cut), even)
     for j in range(problem.min_cut, int(problem.deepest.min()) + 1):
         cuts = everyone(j)
         bandwidth = even if method == "sfl" else best_bandwidth(problem, cuts)

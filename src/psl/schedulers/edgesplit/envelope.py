@@ -2,7 +2,7 @@
 
 import numpy as np
 
-_FEW = 300  # up to as many places, trying every line is faster than finding the envelope
+_FEW = 300  # places; up to about so many, trying all of some tens of lines is faster than finding their envelope
 
 
 def lowest_lines(intercept: np.ndarray, slope: np.ndarray, x: np.ndarray) -> np.ndarray:

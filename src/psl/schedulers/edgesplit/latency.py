@@ -1,32 +1,213 @@
-"""How long a round of EdgeSplit takes on every device, in named terms."""
+"""How long a round of EdgeSplit takes: computing c_i(j), bits D(j), and the time T_i of every device."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
+from psl.errors import check_count, expected
 from psl.networks.edge_cluster import EdgeCluster
 from psl.profiles import Profile
+from psl.records import Record
 from psl.schedulers.checks import seconds
-from psl.schedulers.edgesplit.problem import EdgeSplitProblem
+from psl.schedulers.edgesplit.checks import check_bandwidth, check_blocks, check_cuts, check_profile
+
+#: s, and bit/s. Larger values are refused: their sums and quotients would come near 1e308, where floating point ends.
+BEYOND = 1e100
+
+#: What each term of a device's time holds.
+TERMS = {
+    "device_compute": "forward and backward on the device",
+    "server_compute": "forward and backward on the device's share of the server",
+    "activation_exchange": "activations up and gradients down",
+    "model_exchange": "the device's part of the model down and up",
+}
+
+
+class RoundCosts:
+    """Seconds and bits of one round, for any cuts and bandwidths of the devices.
+
+    ::
+
+        T_i    = c_i(j_i) + D(j_i) / (e_i w_i)
+        c_i(j) = H b [ (ρ_j + ϖ_j) / s_i + ((ρ_L − ρ_j) + (ϖ_L − ϖ_j)) N / s_srv ]
+        D(j)   = H b (ψ_j + χ_j) + 2 δ_j,    with ψ_L = χ_L = 0: a device with the whole model sends no activations
+
+    A device with a measured profile of its own takes that profile's seconds in place of (ρ_j + ϖ_j) / s_i.
+
+    Args:
+        profile, cluster, batch_size, local_steps: as in `latency`.
+
+    Raises:
+        ScenarioError: an argument is out of range, or times would be beyond floating point.
+
+    Source: EdgeSplit (arXiv 2403.15815): computing and communication of a round [P]; its terms [R].
+    """
+
+    def __init__(self, profile: Profile, cluster: EdgeCluster, batch_size: int = 32, local_steps: int = 1) -> None:
+        check_profile(profile, cluster)
+        self.profile, self.cluster = profile, cluster
+        self.batch_size = check_count("batch_size", batch_size, fix="give the samples per device and mini-batch")
+        self.local_steps = check_count("local_steps", local_steps, fix="give the mini-batches between two averages")
+        samples = self.batch_size * self.local_steps
+        self.n_devices = cluster.n_devices
+        self.efficiency = cluster.spectral_efficiency  # (N,) bit/s/Hz
+        self.device_work = samples * (profile.fwd_cost + profile.bwd_cost)  # (L+1,) FLOP of a round before the cut
+        # Forward and backward are subtracted apart: in their sum the smaller one loses its digits.
+        behind = (profile.fwd_cost[-1] - profile.fwd_cost) + (profile.bwd_cost[-1] - profile.bwd_cost)
+        self.server_work = samples * behind  # (L+1,) FLOP of a round behind the cut
+        with np.errstate(over="ignore", invalid="ignore"):  # `_check_finite` refuses what overflows
+            self.server_seconds = self.server_work * (self.n_devices / cluster.server_speed)  # (L+1,)
+        self.up_bits = samples * profile.act_bits  # (L+1,)
+        self.down_bits = samples * profile.grad_bits  # (L+1,)
+        self.up_bits[-1] = self.down_bits[-1] = 0.0
+        self.model_bits = profile.param_bits  # (L+1,), in each direction
+        self.bits = self.up_bits + self.down_bits + 2 * self.model_bits  # (L+1,) D(j)
+        #: (N,) number of each device's row in `measured_seconds`, -1 for a device known by its speed; (K, L+1) s.
+        self.profile_group, self.measured_seconds = self._measured(samples)
+        self._check_finite()
+        check_blocks(cluster)
+
+    def _measured(self, samples: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the devices' measured profiles as seconds of a round, equal ones once; see `profile_group`."""
+        profiles = self.cluster.profiles
+        if profiles is None:
+            return np.full(self.n_devices, -1), np.empty((0, len(self.device_work)))
+        row_of: dict[int, int] = {id(None): -1}
+        rows: dict[bytes, tuple[int, np.ndarray]] = {}
+        for own in {id(own): own for own in profiles if own is not None}.values():
+            row = samples * (own.fwd_cost + own.bwd_cost)
+            row_of[id(own)] = rows.setdefault(row.tobytes(), (len(rows), row))[0]
+        group = np.array([row_of[id(own)] for own in profiles])
+        return group, np.array([row for _, row in rows.values()]).reshape(len(rows), len(self.device_work))
+
+    def _check_finite(self) -> None:
+        cluster, total = self.cluster, self.cluster.bandwidth
+        with np.errstate(divide="ignore", over="ignore"):
+            slowest = self.device_work[-1] / cluster.device_speed[self.profile_group < 0].min(initial=np.inf)
+            sending = self.bits.max() / (self.efficiency.min() * (total / self.n_devices))
+            limits = (
+                ("device_speed", "round", "s", slowest),
+                ("server_speed", "round", "s", self.server_seconds[0]),
+                ("bandwidth", "round", "s", sending),
+                ("bandwidth", "rate", "bit/s", self.efficiency.max() * total),
+            )
+        for name, what, unit, value in limits:
+            if not value <= BEYOND:
+                want, fix = f"a {what} of less than {BEYOND:g} {unit}", "give SI units: FLOP/s, bit/s/Hz, Hz"
+                raise expected(f"EdgeCluster.{name}", want, f"{value:.3g} {unit}", fix)
+
+    def device_seconds(self, cuts: np.ndarray) -> np.ndarray:
+        """Return (N,) seconds that the devices compute in a round."""
+        computing = self.device_work[cuts] / self.cluster.device_speed
+        if len(self.measured_seconds):
+            measured = np.flatnonzero(self.profile_group >= 0)
+            computing[measured] = self.measured_seconds[self.profile_group[measured], cuts[measured]]
+        return computing
+
+    def compute(self, cuts: np.ndarray) -> np.ndarray:
+        """Return (N,) c_i(j_i), seconds of computing on the device and for it on the server."""
+        return self.device_seconds(cuts) + self.server_seconds[cuts]
+
+    def load(self, cuts: np.ndarray) -> np.ndarray:
+        """Return (N,) D(j_i) / e_i, Hz s: bandwidth times time that the device's bits take."""
+        return self.bits[cuts] / self.efficiency
+
+    def times(self, cuts: np.ndarray, bandwidth: np.ndarray | float) -> np.ndarray:
+        """Return (N,) T_i, seconds."""
+        return self.compute(cuts) + seconds(self.load(cuts), bandwidth)
+
+    def latency(self, cuts: np.ndarray, bandwidth: np.ndarray) -> "RoundLatency":
+        """Return the terms of the devices' times for checked (N,) cuts and (N,) Hz."""
+        rate = self.efficiency * bandwidth
+        return RoundLatency(
+            cuts=cuts,
+            cut_names=tuple(self.profile.names[j] for j in cuts.tolist()),
+            bandwidth=bandwidth,
+            rate=rate,
+            device_compute=self.device_seconds(cuts),
+            server_compute=self.server_seconds[cuts],
+            activation_exchange=seconds((self.up_bits + self.down_bits)[cuts], rate),
+            model_exchange=seconds(2 * self.model_bits[cuts], rate),
+            device_times=self.times(cuts, bandwidth),
+            uplink_bits=self.up_bits[cuts] + self.model_bits[cuts],
+            downlink_bits=self.down_bits[cuts] + self.model_bits[cuts],
+            device_names=self.cluster.device_names,
+        )
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class RoundLatency(Record):
+    """Seconds of one round of every device, by term.
+
+    Args:
+        cuts: (N,) j_i, numbers of the cuts.
+        cut_names: N names of them.
+        bandwidth: (N,) w_i, Hz.
+        rate: (N,) e_i w_i, bit/s.
+        device_compute: (N,) s, H b (ρ_j + ϖ_j) / s_i, or H b times the device's own measured seconds.
+        server_compute: (N,) s, H b ((ρ_L − ρ_j) + (ϖ_L − ϖ_j)) / (s_srv / N).
+        activation_exchange: (N,) s, H b (ψ_j + χ_j) / (e_i w_i); nothing at j = L.
+        model_exchange: (N,) s, 2 δ_j / (e_i w_i).
+        device_times: (N,) T_i, s: the sum of the four.
+        uplink_bits, downlink_bits: (N,) bits of a round in each direction.
+        device_names: N names of the devices, or None.
+
+    Source: EdgeSplit (arXiv 2403.15815): computing and communication of a round [P]; its terms [R].
+    """
+
+    cuts: np.ndarray
+    cut_names: tuple[str, ...]
+    bandwidth: np.ndarray
+    rate: np.ndarray
+    device_compute: np.ndarray
+    server_compute: np.ndarray
+    activation_exchange: np.ndarray
+    model_exchange: np.ndarray
+    device_times: np.ndarray
+    uplink_bits: np.ndarray
+    downlink_bits: np.ndarray
+    device_names: tuple[str, ...] | None = None
+
+    @property
+    def total(self) -> float:
+        """Seconds of the round: the time of the slowest device."""
+        return float(self.device_times.max())
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per device: cut, bandwidth, rate, the four terms and their total in seconds, and the bits."""
+        columns = {
+            "cut": self.cuts,
+            "cut_name": np.array(self.cut_names, dtype=object),
+            "bandwidth_hz": self.bandwidth,
+            "rate_bit_s": self.rate,
+            **{term: getattr(self, term) for term in TERMS},
+            "total": self.device_times,
+            "uplink_bits": self.uplink_bits,
+            "downlink_bits": self.downlink_bits,
+        }
+        frame = pd.DataFrame(columns).rename_axis("device")
+        if self.device_names is not None:
+            frame.insert(0, "name", self.device_names)
+        return frame
+
+    def __repr__(self) -> str:
+        slowest = int(self.device_times.argmax())
+        shown = ", ".join(f"{term} {getattr(self, term)[slowest]:.4g}" for term in TERMS)
+        return f"RoundLatency({len(self.cuts)} devices: {self.total:.6g} s, of device {slowest}: {shown})"
 
 
 def latency(
     profile: Profile,
     cluster: EdgeCluster,
     *,
-    cuts,
-    bandwidth,
+    cuts: ArrayLike,
+    bandwidth: ArrayLike,
     batch_size: int = 32,
     local_steps: int = 1,
-) -> pd.DataFrame:
-    """Return one row per device: cut, bandwidth, the terms of its time in seconds, and the bits it sends and gets.
-
-    ===================  ==================================================================
-    device_compute       H b (ρ_j + ϖ_j) / s_i, or H b times the device's own measured seconds
-    server_compute       H b ((ρ_L − ρ_j) + (ϖ_L − ϖ_j)) / (s_srv / N)
-    activation_exchange  H b (ψ_j + χ_j) / (e_i w_i); nothing at j = L
-    model_exchange       2 δ_j / (e_i w_i)
-    total                T_i, their sum; the round takes the largest
-    ===================  ==================================================================
+) -> RoundLatency:
+    """Return the time of one round of every device, in the terms that `RoundLatency` lists.
 
     Args:
         profile: costs of the model's cuts.
@@ -36,33 +217,14 @@ def latency(
         batch_size: b, samples per device and mini-batch.
         local_steps: H, mini-batches between two averages.
 
+    Returns:
+        The terms; `.total` is the round time, `.to_frame()` has a row per device.
+
     Raises:
         ScenarioError: an argument is out of range or of the wrong shape.
+        InfeasibleError: there are fewer resource blocks than devices.
 
     Source: EdgeSplit (arXiv 2403.15815): computing and communication of a round [P]; its terms [R].
     """
-    problem = EdgeSplitProblem(profile, cluster, batch_size, local_steps, memory=False)
-    return terms(problem, problem.check_cuts(cuts), problem.check_bandwidth(bandwidth))
-
-
-def terms(problem: EdgeSplitProblem, cuts: np.ndarray, bandwidth: np.ndarray) -> pd.DataFrame:
-    """Return the table of `latency` for checked cuts and bandwidths."""
-    rate = problem.efficiency * bandwidth
-    model = problem.model_bits[cuts]
-    columns = {
-        "cut": cuts,
-        "cut_name": np.array(problem.profile.names, dtype=object)[cuts],
-        "bandwidth_hz": bandwidth,
-        "rate_bit_s": rate,
-        "device_compute": problem.device_seconds(cuts),
-        "server_compute": problem.server_seconds[cuts],
-        "activation_exchange": seconds((problem.up_bits + problem.down_bits)[cuts], rate),
-        "model_exchange": seconds(2 * model, rate),
-        "total": problem.times(cuts, bandwidth),
-        "uplink_bits": problem.up_bits[cuts] + model,
-        "downlink_bits": problem.down_bits[cuts] + model,
-    }
-    frame = pd.DataFrame(columns).rename_axis("device")
-    if problem.cluster.device_names is not None:
-        frame.insert(0, "name", problem.cluster.device_names)
-    return frame
+    costs = RoundCosts(profile, cluster, batch_size, local_steps)
+    return costs.latency(check_cuts(profile, cluster, cuts), check_bandwidth(cluster, bandwidth))

@@ -1,4 +1,4 @@
-"""The result of the scheduler: every device's cut and bandwidth, with what they were made for and how good they are."""
+"""The result of the scheduler: every device's cut and bandwidth, with the scenario and the bound of the round time."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -12,16 +12,17 @@ from psl.plans import check_lower_bound
 from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.edgesplit.baselines import baseline
-from psl.schedulers.edgesplit.latency import terms
+from psl.schedulers.edgesplit.checks import check_bandwidth, check_cuts, check_min_cut, deepest_cuts, does_not_fit
+from psl.schedulers.edgesplit.latency import RoundCosts, RoundLatency
 from psl.schedulers.edgesplit.problem import EdgeSplitProblem
 
-_STUCK = 1e-6  # relative gap from which on the alternation has not reached the optimum
+_SUBOPTIMAL = 1e-6  # relative gap from which on the alternation has missed the optimum: far more than rounding
 FRAMEWORKS = ("edgesplit", "fedavg", "sfl", "centralised")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class EdgeSplitPlan(Record):
-    """Where every device cuts the model and how the band is shared, with the scenario it was made for.
+    """Where every device cuts the model, and how the band is shared; with the scenario it was made for.
 
     Args:
         profile, cluster, batch_size, local_steps: the scenario, as given to `solve`.
@@ -57,32 +58,28 @@ class EdgeSplitPlan(Record):
     device_times: np.ndarray = field(init=False)
     round_time: float = field(init=False)
 
-    def __post_init__(self):
-        problem = self._problem()
-        cuts, bandwidth = problem.check_cuts(self.cuts), problem.check_bandwidth(self.bandwidth)
-        small = np.flatnonzero(cuts > problem.deepest)
-        if small.size:
-            why = "the plan's cut of this device"
-            raise problem.does_not_fit(int(small[0]), int(cuts[small[0]]), why, "a shallower cut")
-        times = problem.times(cuts, bandwidth)
+    def __post_init__(self) -> None:
+        profile, cluster = self.profile, self.cluster
+        costs = RoundCosts(profile, cluster, self.batch_size, self.local_steps)
+        cuts, bandwidth = check_cuts(profile, cluster, self.cuts), check_bandwidth(cluster, self.bandwidth)
+        deepest = deepest_cuts(profile, cluster, costs.batch_size)
+        if (small := np.flatnonzero(cuts > deepest)).size:
+            device, why = int(small[0]), "the plan's cut of this device"
+            advice = ["a shallower cut"] if deepest[device] >= 1 else []
+            raise does_not_fit(profile, cluster, costs.batch_size, device, int(cuts[device]), why, *advice)
+        times = costs.times(cuts, bandwidth)
         times.setflags(write=False)
-        values = {
-            "batch_size": problem.batch_size,
-            "local_steps": problem.local_steps,
-            "cuts": cuts,
-            "bandwidth": bandwidth,
-            "lower_bound": check_lower_bound("EdgeSplitPlan", self.lower_bound, float(times.max())),
-            "history": tuple(self.history),
-            "min_cut": problem.min_cut,
-            "device_times": times,
-            "round_time": float(times.max()),
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-
-    def _problem(self, local_steps: int | None = None) -> EdgeSplitProblem:
-        steps = self.local_steps if local_steps is None else local_steps
-        return EdgeSplitProblem(self.profile, self.cluster, self.batch_size, steps, self.min_cut)
+        self._set(
+            batch_size=costs.batch_size,
+            local_steps=costs.local_steps,
+            cuts=cuts,
+            bandwidth=bandwidth,
+            lower_bound=check_lower_bound("EdgeSplitPlan", self.lower_bound, float(times.max())),
+            history=tuple(self.history),
+            min_cut=check_min_cut(profile, self.min_cut),
+            device_times=times,
+            round_time=float(times.max()),
+        )
 
     @property
     def n_clients(self) -> int:
@@ -141,23 +138,30 @@ class EdgeSplitPlan(Record):
             InfeasibleError: "fedavg" where a device does not hold the whole model.
         """
         check_choice("framework", framework, FRAMEWORKS, fix="others need a plan of their own")
-        problem = self._problem(local_steps)
+        steps = self.local_steps if local_steps is None else local_steps
         if framework == "edgesplit":
-            return float(problem.times(self.cuts, self.bandwidth).max())
+            costs = RoundCosts(self.profile, self.cluster, self.batch_size, steps)
+            return float(costs.times(self.cuts, self.bandwidth).max())
         if framework == "centralised":
             everything = self.profile.fwd_cost[-1] + self.profile.bwd_cost[-1]
             return float(self.n_clients * self.batch_size * everything / self.cluster.server_speed)
+        problem = EdgeSplitProblem(self.profile, self.cluster, self.batch_size, steps, self.min_cut)
         return float(problem.times(*baseline(problem, framework)).max())
+
+    def latency(self) -> RoundLatency:
+        """Return the terms of every device's time."""
+        costs = RoundCosts(self.profile, self.cluster, self.batch_size, self.local_steps)
+        return costs.latency(self.cuts, self.bandwidth)
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per device: cut, bandwidth, the terms of its time, and the bits it sends; see `latency`."""
-        return terms(self._problem(), self.cuts, self.bandwidth)
+        return self.latency().to_frame()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         proof = "no lower bound"
         if not np.isnan(self.gap):
             proof = f"optimum {self.lower_bound:.6g} s, gap {100 * self.gap:.3g} %"
-        if self.method == "alternating" and self.gap > _STUCK:
+        if self.method == "alternating" and self.gap > _SUBOPTIMAL:
             proof += ", closed by method='exact'"
         low, high = int(self.cuts.min()), int(self.cuts.max())
         cuts = f"cut {low} {self.cut_name!r}" if low == high else f"cuts {low}..{high}"

@@ -1,4 +1,8 @@
-"""The front door of the EdgeSplit scheduler."""
+"""`solve`: every device's cut and bandwidth by one of the methods, with the optimum beside it."""
+
+from typing import Any
+
+from tqdm.auto import tqdm
 
 from psl.errors import check_choice, check_count, expected
 from psl.networks.edge_cluster import EdgeCluster
@@ -11,7 +15,7 @@ from psl.schedulers.edgesplit.plan import EdgeSplitPlan
 from psl.schedulers.edgesplit.policy_iteration import best_split
 from psl.schedulers.edgesplit.problem import EdgeSplitProblem
 
-METHODS = ("alternating", "exact", "bisection", *BASELINES)
+METHODS = ("exact", "alternating", "bisection", *BASELINES)
 
 
 def solve(
@@ -20,18 +24,20 @@ def solve(
     *,
     batch_size: int = 32,
     local_steps: int = 1,
-    method: str = "alternating",
+    method: str = "exact",
     min_cut: int = 1,
     max_steps: int | None = None,
+    seed: int = 0,
     bound: bool = True,
+    progress: bool = False,
 ) -> EdgeSplitPlan:
     """Choose every device's cut and bandwidth so that the slowest device of a round is as fast as possible.
 
     ================  ===============================================================================================
-    "alternating"     default [P]: cuts for given bandwidth, bandwidth for given cuts, in turn, from equal bandwidth;
-                      the optimum only if every cut sends something, see below [B]
-    "exact"           the global optimum by policy iteration, in whole resource blocks too [B]
-    "bisection"       the same optimum, by bisection and trying every cut: slow, the reference [B]
+    "exact"           default [B]: the global optimum by policy iteration, in whole resource blocks too
+    "alternating"     cuts for given bandwidth, bandwidth for given cuts, in turn, from equal bandwidth [P]; the optimum
+                      only if every cut sends something, see below [B]
+    "bisection"       the optimum by bisection and trying every cut: slow, the reference [B]
     "fedavg"          the whole model on every device, equal bandwidth [R]
     "sfl"             one cut for all, the best; equal bandwidth [R]
     "adaptive-equal"  each device's best cut at equal bandwidth [R]
@@ -53,7 +59,9 @@ def solve(
         method: see the table.
         min_cut: the shallowest cut allowed; 1 keeps raw data on the devices.
         max_steps: stop the alternation after so many steps, to show what that costs; None goes on to its end.
+        seed: as in every `solve`; all methods here are deterministic and draw nothing.
         bound: compute the optimum as `lower_bound`; False leaves it NaN and saves time.
+        progress: show a progress bar of improvements.
 
     Returns:
         The plan; `plan.gap` says how far above the optimum it is.
@@ -66,30 +74,47 @@ def solve(
     Source: EdgeSplit (arXiv 2403.15815): every device its own depth and share of bandwidth [P]; see the marks above.
     """
     check_choice("method", method, METHODS)
+    check_count("seed", seed, minimum=0)
     if max_steps is not None:
         max_steps = check_count("max_steps", max_steps, fix="give a number of steps of the alternation, or None")
         if method != "alternating":
-            fix = "leave it out; only the alternation can be stopped early"
+            fix = "leave it out, or use method='alternating': only the alternation can be stopped early"
             raise expected("max_steps", f"None for method={method!r}", f"{max_steps}", fix)
     scenario = (profile, cluster, batch_size, local_steps, min_cut)
-    problem = EnumeratedProblem(*scenario) if method == "bisection" else make_problem(*scenario)
-    history: list[dict] = []
+    history: list[dict[str, Any]] = []
     optimum = float("nan")
-    if method == "exact":
-        cuts, bandwidth, optimum = best_split(problem, history.append)
-    elif method == "alternating":
-        cuts, bandwidth = alternate(problem, history.append, max_steps)
-    elif method == "bisection":
-        cuts, bandwidth = bisection(problem, history.append)
-    else:
-        cuts, bandwidth = baseline(problem, method)
-        history.append({"step": 0, "round_time": float(problem.times(cuts, bandwidth).max())})
-    if bound and method != "exact":
-        # Bisection is the reference: its bound must not come from the same table.
-        optimum = best_split(EdgeSplitProblem(*scenario) if method == "bisection" else problem)[2]
+    with tqdm(desc=f"EdgeSplit {method}", unit=" improvements", disable=not progress) as bar:
+
+        def report(event: dict[str, Any]) -> None:
+            history.append(event)
+            bar.update()
+            bar.set_postfix(round_time=f"{event['round_time']:.4g} s")
+
+        if method == "bisection":
+            problem = EnumeratedProblem(*scenario)
+            cuts, bandwidth = bisection(problem, report)
+        else:
+            problem = make_problem(*scenario)
+            if method == "exact":
+                cuts, bandwidth, optimum = best_split(problem, report)
+            elif method == "alternating":
+                cuts, bandwidth = alternate(problem, report, max_steps)
+            else:
+                cuts, bandwidth = baseline(problem, method)
+                report({"step": 0, "round_time": float(problem.times(cuts, bandwidth).max())})
+        if bound and method != "exact":
+            # Bisection is the reference: its bound must not come from the same table.
+            optimum = best_split(EdgeSplitProblem(*scenario) if method == "bisection" else problem)[2]
     reached = float(problem.times(cuts, bandwidth).max())
     return EdgeSplitPlan(
-        profile, cluster, problem.batch_size, problem.local_steps, method, cuts, bandwidth,
+        profile,
+        cluster,
+        problem.batch_size,
+        problem.local_steps,
+        method,
+        cuts,
+        bandwidth,
         lower_bound=min(optimum, reached) if bound else float("nan"),  # the last bit must not put it above the plan
-        history=tuple(history), min_cut=problem.min_cut,
-    )  # fmt: skip
+        history=tuple(history),
+        min_cut=problem.min_cut,
+    )
