@@ -12,9 +12,10 @@ import dataclasses
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # many small calls: threads only get in each other's way
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # many small calls: threads would only wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -51,7 +52,7 @@ def umi_cell(n_clients: int, n_subchannels: int, seed: int) -> psl.WirelessCell:
     return dataclasses.replace(cell, server_speed=cell.server_speed * scale, total_power=cell.total_power * scale)
 
 
-def cvxpy_power(problem: RoundProblem, cut: int, owner: np.ndarray) -> np.ndarray:
+def cvxpy_power(problem: RoundProblem, cut: int, assignment: np.ndarray) -> np.ndarray:
     """Return the power block's answer from CVXPY, scaled back into the limits it meets only to its tolerance."""
     _, power = cvxpy_deadline(
         problem.up_compute[cut],
@@ -60,10 +61,10 @@ def cvxpy_power(problem: RoundProblem, cut: int, owner: np.ndarray) -> np.ndarra
         problem.bandwidth,
         problem.limit,
         problem.total,
-        owner,
+        assignment,
     )
     power = np.maximum(power, 0.0)
-    spent = np.bincount(owner, power * problem.bandwidth, problem.n_clients)
+    spent = np.bincount(assignment, power * problem.bandwidth, problem.n_clients)
     return power / max(1.0, float((spent / problem.limit).max()), spent.sum() / problem.total)
 
 
@@ -117,16 +118,14 @@ def power_step(profile: psl.Profile, draws: int) -> None:
     for seed in range(draws):
         problem = RoundProblem(profile, umi_cell(5, 20, seed % 10), 64, 0.5)
         rng = np.random.default_rng(seed)
-        owner = rng.permutation(np.arange(20) % 5)
+        assignment = rng.permutation(np.arange(20) % 5)
         cut = int(rng.choice(problem.candidates))
         arguments = problem.up_compute[cut], problem.up_bits[cut], problem.snr, problem.bandwidth
-        newton, took = timed(lambda problem=problem, cut=cut, owner=owner: PowerStep(problem, cut, owner).deadline)
+        step, took = timed(partial(PowerStep, problem, cut, assignment))
         ours.append(took)
-        (oracle, _), took = timed(
-            lambda a=arguments, problem=problem, owner=owner: cvxpy_deadline(*a, problem.limit, problem.total, owner)
-        )
+        (oracle, _), took = timed(partial(cvxpy_deadline, *arguments, problem.limit, problem.total, assignment))
         theirs.append(took)
-        error.append(abs(newton / oracle - 1))
+        error.append(abs(step.deadline / oracle - 1))
     record("power step", "Newton, median", float(np.median(ours)) * 1e3, "ms")
     record("power step", "CVXPY, median", float(np.median(theirs)) * 1e3, "ms")
     record("power step", "CVXPY / Newton", float(np.median(theirs) / np.median(ours)), "times")

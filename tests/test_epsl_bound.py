@@ -7,7 +7,7 @@ from scipy.optimize import check_grad
 from epsl_scenarios import random_cell, random_profile
 from oracles import all_assignments
 from psl.schedulers import epsl
-from psl.schedulers.epsl.lagrangian_dual import SharedChannels
+from psl.schedulers.epsl.lagrangian_dual import LagrangianDual
 from psl.schedulers.epsl.lower_bound import Matching, dual_bound, lower_bound, needs
 from psl.schedulers.epsl.power import PowerStep, round_time
 from psl.schedulers.epsl.problem import RoundProblem
@@ -22,9 +22,9 @@ def small_problem(seed, **options):
 
 def best_split(problem, cut):
     """Return (smallest U + V, (N,) U, (N,) V) over all assignments at a cut."""
-    owners = all_assignments(problem.n_clients, problem.n_subchannels)
-    up = np.array([PowerStep(problem, cut, owner).deadline for owner in owners])
-    down = np.array([problem.downlink_time(cut, owner).max() for owner in owners])
+    assignments = all_assignments(problem.n_clients, problem.n_subchannels)
+    up = np.array([PowerStep(problem, cut, assignment).deadline for assignment in assignments])
+    down = np.array([problem.downlink_time(cut, assignment).max() for assignment in assignments])
     return float((up + down).min()), up, down
 
 
@@ -34,7 +34,7 @@ def test_dual_is_valid_at_random_multipliers():
         cut = int(rng.choice(problem.cuts))
         optimum, _, _ = best_split(problem, cut)
         scale = optimum * rng.uniform(0.3, 3)
-        dual = SharedChannels(problem, cut, np.ones(problem.n_clients), (0.0, 0.0), scale)
+        dual = LagrangianDual(problem, cut, np.ones(problem.n_clients), (0.0, 0.0), scale)
         for _ in range(20):
             x = rng.exponential(rng.choice([0.01, 0.1, 1.0]), 4 * problem.n_clients + 1)
             for smooth in (0.0, 0.01):
@@ -44,7 +44,7 @@ def test_dual_is_valid_at_random_multipliers():
 def test_gradient_of_the_dual():
     for seed in range(10):
         rng, problem = small_problem(seed)
-        dual = SharedChannels(problem, 2, np.ones(problem.n_clients), (0.0, 0.0), 10.0)
+        dual = LagrangianDual(problem, 2, np.ones(problem.n_clients), (0.0, 0.0), 10.0)
         x = rng.uniform(0.01, 0.2, 4 * problem.n_clients + 1)
         size = np.linalg.norm(dual.value(x, 0.05)[1])
         error = check_grad(lambda x, d=dual: d.value(x, 0.05)[0], lambda x, d=dual: d.value(x, 0.05)[1], x)
@@ -56,13 +56,13 @@ def test_needs_hold_for_every_plan_within_the_budget():
         rng, problem = small_problem(seed)
         cut = int(rng.choice(problem.cuts))
         optimum, up, down = best_split(problem, cut)
-        owners = all_assignments(problem.n_clients, problem.n_subchannels)
+        assignments = all_assignments(problem.n_clients, problem.n_subchannels)
         budget = optimum * rng.uniform(1.0001, 1.5)
         needed = needs(problem, cut, budget)
         assert needed is not None, f"seed {seed}"
-        for owner, u, v in zip(owners, up, down, strict=True):
+        for assignment, u, v in zip(assignments, up, down, strict=True):
             if u + v < budget:
-                held = np.bincount(owner, minlength=problem.n_clients)
+                held = np.bincount(assignment, minlength=problem.n_clients)
                 assert (held >= needed.counts).all() and (held <= needed.most).all(), f"seed {seed}"
                 assert u >= needed.earliest[0] * (1 - 1e-9) and v >= needed.earliest[1] * (1 - 1e-9), f"seed {seed}"
 

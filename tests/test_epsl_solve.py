@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epsl_scenarios import random_cell, random_profile
-from psl.aggregation import aggregated_rows
+from psl.aggregation import aggregated_rows, server_rows
 from psl.errors import InfeasibleError, ScenarioError
 from psl.schedulers import epsl
 from psl.schedulers.epsl.local_search import State, bounds, local_search, neighbours
@@ -143,8 +143,8 @@ def test_only_cuts_that_can_be_best_are_searched():
     for seed in range(20):
         rng = np.random.default_rng(seed)
         problem = RoundProblem(random_profile(rng, n_units=7), random_cell(rng, 3, 5), 16, 0.5)
-        owner = rng.permutation([0, 1, 2, 0, 1])
-        times = {j: round_time(problem, j, owner) for j in problem.cuts}
+        assignment = rng.permutation([0, 1, 2, 0, 1])
+        times = {j: round_time(problem, j, assignment) for j in problem.cuts}
         assert min(times, key=times.get) in problem.candidates, f"seed {seed}"
     profile, cell = scenario(0)
     twice = np.array([0, 1, 1, 2, 3, 4])  # a ReLU that costs nothing repeats its predecessor's row
@@ -181,6 +181,8 @@ def test_extreme_cells_are_planned_without_losing_digits():
 
 def test_slots_are_counted_without_rounding_surprises():
     assert [aggregated_rows(phi, 100) for phi in (0.0, 0.07, 0.5, 0.501, 1.0)] == [0, 7, 50, 51, 100]
+    assert [server_rows(phi, 100, 5) for phi in (0.0, 0.07, 0.5, 0.501, 1.0)] == [500, 472, 300, 296, 100]
+    assert server_rows(0.3, 100, 1) == 100, "one client saves nothing"
 
 
 def test_candidates_are_bounded_from_below_and_none_is_missed():
@@ -189,20 +191,20 @@ def test_candidates_are_bounded_from_below_and_none_is_missed():
         n_clients = int(rng.integers(2, 5))
         problem = RoundProblem(random_profile(rng), random_cell(rng, n_clients, n_clients + 4), 16, 0.5)
         cut = int(rng.choice(problem.cuts))
-        owner = rng.permutation(np.concatenate([np.arange(n_clients), rng.integers(n_clients, size=4)]))
-        state = State(problem, cut, owner)
+        assignment = rng.permutation(np.concatenate([np.arange(n_clients), rng.integers(n_clients, size=4)]))
+        state = State(problem, cut, assignment)
         moves = neighbours(state)
         for n, bound in enumerate(bounds(state, moves)):
-            trial = owner.copy()
+            trial = assignment.copy()
             trial[moves.k[n]] = moves.b[n]
             if moves.back[n] >= 0:
                 trial[moves.back[n]] = moves.a[n]
             assert bound <= State(problem, cut, trial).time * (1 + 1e-9), f"seed {seed}, candidate {n}"
         # Local optimality, by trying every move and swap.
-        found = local_search(problem, cut, owner)
-        for k in range(len(owner)):
+        found = local_search(problem, cut, assignment)
+        for k in range(len(assignment)):
             for other in (*range(n_clients), *(-1 - other for other in range(k))):
-                trial = found.owner.copy()
+                trial = found.assignment.copy()
                 if other >= 0:
                     trial[k] = other
                 else:
@@ -301,5 +303,7 @@ def test_a_bound_of_another_scenario_is_no_certificate():
         dataclasses.replace(plan, batch_size=2)
     with pytest.raises(ScenarioError, match=r"EPSLPlan\.lower_bound: expected seconds, or NaN for none, got 'low'"):
         dataclasses.replace(plan, lower_bound="low")
+    tight = dataclasses.replace(plan, lower_bound=plan.round_time * (1 + 1e-12))
+    assert tight.lower_bound == plan.round_time and tight.exact, "above it by rounding only"
     moved = dataclasses.replace(plan, batch_size=2, lower_bound=float("nan"))
     assert moved.round_time < plan.lower_bound and "no lower bound" in repr(moved)

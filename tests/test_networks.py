@@ -94,6 +94,51 @@ def test_bad_cells_are_refused(change, message):
         psl.WirelessCell(**(FIELDS | change))
 
 
+# Signal-to-noise ratios of 2^n − 1, so that rates are whole numbers: see test_epsl_latency.
+BY_HAND = psl.WirelessCell(
+    client_speed=[10, 20], server_speed=100, uplink_gain=[[1, 1, 3], [3, 1, 1]], bandwidth=[1, 2, 4], noise_psd=1,
+    client_power=[20, 20], total_power=30, downlink_psd=1,
+)  # fmt: skip
+
+
+def test_rates_by_hand():
+    # Client 0 has subchannels 0 and 2 at a ratio of 3 and 1: 1·2 + 4·1; client 1 has subchannel 1 at 3: 2·2.
+    assert BY_HAND.uplink_rate([0, 1, 0], [3, 3, 1 / 3]) == pytest.approx([6, 4])
+    # Downlink: client 0: 1·log2(2) + 4·log2(4); client 1: 2·log2(2).
+    assert BY_HAND.downlink_rate(np.array([0, 1, 0])) == pytest.approx([9, 2])
+    np.testing.assert_allclose(BY_HAND.subchannel_downlink_rate(), [[1, 2, 8], [2, 2, 4]])
+    assert BY_HAND.whole_band_downlink_rate() == pytest.approx([11, 8])
+    assert BY_HAND.broadcast_rate() == pytest.approx(8)
+    assert BY_HAND.uplink_rate([0, 0, 0], [1, 1, 1])[1] == 0, "no subchannel, no rate"
+
+
+def test_rates_of_powers_far_below_the_noise_keep_their_digits():
+    # log2(1 + x) is x / ln 2 there, and 1 + x is 1 in floating point.
+    assert BY_HAND.uplink_rate([0, 1, 0], [1e-20, 1e-20, 0]) == pytest.approx(np.array([1, 2]) * 1e-20 / np.log(2))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "power", "message"),
+    [
+        (
+            [0, 1],
+            [1, 1, 1],
+            r"assignment: expected the number 0\.\.1 of a client for each of the 3 subch.*got \[0, 1\]",
+        ),
+        ([0, 1, 2], [1, 1, 1], r"assignment: expected the number 0\.\.1 .*got \[0, 1, 2\].*Fix: give whole numbers"),
+        ([0, -1, 1], [1, 1, 1], r"assignment: expected .*got \[0, -1, 1\]"),
+        ([0, 0.5, 1], [1, 1, 1], r"assignment: expected .*got \[0, 0\.5, 1\]"),
+        ([0, 1, 0], [1, 1], r"power: expected 3 finite densities of at least 0, got \[1, 1\].*Fix: give the W/Hz"),
+        ([0, 1, 0], [1, -1, 1], r"power: expected 3 finite densities"),
+        ([0, 1, 0], [1, np.nan, 1], r"power: expected 3 finite densities"),
+        ([0, 1, 0], [1, np.inf, 1], r"power: expected 3 finite densities"),
+    ],
+)
+def test_rates_refuse_what_is_no_assignment_or_power(assignment, power, message):
+    with pytest.raises(ScenarioError, match=message):
+        BY_HAND.uplink_rate(assignment, power)
+
+
 def test_bad_sampling_arguments_are_refused():
     with pytest.raises(ScenarioError, match="channel: expected one of 'umi', 'log-distance', got 'rayleigh'"):
         psl.WirelessCell.sample(channel="rayleigh")

@@ -1,11 +1,31 @@
-"""The one number that training and scheduling of EPSL must agree on."""
+"""How many rows EPSL aggregates and how many its server goes back through, for latency, training and simulation."""
 
 import math
 
 
 def aggregated_rows(phi: float, batch_size: int) -> int:
-    """Return n_A = ⌈φ b⌉, the number of mini-batch slots whose last-layer gradients EPSL aggregates.
+    """Return n_A = ⌈φ b⌉, the number of slots of the mini-batches whose last-layer gradients EPSL aggregates.
+
+    Args:
+        phi: φ, share of the slots that are aggregated, 0..1.
+        batch_size: b, samples of each client's mini-batch.
 
     Source: EPSL (arXiv 2303.15991): a share φ of the gradients [P]; rounding up [R].
     """
     return math.ceil(phi * batch_size - 1e-9)  # 0.07 · 100 is 7.000000000000001 in floating point
+
+
+def server_rows(phi: float, batch_size: int, n_clients: int) -> int:
+    """Return n_A + C (b − n_A), the rows that EPSL's server goes back through, instead of C b.
+
+    An aggregated slot is one row for all clients; the other slots are one row per client.
+
+    Args:
+        phi: φ, share of the slots that are aggregated, 0..1.
+        batch_size: b, samples of each client's mini-batch.
+        n_clients: C.
+
+    Source: EPSL (arXiv 2303.15991): the saving [P]; the count [R].
+    """
+    n_a = aggregated_rows(phi, batch_size)
+    return n_a + n_clients * (batch_size - n_a)

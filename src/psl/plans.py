@@ -1,11 +1,11 @@
-"""What all plans have in common: the protocol that simulation and training rely on, and the check of their bounds."""
+"""What all plans have in common: the protocol that simulation and training use, and the check of lower bounds."""
 
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from psl.errors import expected
 from psl.profiles import Profile
 
-_ROUNDING = 1e-9  # relative
+_ROUNDING = 1e-9  # relative; a bound and a round time add up their terms in different orders
 
 
 @runtime_checkable

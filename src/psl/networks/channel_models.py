@@ -1,24 +1,34 @@
 """Channel models: linear power gain of every client on every subchannel."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 BASE_STATION_HEIGHT = 10.0  # m, TR 38.901 table 7.2-1, UMi
 USER_HEIGHT = 1.5  # m, same table
 
 
-def umi(positions, n_subchannels, subchannel_bandwidth, carrier_frequency, seed):
+def umi(
+    positions: np.ndarray, n_subchannels: int, subchannel_bandwidth: float, carrier_frequency: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """3GPP TR 38.901 urban micro (street canyon), sampled with Sionna.
 
-    Path loss, line-of-sight state, shadow fading and frequency selectivity are the standard's, for
-    outdoor clients that stand still, one vertical omnidirectional antenna at each end, and one
-    sample of the channel at the centre of each subchannel.
+    Path loss, line-of-sight state, shadow fading and frequency selectivity are the standard's. The clients are outdoors
+    and stand still, each end has one vertical omnidirectional antenna, and the channel is taken at the centre of each
+    subchannel.
 
-    Returns ((C, M) linear gain, (C,) 1 where there is line of sight).
+    Args:
+        positions: (C, 2) of the clients around the base station, m.
+        n_subchannels: M.
+        subchannel_bandwidth, carrier_frequency: Hz.
+        seed: of Sionna's draws.
+
+    Returns:
+        ((C, M) linear gain, (C,) 1 where there is line of sight).
     """
     import torch
 
     n_clients = len(positions)
-    options = {"precision": "double", "device": "cpu"}
     # Sionna reseeds torch's generator, when imported and by its own seed: give the caller's back.
     with torch.random.fork_rng(devices=[]):
         # Imported here: it takes seconds, and most users of the library never sample.
@@ -28,15 +38,26 @@ def umi(positions, n_subchannels, subchannel_bandwidth, carrier_frequency, seed)
 
         config.seed = seed
         antenna = PanelArray(
-            num_rows_per_panel=1, num_cols_per_panel=1, polarization="single", polarization_type="V",
-            antenna_pattern="omni", carrier_frequency=carrier_frequency, **options,
-        )  # fmt: skip
+            num_rows_per_panel=1,
+            num_cols_per_panel=1,
+            polarization="single",
+            polarization_type="V",
+            antenna_pattern="omni",
+            carrier_frequency=carrier_frequency,
+            precision="double",
+            device="cpu",
+        )
         # Sionna's class UMi is these two in one, but it does not tell who has line of sight.
         scenario = UMiScenario(
-            carrier_frequency=carrier_frequency, o2i_model="low", ut_array=antenna, bs_array=antenna,
-            direction="uplink", **options,
-        )  # fmt: skip
-        model = SystemLevelChannel(scenario, **options)
+            carrier_frequency=carrier_frequency,
+            o2i_model="low",
+            ut_array=antenna,
+            bs_array=antenna,
+            direction="uplink",
+            precision="double",
+            device="cpu",
+        )
+        model = SystemLevelChannel(scenario, precision="double", device="cpu")
         clients = np.column_stack([positions, np.full(n_clients, USER_HEIGHT)])
         still = torch.zeros(1, n_clients, 3, dtype=torch.float64)
         model.set_topology(
@@ -48,16 +69,21 @@ def umi(positions, n_subchannels, subchannel_bandwidth, carrier_frequency, seed)
             in_state=torch.zeros(1, n_clients, dtype=torch.bool),
         )
         line_of_sight = scenario.los[0, 0].numpy().astype(float)
-        path, delay = model(num_time_samples=1, sampling_frequency=subchannel_bandwidth)
-    centres = subcarrier_frequencies(n_subchannels, subchannel_bandwidth, **options)
+        path, delay = model(num_time_samples=1, sampling_frequency=subchannel_bandwidth)[:2]
+    centres = subcarrier_frequencies(n_subchannels, subchannel_bandwidth, precision="double", device="cpu")
     response = cir_to_ofdm_channel(centres, path, delay)  # (1, 1, 1, C, 1, 1, M)
     return response.abs().square().reshape(n_clients, n_subchannels).numpy(), line_of_sight
 
 
-def log_distance(positions, n_subchannels, subchannel_bandwidth, carrier_frequency, seed):
+def log_distance(
+    positions: np.ndarray, n_subchannels: int, subchannel_bandwidth: float, carrier_frequency: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Path loss 32.4 + 21 log10 d + 20 log10 f_GHz dB (TR 38.901 UMi, line of sight), no fading.
 
-    Returns ((C, M) linear gain, (C,) ones: everybody has line of sight).
+    Args: as in `umi`; the width of a subchannel and the seed change nothing.
+
+    Returns:
+        ((C, M) linear gain, (C,) ones: everybody has line of sight).
     """
     height = BASE_STATION_HEIGHT - USER_HEIGHT
     distance = np.sqrt(np.sum(np.square(positions), axis=1) + height**2)
@@ -67,4 +93,7 @@ def log_distance(positions, n_subchannels, subchannel_bandwidth, carrier_frequen
 
 
 #: channel= values of WirelessCell.sample
-MODELS = {"umi": umi, "log-distance": log_distance}
+MODELS: dict[str, Callable[[np.ndarray, int, float, float, int], tuple[np.ndarray, np.ndarray]]] = {
+    "umi": umi,
+    "log-distance": log_distance,
+}

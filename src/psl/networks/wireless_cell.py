@@ -1,9 +1,10 @@
-"""A wireless cell: clients with subchannels around one base station with a server."""
+"""A wireless cell: clients with subchannels around one base station with a server, and the rates of their links."""
 
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from psl.errors import check_array, check_choice, check_count, check_number, expected
 from psl.networks import channel_models
@@ -15,6 +16,16 @@ from psl.units import dbm_to_watt
 #: Client and server speeds of the default scenario [R]: cycles per second times FLOP per cycle.
 CLIENT_SPEED_RANGE = (1.0e9 * 16, 1.6e9 * 16)
 SERVER_SPEED = 5.0e9 * 32
+
+
+def shannon_rate(bandwidth: np.ndarray | float, snr: np.ndarray) -> np.ndarray:
+    """Return B log2(1 + SNR), bit/s, element by element.
+
+    Args:
+        bandwidth: Hz.
+        snr: signal-to-noise ratio, linear; broadcasts with `bandwidth`.
+    """
+    return bandwidth * np.log1p(snr) / np.log(2)  # log1p: optimal powers may be so low that 1 + SNR is 1
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -57,41 +68,37 @@ class WirelessCell(Record):
     line_of_sight: np.ndarray | None = None
     profiles: tuple[Profile | None, ...] | None = field(default=None, kw_only=True)
 
-    def __post_init__(self):
-        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+    def __post_init__(self) -> None:
         speeds = check_array("WirelessCell.client_speed", self.client_speed, shape=(None,), minimum=0, strict=True)
-        put("client_speed", speeds)
-        gain = check_array(
-            "WirelessCell.uplink_gain", self.uplink_gain, shape=(len(speeds), None), minimum=0, strict=True,
-            fix="pass linear power gains (not dB), one row per client and one column per subchannel",
-        )  # fmt: skip
-        put("uplink_gain", gain)
+        fix = "pass linear power gains (not dB), one row per client and one column per subchannel"
+        shape = (len(speeds), None)
+        gain = check_array("WirelessCell.uplink_gain", self.uplink_gain, shape=shape, minimum=0, strict=True, fix=fix)
         n_clients, n_subchannels = gain.shape
         if n_clients < 1 or n_subchannels < n_clients:
-            raise expected(
-                "WirelessCell.uplink_gain", "at least one client and one subchannel per client",
-                f"{n_clients} clients and {n_subchannels} subchannels", "add subchannels or remove clients",
-            )  # fmt: skip
-        positive = {"minimum": 0, "strict": True}
-        put("bandwidth", check_array("WirelessCell.bandwidth", self.bandwidth, shape=(n_subchannels,), **positive))
-        put("client_power", check_array("WirelessCell.client_power", self.client_power, shape=(n_clients,), **positive))
+            got = f"{n_clients} clients and {n_subchannels} subchannels"
+            want = "at least one client and one subchannel per client"
+            raise expected("WirelessCell.uplink_gain", want, got, "add subchannels or remove clients")
+        self._set(client_speed=speeds, uplink_gain=gain)
+        for name, shape in (("bandwidth", (n_subchannels,)), ("client_power", (n_clients,))):
+            value = check_array(f"WirelessCell.{name}", getattr(self, name), shape=shape, minimum=0, strict=True)
+            self._set(**{name: value})
         for name in ("server_speed", "noise_psd", "total_power", "downlink_psd"):
-            put(name, check_number(f"WirelessCell.{name}", getattr(self, name), **positive))
+            value = check_number(f"WirelessCell.{name}", getattr(self, name), minimum=0, strict=True)
+            self._set(**{name: value})
         with np.errstate(over="ignore"):
             snr = self.snr_per_psd
         odd = np.argwhere(~(np.isfinite(snr) & (snr >= np.finfo(float).tiny)))  # below it, 1 / snr may overflow
         if odd.size:
             i, k = map(int, odd[0])
-            raise expected(
-                "WirelessCell.uplink_gain / noise_psd", "a positive, finite ratio",
-                f"{snr[i, k]:g} for client {i} on subchannel {k}", "pass linear power gains, and the noise in W/Hz",
-            )  # fmt: skip
-        if self.positions is not None:
-            put("positions", check_array("WirelessCell.positions", self.positions, shape=(n_clients, 2)))
-        if self.line_of_sight is not None:
-            put("line_of_sight", check_array("WirelessCell.line_of_sight", self.line_of_sight, shape=(n_clients,)))
+            got = f"{snr[i, k]:g} for client {i} on subchannel {k}"
+            fix = "pass linear power gains, and the noise in W/Hz"
+            raise expected("WirelessCell.uplink_gain / noise_psd", "a positive, finite ratio", got, fix)
+        for name, shape in (("positions", (n_clients, 2)), ("line_of_sight", (n_clients,))):
+            if getattr(self, name) is not None:
+                self._set(**{name: check_array(f"WirelessCell.{name}", getattr(self, name), shape=shape)})
         if self.profiles is not None:
-            put("profiles", check_profiles("WirelessCell.profiles", self.profiles, n_clients, "client"))
+            profiles = check_profiles("WirelessCell.profiles", self.profiles, n_clients, "client")
+            self._set(profiles=profiles)
 
     @property
     def n_clients(self) -> int:
@@ -107,6 +114,72 @@ class WirelessCell(Record):
     def snr_per_psd(self) -> np.ndarray:
         """(C, M) g_ik / σ²: signal-to-noise ratio per W/Hz of transmit density."""
         return self.uplink_gain / self.noise_psd
+
+    def uplink_rate(self, assignment: ArrayLike, power: ArrayLike) -> np.ndarray:
+        """Return (C,) R_i = Σ_k r_ik B_k log2(1 + p_k g_ik / σ²), bit/s, for r_ik = 1 where assignment[k] = i, else 0.
+
+        Args:
+            assignment: (M,) client of each subchannel; a client without a subchannel has no rate.
+            power: (M,) transmit power density p_k on each subchannel, W/Hz. The limits of clients and cell are not
+                checked.
+
+        Raises:
+            ScenarioError: wrong shapes, clients that do not exist, or a power that is negative or not finite.
+
+        Source: EPSL (arXiv 2303.15991), reconstruction [R].
+        """
+        snr = self._assigned_snr(assignment)
+        density = np.asarray(power, dtype=float)
+        if density.shape != snr.shape or not ((density >= 0) & (density < np.inf)).all():
+            want = f"{self.n_subchannels} finite densities of at least 0"
+            raise expected("power", want, repr(power)[:80], "give the W/Hz on each subchannel")
+        return np.bincount(assignment, shannon_rate(self.bandwidth, density * snr), self.n_clients)
+
+    def downlink_rate(self, assignment: ArrayLike) -> np.ndarray:
+        """Return (C,) R_dl,i = Σ_k r_ik B_k log2(1 + p_dl g_ik / σ²), bit/s: unicast to each client on its subchannels.
+
+        Args:
+            assignment: (M,) client of each subchannel.
+
+        Raises:
+            ScenarioError: the wrong shape, or clients that do not exist.
+
+        Source: EPSL (arXiv 2303.15991), reconstruction [R].
+        """
+        return np.bincount(assignment, self._downlink(self._assigned_snr(assignment)), self.n_clients)
+
+    def subchannel_downlink_rate(self) -> np.ndarray:
+        """Return (C, M) B_k log2(1 + p_dl g_ik / σ²), bit/s: the downlink of client i on subchannel k."""
+        return self._downlink(self.snr_per_psd)
+
+    def whole_band_downlink_rate(self) -> np.ndarray:
+        """Return (C,) Σ_k B_k log2(1 + p_dl g_ik / σ²), bit/s: each client's downlink on all subchannels."""
+        return self.subchannel_downlink_rate().sum(axis=1)
+
+    def broadcast_rate(self) -> float:
+        """Return R_bc = min_i Σ_k B_k log2(1 + p_dl g_ik / σ²), bit/s: on all subchannels, for the worst client.
+
+        Source: EPSL (arXiv 2303.15991), reconstruction [R].
+        """
+        return float(self.whole_band_downlink_rate().min())
+
+    def _downlink(self, snr_per_psd: np.ndarray) -> np.ndarray:
+        """Return bit/s for (..., M) signal-to-noise ratios per W/Hz."""
+        # Not `shannon_rate`, which has other last bits: they decide between plans that are equally good, and the
+        # plans of the committed figures were made with these.
+        return self.bandwidth * np.log2(1 + self.downlink_psd * snr_per_psd)
+
+    def _assigned_snr(self, assignment: ArrayLike) -> np.ndarray:
+        """Return (M,) signal-to-noise ratio per W/Hz of each subchannel at the client that has it."""
+        client, n = np.asarray(assignment), self.n_clients
+        if (
+            client.shape != (self.n_subchannels,)
+            or client.dtype.kind not in "iu"
+            or not ((client >= 0) & (client < n)).all()
+        ):
+            want = f"the number 0..{n - 1} of a client for each of the {self.n_subchannels} subchannels"
+            raise expected("assignment", want, repr(assignment)[:80], "give whole numbers, one per subchannel")
+        return self.snr_per_psd[client, np.arange(len(client))]
 
     @classmethod
     def sample(

@@ -1,32 +1,36 @@
-"""What the schedulers ask of any scenario: seconds per bit, and speeds that go with the profile."""
+"""What all schedulers need: checks of a profile with its scenario, and the seconds that bits take."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from psl.errors import expected
 from psl.profiles import Profile
 
-_FASTEST = 1e6  # times the reference device: nobody is; a larger speed must be meant in FLOP/s
-_SLOWEST = 1e3  # FLOP/s: where nobody is faster and a sample takes over an hour, speeds must be meant as relative
+# Relative speeds are near 1, speeds in FLOP/s are 1e9 or more.
+_FASTEST = 1e6  # largest relative speed; beyond it, FLOP/s must be meant
+_SLOWEST = 1e3  # FLOP/s; below it, a relative speed must be meant if, in addition, ...
+_LONGEST = 3600.0  # s; ... the fastest device would need longer than this for one sample
 
 
-def seconds(bits, rate):
-    """Return bits / rate; nothing to send takes no time, even without a rate."""
-    bits, rate = np.broadcast_arrays(np.asarray(bits, dtype=float), rate)
+def seconds(bits: ArrayLike, rate: ArrayLike) -> np.ndarray:
+    """Return bits / rate, element by element; nothing to send takes no time, even at a rate of 0."""
+    amount, speed = np.broadcast_arrays(np.asarray(bits, dtype=float), rate)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return np.where(bits > 0, bits / rate, 0.0)
+        return np.where(amount > 0, amount / speed, 0.0)
 
 
-def check_scenario(profile, what: str, scenario, kind: type, fix: str) -> None:
+def check_scenario(profile: Any, what: str, scenario: Any, kind: type, fix: str) -> None:
     """Raise `ScenarioError` unless a scheduler's first two arguments are a profile and the scenario it plans for.
 
     Args:
-        profile: should be a `Profile`.
+        profile: what must be a `Profile`.
         what: what the scheduler calls its scenario, for the message.
-        scenario: should be a
-        kind: its class.
-        fix: how to make one.
+        scenario: what must be of class `kind`.
+        kind: `WirelessCell`, `EdgeCluster` or `EdgeNetwork`.
+        fix: how to make one, for the message.
     """
     if isinstance(profile, kind) and isinstance(scenario, Profile):
         got = f"{kind.__name__} and Profile"
@@ -43,36 +47,35 @@ def check_own_profiles(profile: Profile, tables: Sequence[Profile | None], name:
 
     Args:
         profile: the profile that is planned with.
-        tables: a device's own profile or None, by number.
-        name: from a device's number to what messages call its profile.
+        tables: own profile of each device, or None.
+        name: returns what a message calls the own profile of a device, by its number.
     """
     fits = set()  # very many devices may share few profiles
     for i, own in enumerate(tables):
         if own is None or id(own) in fits:
             continue
         if own.names != profile.names:
-            raise expected(
-                name(i), f"the {len(profile.names)} cuts of the profile, {_ends(profile.names)}",
-                f"{len(own.names)} cuts, {_ends(own.names)}", "measure the same model everywhere",
-            )  # fmt: skip
+            want = f"the {len(profile.names)} cuts of the profile, {_ends(profile.names)}"
+            got = f"{len(own.names)} cuts, {_ends(own.names)}"
+            raise expected(name(i), want, got, "measure the same model everywhere")
         fits.add(id(own))
 
 
-def check_speeds(profile: Profile, what: str, speeds, fix: str) -> None:
-    """Raise `ScenarioError` if speeds are plainly in FLOP/s for a profile in seconds, or relative for one in FLOP.
+def check_speeds(profile: Profile, what: str, speeds: ArrayLike, fix: str) -> None:
+    """Raise `ScenarioError` if speeds are clearly in FLOP/s for a profile in seconds, or relative for one in FLOP.
 
     Args:
         profile: the profile that is planned with.
-        what: the scenario, for the message.
-        speeds: of whatever has no measured profile of its own.
-        fix: how to give relative speeds.
+        what: what the scheduler calls its scenario, for the message.
+        speeds: of all devices and servers that have no measured profile of their own.
+        fix: how to give relative speeds, for the message.
     """
     fastest = float(np.max(speeds, initial=0.0))
     if profile.unit == "s" and fastest > _FASTEST:
         want = "speeds relative to the reference device, e.g. 1.0, as the profile is in seconds"
         raise expected(what, want, f"{fastest:g}", fix)
     per_sample = float(profile.fwd_cost[-1] + profile.bwd_cost[-1])
-    if profile.unit == "FLOP" and 0 < fastest < _SLOWEST and per_sample > 3600 * fastest:
+    if profile.unit == "FLOP" and 0 < fastest < _SLOWEST and per_sample > _LONGEST * fastest:
         got = f"{fastest:g} for the fastest, {per_sample / fastest:.3g} s per sample"
         make = "give FLOP/s, e.g. 1e12, or plan with a measured profile (unit 's')"
         raise expected(what, f"speeds in FLOP/s, as the profile counts {per_sample:.3g} FLOP per sample", got, make)
@@ -82,6 +85,6 @@ def _a(kind: type) -> str:
     return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
 
 
-def _ends(names) -> str:
+def _ends(names: Sequence[str]) -> str:
     first = ", ".join(map(repr, names[:3]))
     return f"{first}, ... {names[-1]!r}" if len(names) > 3 else first

@@ -245,12 +245,11 @@ def choose_links(links: str) -> str:
 
 
 def _epsl(plan) -> EdgeEmulation:
-    cell, rates = plan.cell, plan.to_frame()
+    cell = plan.cell
     _refuse_own_profiles(cell.profiles)
-    everywhere = (cell.bandwidth * np.log2(1 + cell.downlink_psd * cell.snr_per_psd)).sum(axis=1)  # (C,)
     slowdown = [1 / cell.server_speed, *(1 / cell.client_speed)]
-    up, down = rates["uplink_bit_s"].to_numpy(), rates["downlink_bit_s"].to_numpy()
-    return _star_of(slowdown, up, down, broadcast=float(everywhere.min()))
+    up, down = cell.uplink_rate(plan.assignment, plan.power), cell.downlink_rate(plan.assignment)
+    return _star_of(slowdown, up, down, broadcast=cell.broadcast_rate())
 
 
 def _edgesplit(plan) -> EdgeEmulation:

@@ -1,6 +1,6 @@
-"""EPSL in a wireless cell: where to cut, who gets which subchannel, at what power; and how long a round takes.
+"""EPSL in a wireless cell: where to cut the model, which client gets which subchannel, and at what power.
 
-`solve` makes a plan with a certificate; `latency` evaluates any plan under any framework.
+`solve` makes a plan with a lower bound of the round time; `latency` evaluates any plan under any framework.
 """
 
 from psl.schedulers.epsl.latency import FRAMEWORKS, RoundLatency, latency

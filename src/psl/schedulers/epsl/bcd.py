@@ -1,9 +1,12 @@
-"""Block-coordinate descent over subchannels, power and cut: the alternation of the paper's kind, as the reference.
+"""Block-coordinate descent over subchannels, power and cut, as in the paper: the reference for `search`.
 
-It gets trapped: a block may not help until another has changed. `search` is there because of it.
+It gets trapped: often no block alone can help, but two changed together would. `search` avoids this.
 
 Source: EPSL (arXiv 2303.15991): the three blocks are optimised in turn [P]; the algorithms of the blocks [R].
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +17,15 @@ from psl.schedulers.epsl.subchannels import greedy, round_robin
 _TOLERANCE = 1e-9  # relative improvement of a whole pass below which the alternation stops
 
 
-def block_coordinate_descent(problem: RoundProblem, report=lambda event: None, power_step=optimal_power):
+def block_coordinate_descent(
+    problem: RoundProblem,
+    report: Callable[[dict[str, Any]], None] = lambda event: None,
+    power_step: Callable[[RoundProblem, int, np.ndarray], np.ndarray] = optimal_power,
+) -> tuple[int, np.ndarray, np.ndarray]:
     """Alternate greedy subchannels, optimal power and the best cut until nothing improves.
 
-    Starts from the middle cut, subchannels dealt in turn and uniform power. A block keeps what it had when it finds
-    nothing better, so the round time never rises. New subchannels are judged by their own optimal power.
+    It starts from the middle cut, subchannels dealt in turn and uniform power. A block that finds nothing better keeps
+    what there is, so the round time never rises. New subchannels are compared with the power that is optimal for them.
 
     Args:
         problem: the joint problem.
@@ -29,30 +36,30 @@ def block_coordinate_descent(problem: RoundProblem, report=lambda event: None, p
         (cut, (M,) client of each subchannel, (M,) W/Hz).
     """
     cut = problem.cuts[len(problem.cuts) // 2]
-    owner = round_robin(problem.n_clients, problem.n_subchannels)
-    power = uniform_power(problem, owner)
-    time = round_time(problem, cut, owner, power)
-    report({"block": "start", "cut": int(cut), "round_time": time})
+    assignment = round_robin(problem.n_clients, problem.n_subchannels)
+    power = uniform_power(problem, assignment)
+    time = round_time(problem, cut, assignment, power)
+    report({"block": "start", "cut": cut, "round_time": time})
     while True:
         before = time
         proposal = greedy(problem, cut)
-        if not np.array_equal(proposal, owner):
+        if not np.array_equal(proposal, assignment):
             trial = power_step(problem, cut, proposal)
             trial_time = round_time(problem, cut, proposal, trial)
             if trial_time < time:
-                owner, power, time = proposal, trial, trial_time
-        report({"block": "subchannels", "cut": int(cut), "round_time": time})
+                assignment, power, time = proposal, trial, trial_time
+        report({"block": "subchannels", "cut": cut, "round_time": time})
 
-        trial = power_step(problem, cut, owner)
-        trial_time = round_time(problem, cut, owner, trial)
+        trial = power_step(problem, cut, assignment)
+        trial_time = round_time(problem, cut, assignment, trial)
         if trial_time < time:
             power, time = trial, trial_time
-        report({"block": "power", "cut": int(cut), "round_time": time})
+        report({"block": "power", "cut": cut, "round_time": time})
 
-        times = {j: round_time(problem, j, owner, power) for j in problem.cuts}
-        best = min(times, key=times.get)
+        times = {j: round_time(problem, j, assignment, power) for j in problem.cuts}
+        best = min(times, key=times.__getitem__)
         if times[best] < time:
             cut, time = best, times[best]
-        report({"block": "cut", "cut": int(cut), "round_time": time})
+        report({"block": "cut", "cut": cut, "round_time": time})
         if time >= before * (1 - _TOLERANCE):
-            return cut, owner, power
+            return cut, assignment, power

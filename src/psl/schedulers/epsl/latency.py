@@ -1,24 +1,19 @@
 """Round latency of EPSL and of the frameworks it is compared with, term by term."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
-from psl.errors import check_array, check_choice, check_count, expected
+from psl.aggregation import aggregated_rows, server_rows
+from psl.errors import check_choice, check_count
 from psl.networks.wireless_cell import WirelessCell
 from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.checks import seconds
-from psl.schedulers.epsl.problem import (
-    CutTerms,
-    broadcast_rate,
-    check_batch,
-    check_cut,
-    check_profile,
-    client_seconds,
-    whole_band_rates,
-)
+from psl.schedulers.epsl.checks import check_assignment, check_batch, check_cut, check_power, check_profile
 from psl.schedulers.epsl.water_filling import most_rate
 
 FRAMEWORKS = ("epsl", "psl", "sfl", "sl", "fedavg", "centralised")
@@ -77,9 +72,57 @@ class RoundLatency(Record):
         frame = pd.DataFrame({"seconds": values, "share": share, "meaning": list(TERMS.values())}, index=list(TERMS))
         return frame.rename_axis("term")
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         shown = ", ".join(f"{term} {getattr(self, term):.4g}" for term in TERMS if getattr(self, term))
         return f"RoundLatency({self.framework}: {self.total:.6g} s = {shown})"
+
+
+@dataclass(frozen=True)
+class CutTerms:
+    """Seconds and bits of the parts of a round of EPSL, for every cut 0..L: all that does not depend on the rates.
+
+    The round takes max_i (client_forward_i + upload_bits / R_i) + server_forward + server_backward
+    + broadcast_bits / R_bc + max_i (unicast_bits / R_dl,i + client_backward_i).
+    Rows are cuts, columns clients: (L+1, C) or (L+1,).
+
+    Source: reconstruction [R] of the EPSL round (arXiv 2303.15991).
+    """
+
+    client_forward: np.ndarray  # (L+1, C) b ρ_j / s_i, s, or b times the client's own measured seconds
+    upload_bits: np.ndarray  # (L+1,) b ψ_j
+    server_forward: np.ndarray  # (L+1,) C b (ρ_L − ρ_j) / s_srv, s
+    server_backward: np.ndarray  # (L+1,) [(n_A + C (b − n_A)) (ϖ_L − ϖ_j − ϖ_last) + C b ϖ_last] / s_srv, s
+    broadcast_bits: np.ndarray  # (L+1,) n_A χ_j
+    unicast_bits: np.ndarray  # (L+1,) (b − n_A) χ_j
+    client_backward: np.ndarray  # (L+1, C) b ϖ_j / s_i, s, likewise
+
+    @classmethod
+    def of(cls, profile: Profile, cell: WirelessCell, batch_size: int, phi: float) -> Self:
+        """Compute the terms for a profile, a cell, a mini-batch of b per client and a share φ."""
+        b, n_a, n_clients = batch_size, aggregated_rows(phi, batch_size), cell.n_clients
+        # With only the last layer on the server there is no more to go back through: 0, also after rounding.
+        before_last = np.maximum(profile.bwd_cost[-1] - profile.bwd_cost - profile.last_bwd_cost, 0.0)
+        rows = server_rows(phi, b, n_clients)
+        forward, backward = client_seconds(profile, cell)
+        return cls(
+            client_forward=b * forward,
+            upload_bits=b * profile.act_bits,
+            server_forward=n_clients * b * (profile.fwd_cost[-1] - profile.fwd_cost) / cell.server_speed,
+            server_backward=(rows * before_last + n_clients * b * profile.last_bwd_cost) / cell.server_speed,
+            broadcast_bits=n_a * profile.grad_bits,
+            unicast_bits=(b - n_a) * profile.grad_bits,
+            client_backward=b * backward,
+        )
+
+
+def client_seconds(profile: Profile, cell: WirelessCell) -> tuple[np.ndarray, np.ndarray]:
+    """Return (L+1, C) forward and backward seconds per sample: by a client's own profile, or else by its speed."""
+    forward = profile.fwd_cost[:, None] / cell.client_speed
+    backward = profile.bwd_cost[:, None] / cell.client_speed
+    for i, own in enumerate(cell.profiles or ()):
+        if own is not None:
+            forward[:, i], backward[:, i] = own.fwd_cost, own.bwd_cost
+    return forward, backward
 
 
 def latency(
@@ -87,8 +130,8 @@ def latency(
     cell: WirelessCell,
     *,
     cut: int | str,
-    assignment,
-    power,
+    assignment: ArrayLike,
+    power: ArrayLike,
     batch_size: int,
     phi: float,
     framework: str = "epsl",
@@ -135,47 +178,57 @@ def latency(
 
     Source: reconstruction [R] of EPSL (arXiv 2303.15991) and of the frameworks it compares with.
     """
-    check_choice("framework", framework, FRAMEWORKS)
-    batch_size, phi = check_batch(batch_size, phi)
-    steps = check_count("local_steps", local_steps) if framework in ("sfl", "fedavg") else 1
     check_profile(profile, cell)
-    j = check_cut(profile, cut)
-    owner = check_assignment(cell, assignment)
-    density = check_power(cell, owner, power)
+    batch_size, phi = check_batch(batch_size, phi)
+    cut = check_cut(profile, cut)
+    client = check_assignment(cell, assignment)
+    density = check_power(cell, client, power)
+    return round_latency(profile, cell, cut, client, density, batch_size, phi, framework, local_steps)
 
-    own_snr = cell.snr_per_psd[owner, np.arange(len(owner))]
-    rate = np.bincount(owner, cell.bandwidth * np.log1p(density * own_snr) / np.log(2), cell.n_clients)
-    down = cell.bandwidth * np.log2(1 + cell.downlink_psd * own_snr)
-    down_rate = np.bincount(owner, down, cell.n_clients)
-    common_rate = broadcast_rate(cell)
-    everything = profile.fwd_cost[-1] + profile.bwd_cost[-1]
 
+def round_latency(
+    profile: Profile,
+    cell: WirelessCell,
+    cut: int,
+    assignment: np.ndarray,
+    power: np.ndarray,
+    batch_size: int,
+    phi: float,
+    framework: str,
+    local_steps: int,
+) -> RoundLatency:
+    """Return `latency` for what a plan holds, which is checked already; checks the framework and its local steps."""
+    check_choice("framework", framework, FRAMEWORKS)
+    steps = check_count("local_steps", local_steps) if framework in ("sfl", "fedavg") else 1
     if framework == "centralised":
+        everything = profile.fwd_cost[-1] + profile.bwd_cost[-1]
         return RoundLatency(
             framework, local_training=float(cell.n_clients * batch_size * everything / cell.server_speed)
         )
-    if framework == "fedavg":
-        compute = steps * batch_size * sum(client_seconds(profile, cell))[-1]  # (C,)
-        bits = profile.param_bits[-1]
-        done = float((compute + seconds(bits, rate)).max())
-        exchange = done - float(compute.max()) + float(seconds(bits, common_rate))
-        return RoundLatency(framework, local_training=float(compute.max()), model_exchange=exchange)
     if framework == "sl":
-        return _sequential(profile, cell, j, batch_size)
+        return _sequential(profile, cell, cut, batch_size)
+    up, down, common = cell.uplink_rate(assignment, power), cell.downlink_rate(assignment), cell.broadcast_rate()
+    if framework == "fedavg":
+        forward, backward = client_seconds(profile, cell)
+        compute = steps * batch_size * (forward[-1] + backward[-1])  # (C,)
+        bits = profile.param_bits[-1]
+        done = float((compute + seconds(bits, up)).max())
+        exchange = done - float(compute.max()) + float(seconds(bits, common))
+        return RoundLatency(framework, local_training=float(compute.max()), model_exchange=exchange)
 
     terms = CutTerms.of(profile, cell, batch_size, phi if framework == "epsl" else 0.0)
-    uplink_of = terms.client_forward[j] + seconds(terms.upload_bits[j], rate)
-    downlink_of = terms.client_backward[j] + seconds(terms.unicast_bits[j], down_rate)
+    uplink_of = terms.client_forward[cut] + seconds(terms.upload_bits[cut], up)
+    downlink_of = terms.client_backward[cut] + seconds(terms.unicast_bits[cut], down)
     exchange = 0.0
     if framework == "sfl":
-        model = profile.param_bits[j]
-        exchange = float((downlink_of + seconds(model, rate)).max() - downlink_of.max() + seconds(model, common_rate))
+        model = profile.param_bits[cut]
+        exchange = float((downlink_of + seconds(model, up)).max() - downlink_of.max() + seconds(model, common))
     return RoundLatency(
         framework,
         uplink=steps * float(uplink_of.max()),
-        server_forward=steps * float(terms.server_forward[j]),
-        server_backward=steps * float(terms.server_backward[j]),
-        broadcast=steps * float(seconds(terms.broadcast_bits[j], common_rate)),
+        server_forward=steps * float(terms.server_forward[cut]),
+        server_backward=steps * float(terms.server_backward[cut]),
+        broadcast=steps * float(seconds(terms.broadcast_bits[cut], common)),
         downlink=steps * float(downlink_of.max()),
         model_exchange=exchange,
         uplink_of=uplink_of,
@@ -183,55 +236,23 @@ def latency(
     )
 
 
-def _sequential(profile: Profile, cell: WirelessCell, j: int, b: int) -> RoundLatency:
+def _sequential(profile: Profile, cell: WirelessCell, cut: int, batch_size: int) -> RoundLatency:
+    """Return the round of vanilla split learning: the active client has all subchannels."""
     n, m = cell.n_clients, cell.n_subchannels
     limit = np.minimum(cell.client_power, cell.total_power)
     rate = most_rate(limit, np.repeat(np.arange(n), m), cell.snr_per_psd.ravel(), np.tile(cell.bandwidth, n))
-    down_rate = whole_band_rates(cell)
-    terms = CutTerms.of(profile, cell, b, 0.0)
-    uplink_of = terms.client_forward[j] + seconds(terms.upload_bits[j], rate)
-    downlink_of = terms.client_backward[j] + seconds(terms.unicast_bits[j], down_rate)
-    model = profile.param_bits[j] if n > 1 else 0.0
+    down_rate = cell.whole_band_downlink_rate()
+    terms = CutTerms.of(profile, cell, batch_size, 0.0)
+    uplink_of = terms.client_forward[cut] + seconds(terms.upload_bits[cut], rate)
+    downlink_of = terms.client_backward[cut] + seconds(terms.unicast_bits[cut], down_rate)
+    model = profile.param_bits[cut] if n > 1 else 0.0
     return RoundLatency(
         "sl",
         uplink=float(uplink_of.sum()),
-        server_forward=float(terms.server_forward[j]),
-        server_backward=float(terms.server_backward[j]),
+        server_forward=float(terms.server_forward[cut]),
+        server_backward=float(terms.server_backward[cut]),
         downlink=float(downlink_of.sum()),
         model_exchange=float((seconds(model, rate) + seconds(model, down_rate)).sum()),
         uplink_of=uplink_of,
         downlink_of=downlink_of,
     )
-
-
-def check_assignment(cell: WirelessCell, assignment) -> np.ndarray:
-    """Return (M,) client numbers after checking that they exist and that every client holds a subchannel."""
-    fix = f"give the client, 0..{cell.n_clients - 1}, of each of the {cell.n_subchannels} subchannels"
-    values = check_array("assignment", assignment, shape=(cell.n_subchannels,), fix=fix)
-    wrong = np.flatnonzero((values < 0) | (values >= cell.n_clients) | (values != np.floor(values)))
-    if wrong.size:
-        got = f"{values[wrong[0]]:g} for subchannel {wrong[0]}"
-        raise expected("assignment", f"whole client numbers 0..{cell.n_clients - 1}", got, fix)
-    owner = values.astype(int)
-    idle = np.flatnonzero(np.bincount(owner, minlength=cell.n_clients) == 0)
-    if idle.size:
-        raise expected(
-            "assignment", "at least one subchannel for every client", f"none for client {idle[0]}",
-            "every client sends each round: assign it a subchannel",
-        )  # fmt: skip
-    owner.setflags(write=False)
-    return owner
-
-
-def check_power(cell: WirelessCell, owner: np.ndarray, power) -> np.ndarray:
-    """Return (M,) power densities after checking them against the limits of the clients and the cell."""
-    fix = "give W/Hz per subchannel within the cell's limits"
-    density = check_array("power", power, shape=(cell.n_subchannels,), minimum=0, fix=fix)
-    spent = np.bincount(owner, density * cell.bandwidth, cell.n_clients)
-    over = np.flatnonzero(spent > cell.client_power * (1 + 1e-9))
-    if over.size:
-        i = int(over[0])
-        raise expected("power", f"at most {cell.client_power[i]:.6g} W of client {i}", f"{spent[i]:.6g} W", fix)
-    if spent.sum() > cell.total_power * (1 + 1e-9):
-        raise expected("power", f"at most {cell.total_power:.6g} W in total", f"{spent.sum():.6g} W", fix)
-    return density

@@ -1,12 +1,13 @@
 """Local search over moves and swaps of subchannels, ranked by a lower bound of what each would give.
 
-A candidate changes the channels of two clients. With those clients' own limits, and one Newton step of the deadline
-from the current one, its round time is bounded from below; only candidates whose bound beats the current round time are
-evaluated exactly. When no bound does, the assignment is proven locally optimal.
+A candidate changes the subchannels of two clients. The two clients' own limits, and one Newton step from the current
+deadline, bound its round time from below. Only candidates whose bound is below the current round time are evaluated
+exactly. When there is none, the assignment is proven locally optimal.
 
 Source: ours [B].
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,20 +17,20 @@ from psl.schedulers.epsl.power import PowerStep
 from psl.schedulers.epsl.problem import RoundProblem
 from psl.schedulers.epsl.water_filling import LN2, least_power, most_rate
 
-_FAINT = 1e-6  # bit/s/Hz
+_FAINT = 1e-6  # bit/s/Hz; below, the sums of logarithms in `_Filling` lose the digits of the rate
 
 
 @dataclass
 class State:
-    """An assignment at a cut with all that ranking its neighbours needs; `time` leaves out the cut's constant."""
+    """An assignment at a cut, with what is needed to rank its neighbours; `time` leaves out the cut's constant."""
 
     problem: RoundProblem
     cut: int
-    owner: np.ndarray  # (M,)
+    assignment: np.ndarray  # (M,)
 
-    def __post_init__(self):
-        self.step = PowerStep(self.problem, self.cut, self.owner)
-        self.down = self.problem.downlink_time(self.cut, self.owner)
+    def __post_init__(self) -> None:
+        self.step = PowerStep(self.problem, self.cut, self.assignment)
+        self.down = self.problem.downlink_time(self.cut, self.assignment)
         self.time = self.step.deadline + float(self.down.max())
 
 
@@ -44,28 +45,28 @@ class Candidates:
 
 
 def neighbours(state: State) -> Candidates:
-    """Return all moves and swaps that could help; with slack total power only those of the critical clients."""
-    owner, n_clients = state.owner, state.problem.n_clients
-    m = len(owner)
-    counts = np.bincount(owner, minlength=n_clients)
+    """Return all moves and swaps that could help; if total power is left over, only those of the critical clients."""
+    assignment, n_clients = state.assignment, state.problem.n_clients
+    m = len(assignment)
+    counts = np.bincount(assignment, minlength=n_clients)
     slack = state.step.need.sum() < state.problem.total * (1 - 1e-9)
     if slack:
-        # Only the client that sets U or V can lower T, and only by gaining something.
+        # T falls only if the client that sets U or V gets another subchannel, or a better one.
         critical = np.unique([int(np.argmax(state.step.limits)), int(np.argmax(state.down))])
-        mine = np.flatnonzero(np.isin(owner, critical))
+        mine = np.flatnonzero(np.isin(assignment, critical))
         k, back = (grid.ravel() for grid in np.meshgrid(mine, np.arange(m), indexing="ij"))
         gain_k, gain_b = (grid.ravel() for grid in np.meshgrid(np.arange(m), critical, indexing="ij"))
     else:
         k, back = np.triu_indices(m, 1)
         gain_k, gain_b = (grid.ravel() for grid in np.meshgrid(np.arange(m), np.arange(n_clients), indexing="ij"))
-    swap = owner[k] != owner[back]
+    swap = assignment[k] != assignment[back]
     k, back = k[swap], back[swap]
-    move = (counts[owner[gain_k]] > 1) & (owner[gain_k] != gain_b)
+    move = (counts[assignment[gain_k]] > 1) & (assignment[gain_k] != gain_b)
     gain_k, gain_b = gain_k[move], gain_b[move]
     return Candidates(
-        a=np.concatenate([owner[k], owner[gain_k]]),
+        a=np.concatenate([assignment[k], assignment[gain_k]]),
         k=np.concatenate([k, gain_k]),
-        b=np.concatenate([owner[back], gain_b]),
+        b=np.concatenate([assignment[back], gain_b]),
         back=np.concatenate([back, np.full(len(gain_k), -1)]),
     )
 
@@ -90,7 +91,7 @@ def bounds(state: State, moves: Candidates) -> np.ndarray:
     return up + down
 
 
-def _largest_without(values, a, b):
+def _largest_without(values: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return (N,) the largest of (C,) values when entries a and b are left out; −inf if none remains."""
     order = np.argsort(-values)[:3]
     top = np.concatenate([values[order], [-np.inf] * 3])[:3]
@@ -101,24 +102,31 @@ def _largest_without(values, a, b):
 
 
 class _Filling:
-    """A water-filling of all clients' subchannels, to be updated where a client loses one and gains another.
+    """A water-filling of all clients' subchannels that is updated when a client loses one and gains another.
 
     Sums run over the subchannels in use, so an update is O(1) as long as the others stay in or out of use.
     """
 
     def __init__(self, state: State, used: np.ndarray):
-        problem, owner = state.problem, state.owner
-        n, channel = problem.n_clients, np.arange(len(owner))
+        problem, assignment = state.problem, state.assignment
+        n, subchannel = problem.n_clients, np.arange(len(assignment))
         self.problem, self.used = problem, used
-        log_snr, width = problem.log_snr[owner, channel], problem.bandwidth * used
-        self.count = np.bincount(owner, used, n)
-        self.sums = [np.bincount(owner, width * x, n) for x in (1.0, log_snr, 1.0 / problem.snr[owner, channel])]
+        log_snr, width = problem.log_snr[assignment, subchannel], problem.bandwidth * used
+        self.count = np.bincount(assignment, used, n)
+        floor = 1.0 / problem.snr[assignment, subchannel]
+        self.sums = [np.bincount(assignment, width * x, n) for x in (1.0, log_snr, floor)]
         self.weakest, self.best_dry = np.full(n, np.inf), np.full(n, -np.inf)
-        np.minimum.at(self.weakest, owner[used], log_snr[used])
-        np.maximum.at(self.best_dry, owner[~used], log_snr[~used])
+        np.minimum.at(self.weakest, assignment[used], log_snr[used])
+        np.maximum.at(self.best_dry, assignment[~used], log_snr[~used])
 
-    def updated(self, client, lost, gained, level_of):
-        """Return (N,) width, Σ B log2 snr, Σ B / snr, log2 of the water level, and where these are wrong.
+    def updated(
+        self,
+        client: np.ndarray,
+        lost: np.ndarray,
+        gained: np.ndarray,
+        level_of: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+    ) -> tuple[np.ndarray, ...]:
+        """Return (N,) Σ B, Σ B log2 snr, Σ B / snr, log2 of the water level, and where these are wrong.
 
         `level_of` maps the three sums to the level.
         """
@@ -141,14 +149,16 @@ class _Filling:
         return *(np.where(wrong, 1.0, x) for x in (*sums, level)), wrong
 
 
-def _changed(state: State, client, lost, gained):
+def _changed(
+    state: State, client: np.ndarray, lost: np.ndarray, gained: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return (N,) limits, downlink times, least powers at U and their slopes of clients that lose and gain one.
 
-    Where the set of subchannels in use changes by more than the two, or so few bits per hertz are carried that sums of
-    logarithms would lose them, the client is worked out from its full list.
+    The water-filling of a client is updated. It is filled anew where an update would be wrong: where more than these
+    two subchannels come in or out of use, or so few bits per hertz are carried that sums of logarithms lose them.
     """
-    problem, cut, owner = state.problem, state.cut, state.owner
-    base = np.bincount(owner, problem.down_rate[owner, np.arange(len(owner))], problem.n_clients)[client]
+    problem, cut, assignment = state.problem, state.cut, state.assignment
+    base = np.bincount(assignment, problem.down_rate[assignment, np.arange(len(assignment))], problem.n_clients)[client]
     rate = base - np.where(lost >= 0, problem.down_rate[client, lost], 0.0)
     rate += np.where(gained >= 0, problem.down_rate[client, gained], 0.0)
     down = problem.down_compute[cut, client] + seconds(problem.down_bits[cut], np.maximum(rate, 1e-300))
@@ -162,7 +172,7 @@ def _changed(state: State, client, lost, gained):
     )
     most = width * level + logs
     wrong |= most < _FAINT * width
-    most = np.where(wrong, 1.0, most)  # made right below
+    most = np.where(wrong, 1.0, most)  # filled anew below
     rate = bits / np.maximum(deadline - compute, bits / most)
     width, _, floor, level, also_wrong = _Filling(state, state.step.density > 0).updated(
         client, lost, gained, lambda width, logs, floor: np.minimum((rate - logs) / width, 900.0)
@@ -173,7 +183,7 @@ def _changed(state: State, client, lost, gained):
 
     if wrong.any():
         at = np.flatnonzero(wrong)
-        held = owner == client[at, None]  # (R, M)
+        held = assignment == client[at, None]  # (R, M)
         row = np.arange(len(at))
         for changed, value in ((lost[at], False), (gained[at], True)):
             there = changed >= 0
@@ -187,9 +197,9 @@ def _changed(state: State, client, lost, gained):
     return compute + bits / most, down, need, LN2 * price * rate * rate / bits
 
 
-def local_search(problem: RoundProblem, cut: int, owner: np.ndarray, goal: float = -np.inf) -> State:
+def local_search(problem: RoundProblem, cut: int, assignment: np.ndarray, goal: float = -np.inf) -> State:
     """Improve an assignment by moves and swaps until none helps, or the round time (constant left out) is at `goal`."""
-    state = State(problem, cut, owner)
+    state = State(problem, cut, assignment)
     while state.time > goal:
         moves = neighbours(state)
         bound = bounds(state, moves)
@@ -202,7 +212,7 @@ def local_search(problem: RoundProblem, cut: int, owner: np.ndarray, goal: float
                 if len(changed) >= problem.n_clients - 1:
                     break
                 continue
-            trial = best.owner.copy()
+            trial = best.assignment.copy()
             trial[moves.k[n]] = b
             if moves.back[n] >= 0:
                 trial[moves.back[n]] = a

@@ -1,9 +1,9 @@
-"""Lower bounds of the round time: how far any plan, found or not, can be from the one at hand.
+"""Lower bounds of the round time: no plan, found or not, has a shorter round.
 
-For each cut the larger of two bounds, both conditional on beating a known round time (the incumbent): a plan that
-beats it needs at least n_i subchannels for client i. Whoever does not beat it is no better than the incumbent, so
-min(incumbent, bound) is valid always. With nearly no total power the bound is loose: gaps of a few per
-cent at 1e-6 W and of tens of per cent at 1e-9 W in a small cell that otherwise has 1 %.
+The bound of a cut is the larger of two bounds of the plans that are shorter than a known round time, the incumbent.
+Such a plan needs at least n_i subchannels for client i. Other plans are not shorter than the incumbent, so
+min(incumbent, bound) holds for all plans. With very little total power the bound is loose: in a small cell with a gap
+of 1 % otherwise, the gap is a few per cent at 1e-6 W and tens of per cent at 1e-9 W.
 
 Source: ours [B].
 """
@@ -16,25 +16,27 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from psl.schedulers.checks import seconds
-from psl.schedulers.epsl.lagrangian_dual import SharedChannels
+from psl.schedulers.epsl.lagrangian_dual import LagrangianDual
 from psl.schedulers.epsl.problem import RoundProblem
 from psl.schedulers.epsl.water_filling import most_rate
 
 _SAFETY = 1e-9  # relative; covers rounding in the dual function
-_STRIPS = 12  # intervals of the uplink deadline that the matching bound tries
+_STRIPS = 12  # intervals of the uplink deadline that the matching bound tries: more make it tighter, and slower
+_SPARE = 3  # most subchannels per client for the matching bound: with more it excludes next to nothing
+_SOLVED = 1e-6  # relative distance of bound and target at which raising a bound ends
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What every plan within a budget of U + V seconds must grant."""
+    """What every plan with U + V below a budget gives each client."""
 
     counts: np.ndarray  # (C,) n_i, least number of subchannels
-    most: np.ndarray  # (C,) what the others leave at most
-    earliest: tuple[float, float]  # U and V cannot be smaller
+    most: np.ndarray  # (C,) largest number of subchannels, as the other clients need theirs
+    earliest: tuple[float, float]  # s; U and V cannot be smaller
 
 
 def needs(problem: RoundProblem, cut: int, budget: float) -> Needs | None:
-    """Return what a plan with U + V < budget must grant each client, or None if no such plan can exist."""
+    """Return what a plan with U + V < budget gives each client, or None if no such plan can exist."""
     n_clients, m = problem.n_clients, problem.n_subchannels
     up = problem.up_compute[cut][:, None] + seconds(problem.up_bits[cut], problem.uplink_reach)  # (C, M) with n best
     down = problem.down_compute[cut][:, None] + seconds(problem.down_bits[cut], problem.downlink_reach)
@@ -55,11 +57,12 @@ def needs(problem: RoundProblem, cut: int, budget: float) -> Needs | None:
 
 @dataclass
 class CutBound:
-    """The best bound known for one cut, and what it left behind for the search.
+    """The best bound known for one cut, and where the dual function was largest.
 
     Attributes:
-        value: s, no plan at this cut has a smaller round time, or the incumbent is optimal there.
-        shares: (C, M) fractional shares of the dual's optimum, or None if no plan can beat the incumbent.
+        value: s, no plan at this cut has a round that is shorter than this and than the incumbent.
+        shares: (C, M) fractional shares of the subchannels there, or None if no plan can beat the incumbent.
+        multipliers: (4 C + 1,) Lagrange multipliers there, or None.
     """
 
     value: float
@@ -73,7 +76,7 @@ def dual_bound(problem: RoundProblem, cut: int, incumbent: float, start: CutBoun
     needed = needs(problem, cut, incumbent - constant)
     if needed is None:
         return CutBound(incumbent)
-    dual = SharedChannels(problem, cut, needed.counts, needed.earliest, max(sum(needed.earliest), 1e-300))
+    dual = LagrangianDual(problem, cut, needed.counts, needed.earliest, max(sum(needed.earliest), 1e-300))
     x = dual.start() if start is None or start.multipliers is None else start.multipliers
     value, x, shares = dual.maximise(x)
     value = max(value, sum(needed.earliest)) + constant
@@ -81,10 +84,10 @@ def dual_bound(problem: RoundProblem, cut: int, incumbent: float, start: CutBoun
 
 
 def tightened(problem: RoundProblem, cut: int, known: CutBound, incumbent: float, trials: int = 3) -> CutBound:
-    """Raise a cut's bound: a target below the incumbent is out of reach if the bound for beating it is above it.
+    """Return a higher bound of a cut if there is one, by bisection on a target of the round time.
 
-    Beating a smaller round time needs more subchannels, which in turn raises the dual; and for subchannels of equal
-    width a matching of needs to good enough subchannels must exist.
+    A plan that beats a shorter target needs more subchannels, which raises its dual bound; if the bound is above the
+    target, no plan beats the target. For subchannels of equal width the matching bound is tried too.
     """
     constant = float(problem.constant[cut])
     fresh = dual_bound(problem, cut, incumbent, known)  # the incumbent may have come down since
@@ -97,10 +100,10 @@ def tightened(problem: RoundProblem, cut: int, known: CutBound, incumbent: float
     for _ in range(trials):
         target = 0.5 * (low + high)
         after = needs(problem, cut, target - constant)
-        if high - low < 1e-6 * high:
+        if high - low < _SOLVED * high:
             break
         if after is not None and before is not None and (after.counts == before.counts).all():
-            high = target  # asks for no more than before: the dual would say the same
+            high = target  # needs no more than before: the dual bound would be the same
             continue
         bound = dual_bound(problem, cut, target, known)
         if bound.value >= target:
@@ -113,19 +116,18 @@ def tightened(problem: RoundProblem, cut: int, known: CutBound, incumbent: float
 class Matching:
     """Necessary conditions on whole subchannels of equal width, for any pair of deadlines (U, V).
 
-    If client i holds at most m_i subchannels, its q-th best must be good enough that q − 1 perfect ones and m_i − q + 1
-    like it suffice. So every client has n_i slots, each with its own set of admissible subchannels, and all
-    slots must be matched at once.
+    If client i holds at most m_i subchannels, its q-th best must be good enough that its q − 1 best of all and
+    m_i − q + 1 like the q-th suffice. So client i has n_i places, each with a set of subchannels that can fill it, and
+    all places of all clients must be filled at once.
     """
 
     def __init__(self, problem: RoundProblem, cut: int, budget: float):
-        self.needed = needs(problem, cut, budget)
-        self.applies = self.needed is not None and np.ptp(problem.bandwidth) <= 1e-9 * problem.bandwidth.max()
-        # With many spare subchannels a slot admits nearly everything, and the bound is not worth its time.
-        self.applies = self.applies and problem.n_subchannels <= 3 * problem.n_clients
-        if not self.applies:
+        needed = needs(problem, cut, budget)
+        equal = np.ptp(problem.bandwidth) <= 1e-9 * problem.bandwidth.max()  # but for rounding
+        self.applies = needed is not None and equal and problem.n_subchannels <= _SPARE * problem.n_clients
+        if needed is None or not self.applies:
             return
-        counts, most = self.needed.counts, self.needed.most
+        counts, most, self.earliest = needed.counts, needed.most, needed.earliest
         m = problem.n_subchannels
         order = np.argsort(-problem.snr, axis=1)
         snr = np.take_along_axis(problem.snr, order, axis=1)  # (C, M) best first
@@ -146,20 +148,20 @@ class Matching:
             ups.append(problem.up_compute[cut][who, None] + seconds(problem.up_bits[cut], uplink))
             downs.append(problem.down_compute[cut][who, None] + seconds(problem.down_bits[cut], downlink))
             columns.append(order[who])
-        self.up, self.down, self.column = (np.concatenate(part) for part in (ups, downs, columns))  # (slots, M)
+        self.up, self.down, self.column = (np.concatenate(part) for part in (ups, downs, columns))  # (places, M)
 
     def feasible(self, up: float, down: float) -> bool:
         """Return False only if no plan can have U ≤ up and V ≤ down."""
         good = (self.up <= up) & (self.down <= down)
         if not good.any(axis=1).all():
             return False
-        slot, rank = np.nonzero(good)
-        edges = csr_array((np.ones(len(slot)), (slot, self.column[slot, rank])), shape=self.up.shape)
+        place, rank = np.nonzero(good)
+        edges = csr_array((np.ones(len(place)), (place, self.column[place, rank])), shape=self.up.shape)
         return bool((maximum_bipartite_matching(edges, perm_type="column") >= 0).all())
 
     def excludes(self, budget: float) -> bool:
         """Return whether no plan with U + V ≤ budget can exist."""
-        first, second = self.needed.earliest
+        first, second = self.earliest
         edges = np.linspace(first, max(budget - second, first), _STRIPS + 1)
         return not any(self.feasible(high, budget - low) for low, high in pairwise(edges))
 

@@ -1,4 +1,4 @@
-"""The result of the scheduler: a cut, subchannels and power, with what they were made for and how good they are."""
+"""The plan that the scheduler makes: a cut, subchannels and power, with its scenario and its lower bound."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -10,8 +10,8 @@ from psl.networks.wireless_cell import WirelessCell
 from psl.plans import check_lower_bound
 from psl.profiles import Profile
 from psl.records import Record
-from psl.schedulers.epsl.latency import RoundLatency, check_assignment, check_power, latency
-from psl.schedulers.epsl.problem import check_batch, check_cut
+from psl.schedulers.epsl.checks import check_assignment, check_batch, check_cut, check_power, check_profile
+from psl.schedulers.epsl.latency import RoundLatency, round_latency
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -50,22 +50,22 @@ class EPSLPlan(Record):
     history: tuple[dict[str, Any], ...] = ()
     round_time: float = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        check_profile(self.profile, self.cell)
         batch_size, phi = check_batch(self.batch_size, self.phi)
-        owner = check_assignment(self.cell, self.assignment)
-        values = {
-            "batch_size": batch_size,
-            "phi": phi,
-            "cut": check_cut(self.profile, self.cut),
-            "assignment": owner,
-            "power": check_power(self.cell, owner, self.power),
-            "history": tuple(self.history),
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
+        assignment = check_assignment(self.cell, self.assignment)
+        self._set(
+            batch_size=batch_size,
+            phi=phi,
+            cut=check_cut(self.profile, self.cut),
+            assignment=assignment,
+            power=check_power(self.cell, assignment, self.power),
+            history=tuple(self.history),
+        )
         round_time = self.latency().total
-        object.__setattr__(self, "round_time", round_time)
-        object.__setattr__(self, "lower_bound", check_lower_bound("EPSLPlan", self.lower_bound, round_time))
+        # A bound that equals the round time but for rounding is the round time.
+        lower_bound = min(check_lower_bound("EPSLPlan", self.lower_bound, round_time), round_time)
+        self._set(round_time=round_time, lower_bound=lower_bound)
 
     @property
     def n_clients(self) -> int:
@@ -93,10 +93,17 @@ class EPSLPlan(Record):
 
     def latency(self, framework: str = "epsl", local_steps: int = 1) -> RoundLatency:
         """Return the terms of one round of any framework with this plan's cut, subchannels and power."""
-        return latency(
-            self.profile, self.cell, cut=self.cut, assignment=self.assignment, power=self.power,
-            batch_size=self.batch_size, phi=self.phi, framework=framework, local_steps=local_steps,
-        )  # fmt: skip
+        return round_latency(
+            self.profile,
+            self.cell,
+            self.cut,
+            self.assignment,
+            self.power,
+            self.batch_size,
+            self.phi,
+            framework,
+            local_steps,
+        )
 
     def framework_round_time(self, framework: str, local_steps: int = 1) -> float:
         """Return the seconds of one round of a framework with this plan's cut and resources; see `latency`."""
@@ -104,21 +111,19 @@ class EPSLPlan(Record):
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per client: subchannels, power, rates, and when it is done with uplink and downlink."""
-        cell, owner, terms = self.cell, self.assignment, self.latency()
-        snr = cell.snr_per_psd[owner, np.arange(len(owner))]
-        per_client = lambda values: np.bincount(owner, values, cell.n_clients)  # noqa: E731
+        cell, assignment, terms = self.cell, self.assignment, self.latency()
         return pd.DataFrame(
             {
-                "subchannels": np.bincount(owner, minlength=cell.n_clients),
-                "power_w": per_client(cell.bandwidth * self.power),
-                "uplink_bit_s": per_client(cell.bandwidth * np.log2(1 + self.power * snr)),
-                "downlink_bit_s": per_client(cell.bandwidth * np.log2(1 + cell.downlink_psd * snr)),
+                "subchannels": np.bincount(assignment, minlength=cell.n_clients),
+                "power_w": np.bincount(assignment, cell.bandwidth * self.power, cell.n_clients),
+                "uplink_bit_s": cell.uplink_rate(assignment, self.power),
+                "downlink_bit_s": cell.downlink_rate(assignment),
                 "uplink_s": terms.uplink_of,
                 "downlink_s": terms.downlink_of,
             }
         ).rename_axis("client")
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         if self.lower_bound > 0:
             proof = f"lower bound {self.lower_bound:.6g} s, gap {100 * self.gap:.3g} %"
         else:

@@ -1,139 +1,48 @@
 """The joint problem in plain arrays: what every cut costs, and what every subchannel can carry."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 
-from psl.aggregation import aggregated_rows
-from psl.errors import InfeasibleError, ScenarioError, check_count, check_number, expected
+from psl.errors import InfeasibleError, PSLError, expected
 from psl.networks.wireless_cell import WirelessCell
 from psl.profiles import Profile
-from psl.schedulers.checks import check_own_profiles, check_scenario, check_speeds, seconds
+from psl.schedulers.checks import seconds
+from psl.schedulers.epsl.latency import CutTerms
 from psl.schedulers.epsl.water_filling import LN2, most_rate
 
 
-@dataclass(frozen=True)
-class CutTerms:
-    """Seconds and bits of one round's parts for every cut 0..L: the coefficients of the round's latency.
-
-    Rows are cuts, columns clients: (L+1, C) or (L+1,).
-    """
-
-    client_forward: np.ndarray  # (L+1, C) b ρ_j / s_i, s, or b times the client's own measured seconds
-    upload_bits: np.ndarray  # (L+1,) b ψ_j
-    server_forward: np.ndarray  # (L+1,) C b (ρ_L − ρ_j) / s_srv, s
-    server_backward: np.ndarray  # (L+1,) [(n_A + C (b − n_A)) (ϖ_L − ϖ_j − ϖ_last) + C b ϖ_last] / s_srv, s
-    broadcast_bits: np.ndarray  # (L+1,) n_A χ_j
-    unicast_bits: np.ndarray  # (L+1,) (b − n_A) χ_j
-    client_backward: np.ndarray  # (L+1, C) b ϖ_j / s_i, s, likewise
-
-    @classmethod
-    def of(cls, profile: Profile, cell: WirelessCell, batch_size: int, phi: float) -> "CutTerms":
-        """Compute the terms for a profile, a cell, a mini-batch of b per client and a share φ."""
-        b, n_a, n_clients = batch_size, aggregated_rows(phi, batch_size), cell.n_clients
-        backward_rest = np.maximum(profile.bwd_cost[-1] - profile.bwd_cost - profile.last_bwd_cost, 0.0)
-        rows = n_a + n_clients * (b - n_a)
-        forward, backward = client_seconds(profile, cell)
-        return cls(
-            client_forward=b * forward,
-            upload_bits=b * profile.act_bits,
-            server_forward=n_clients * b * (profile.fwd_cost[-1] - profile.fwd_cost) / cell.server_speed,
-            server_backward=(rows * backward_rest + n_clients * b * profile.last_bwd_cost) / cell.server_speed,
-            broadcast_bits=n_a * profile.grad_bits,
-            unicast_bits=(b - n_a) * profile.grad_bits,
-            client_backward=b * backward,
-        )
-
-
-def client_seconds(profile: Profile, cell: WirelessCell) -> tuple[np.ndarray, np.ndarray]:
-    """Return (L+1, C) forward and backward seconds per sample: by a client's own profile, or else by its speed."""
-    forward = profile.fwd_cost[:, None] / cell.client_speed
-    backward = profile.bwd_cost[:, None] / cell.client_speed
-    for i, own in enumerate(cell.profiles or ()):
-        if own is not None:
-            forward[:, i], backward[:, i] = own.fwd_cost, own.bwd_cost
-    return forward, backward
-
-
-def whole_band_rates(cell: WirelessCell) -> np.ndarray:
-    """Return (C,) Σ_k B_k log2(1 + p_dl g_ik / σ²), bit/s: each client's downlink on all subchannels."""
-    return (cell.bandwidth * np.log2(1 + cell.downlink_psd * cell.snr_per_psd)).sum(axis=1)
-
-
-def broadcast_rate(cell: WirelessCell) -> float:
-    """Return R_bc, bit/s: the least of the whole-band rates, which everybody can decode."""
-    return float(whole_band_rates(cell).min())
-
-
-def check_profile(profile: Profile, cell: WirelessCell) -> None:
-    """Raise `ScenarioError` unless both are what they are called, and speeds and own profiles go with the profile."""
-    check_scenario(profile, "cell", cell, WirelessCell, "make one: WirelessCell(...) or WirelessCell.sample()")
-    measured = cell.profiles or (None,) * cell.n_clients
-    check_own_profiles(profile, measured, lambda i: f"WirelessCell.profiles[{i}]")
-    by_speed = [speed for speed, own in zip(cell.client_speed, measured, strict=True) if own is None]
-    fix = "WirelessCell(client_speed=[... relative ...], server_speed=...)"
-    check_speeds(profile, "cell", [cell.server_speed, *by_speed], fix)
-
-
-def check_batch(batch_size, phi) -> tuple[int, float]:
-    """Return the checked mini-batch size and share φ."""
-    batch_size = check_count("batch_size", batch_size, fix="give the samples per client and round, at least 1")
-    phi = check_number(
-        "phi", phi, minimum=0, maximum=1, fix="φ is the share of slots whose gradients are aggregated, 0 to 1"
-    )
-    return batch_size, phi
-
-
-def check_cut(profile: Profile, cut) -> int:
-    """Return the number of a cut a plan may use, 1..L-1, given by number or name."""
-    index = profile.cut_index(cut)
-    if not 1 <= index <= profile.n_units - 1:
-        raise expected(
-            "cut", f"1..{profile.n_units - 1}, so that raw data stay on the clients and the last layer on the server",
-            f"{index} ({profile.names[index]!r})", "choose a cut in between", ScenarioError,
-        )  # fmt: skip
-    return index
-
-
-def no_finite_plan() -> InfeasibleError:
-    """Return (not raise) the error of a cell in which no plan has a finite round."""
-    return expected(
-        "cell", "a rate above 0 between every client and the base station", "no plan with a finite round time",
-        "check gains (linear, not dB), noise_psd (W/Hz), downlink_psd (W/Hz) and power limits (W)", InfeasibleError,
-    )  # fmt: skip
+def no_finite_plan() -> PSLError:
+    """Return (not raise) the `InfeasibleError` of a cell in which no plan has a finite round."""
+    want = "a rate above 0 between every client and the base station"
+    fix = "check gains (linear, not dB), noise_psd (W/Hz), downlink_psd (W/Hz) and power limits (W)"
+    return expected("cell", want, "no plan with a finite round time", fix, InfeasibleError)
 
 
 class RoundProblem:
-    """Minimise, over cut j, channels and power, T = U + V + constant_j, for the candidate cuts `cuts`.
+    """Minimise, over cut j, subchannels and power, T = U + V + constant_j, for the candidate cuts `cuts`.
 
-    U = max_i (A_i + D_u / R_i) is the uplink deadline, V = max_i (E_i + D_d / R_dl,i) the downlink one.
+    U = max_i (A_i + D_u / R_i) is the uplink deadline, V = max_i (E_i + D_d / R_dl,i) the downlink one; A, D_u, E, D_d
+    and the constant are the `CutTerms` of `latency`.
 
     Args:
-        profile, cell, batch_size, phi: as in `solve`.
-        cut: the only cut to consider, or None for all of 1..L-1.
-
-    Raises:
-        ScenarioError: an argument is out of range, or the model has fewer than 2 units.
+        profile, cell, batch_size, phi: as in `solve`, checked.
+        cut: number of the only cut to consider, or None for all of 1..L-1.
     """
 
-    def __init__(self, profile: Profile, cell: WirelessCell, batch_size: int, phi: float, cut=None):
-        check_profile(profile, cell)
-        self.profile, self.cell = profile, cell
-        self.batch_size, self.phi = check_batch(batch_size, phi)
-        if profile.n_units < 2:
-            raise expected("profile", "at least 2 units, one on each side", profile.n_units, "split a deeper model")
-        self.cuts = range(1, profile.n_units) if cut is None else [check_cut(profile, cut)]
-        terms = CutTerms.of(profile, cell, self.batch_size, self.phi)
+    def __init__(self, profile: Profile, cell: WirelessCell, batch_size: int, phi: float, cut: int | None = None):
+        self.profile, self.cell, self.batch_size, self.phi = profile, cell, batch_size, phi
+        self.cuts: Sequence[int] = range(1, profile.n_units) if cut is None else [cut]
+        terms = CutTerms.of(profile, cell, batch_size, phi)
         self.up_compute, self.up_bits = terms.client_forward, terms.upload_bits
         self.down_compute, self.down_bits = terms.client_backward, terms.unicast_bits
-        self.constant = (
-            terms.server_forward + terms.server_backward + seconds(terms.broadcast_bits, broadcast_rate(cell))
-        )
+        broadcast = seconds(terms.broadcast_bits, cell.broadcast_rate())
+        self.constant = terms.server_forward + terms.server_backward + broadcast  # (L+1,) s
         self.bandwidth = cell.bandwidth
         self.snr = cell.snr_per_psd  # (C, M), per W/Hz
         self.log_snr = np.log2(self.snr)
-        self.down_rate = cell.bandwidth * np.log2(1 + cell.downlink_psd * self.snr)  # (C, M)
+        self.down_rate = cell.subchannel_downlink_rate()  # (C, M)
         self.total = cell.total_power
         self.limit = np.minimum(cell.client_power, cell.total_power)  # (C,)
         self.n_clients, self.n_subchannels = self.snr.shape
@@ -144,7 +53,7 @@ class RoundProblem:
         # Every client counts: with profiles of their own, two need not agree on which of two cuts costs less.
         terms = np.column_stack([self.up_compute, self.up_bits, self.down_compute, self.down_bits, self.constant])
 
-        def beaten(j):
+        def beaten(j: int) -> bool:
             return any(
                 (terms[i] <= terms[j]).all() and (i > j or (terms[i] < terms[j]).any()) for i in self.cuts if i != j
             )
@@ -183,7 +92,8 @@ class RoundProblem:
         down = self.down_compute[cut] + seconds(self.down_bits[cut], self.downlink_reach[:, most])
         return float(up.max() + down.max() + self.constant[cut])
 
-    def downlink_time(self, cut: int, owner: np.ndarray) -> np.ndarray:
-        """Return (C,) seconds of unicast and client backward when subchannel k serves client owner[k]."""
-        rate = np.bincount(owner, self.down_rate[owner, np.arange(len(owner))], self.n_clients)
+    def downlink_time(self, cut: int, assignment: np.ndarray) -> np.ndarray:
+        """Return (C,) seconds of unicast and client backward when subchannel k serves client assignment[k]."""
+        # WirelessCell.downlink_rate, from the rates at hand: the local search asks very often.
+        rate = np.bincount(assignment, self.down_rate[assignment, np.arange(len(assignment))], self.n_clients)
         return self.down_compute[cut] + seconds(self.down_bits[cut], rate)

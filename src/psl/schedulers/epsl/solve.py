@@ -1,16 +1,17 @@
-"""The front door of the EPSL scheduler."""
+"""`solve`: checks what it is given, plans by the method asked for, and bounds the round time from below."""
 
-import dataclasses
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from psl.errors import check_choice, check_count
+from psl.errors import check_choice, check_count, expected
 from psl.networks.wireless_cell import WirelessCell
 from psl.profiles import Profile
 from psl.schedulers.epsl.baselines import BASELINES, baseline
 from psl.schedulers.epsl.bcd import block_coordinate_descent
+from psl.schedulers.epsl.checks import check_batch, check_cut, check_profile
 from psl.schedulers.epsl.lower_bound import lower_bound
 from psl.schedulers.epsl.plan import EPSLPlan
 from psl.schedulers.epsl.power import optimal_power, round_time
@@ -19,7 +20,7 @@ from psl.schedulers.epsl.search import search
 
 METHODS = ("search", "bcd", *BASELINES)
 
-_FOREVER = 1e100  # s; slower rounds are beyond floating point, let alone radio
+_FOREVER = 1e100  # s; of a slower round, rates and powers leave the range of floating point
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # matrices are small: threads only wait for each other
@@ -50,64 +51,57 @@ def solve(
         profile: costs of the model's cuts, from operator counts or measured.
         cell: the wireless cell.
         batch_size: b, samples per client and round.
-        phi: φ, share of the slots whose last-layer gradients are aggregated, 0..1; 0 is PSL.
+        phi: φ, share of the mini-batch's slots whose last-layer gradients are aggregated, 0..1; 0 is PSL.
         method: see the table.
         cut: fix the cut, by number or name; None considers all of 1..L-1 (raw data stay on the clients, the last
             layer on the server).
         seed: of random cuts and kicks; the same seed gives the same plan.
         bound: compute `lower_bound`; False leaves it NaN and saves time.
-        progress: show a progress bar of improvements.
+        progress: show a bar that counts improvements.
 
     Returns:
         The plan; `plan.gap` says how far from the optimum it can be at most.
 
     Raises:
         ScenarioError: an argument is out of range.
-        InfeasibleError: some client has no rate worth the name, so no plan has a finite round.
+        InfeasibleError: some client has practically no rate, so no plan has a finite round.
 
     Source: EPSL (arXiv 2303.15991): joint optimisation of cut, subchannels and power [P]; see the marks above.
     """
     check_choice("method", method, METHODS)
     seed = check_count("seed", seed, minimum=0)
-    problem = RoundProblem(profile, cell, batch_size, phi, cut)
+    check_profile(profile, cell)
+    batch_size, phi = check_batch(batch_size, phi)
+    if profile.n_units < 2:
+        raise expected("profile", "at least 2 units, one on each side", profile.n_units, "split a deeper model")
+    problem = RoundProblem(profile, cell, batch_size, phi, None if cut is None else check_cut(profile, cut))
     if not min(map(problem.reach_bound, problem.cuts)) < _FOREVER:
         raise no_finite_plan()
-    history: list[dict] = []
-    bar = tqdm(desc=f"EPSL {method}", unit=" improvements", disable=not progress)
+    history: list[dict[str, Any]] = []
+    rng, bounds, least = np.random.default_rng(seed), {}, float("nan")
+    with tqdm(desc=f"EPSL {method}", unit=" improvements", disable=not progress) as bar:
 
-    def report(event: dict) -> None:
-        history.append(event)
-        bar.update()
-        bar.set_postfix(cut=event["cut"], round_time=f"{event['round_time']:.4g} s")
+        def report(event: dict[str, Any]) -> None:
+            history.append(event)
+            bar.update()
+            bar.set_postfix(cut=event["cut"], round_time=f"{event['round_time']:.4g} s")
 
-    rng, bounds = np.random.default_rng(seed), {}
-    if method == "search":
-        chosen, owner, bounds = search(problem, rng, report)
-        power = optimal_power(problem, chosen, owner)
-    elif method == "bcd":
-        chosen, owner, power = block_coordinate_descent(problem, report)
-    else:
-        chosen, owner, power = baseline(problem, method, rng)
-        report({"block": method, "cut": int(chosen), "round_time": round_time(problem, chosen, owner, power)})
-    plan = EPSLPlan(
-        problem.profile,
-        cell,
-        problem.batch_size,
-        problem.phi,
-        method,
-        int(chosen),
-        owner,
-        power,
-        history=tuple(history),
+        if method == "search":
+            chosen, assignment, bounds = search(problem, rng, report)
+            power = optimal_power(problem, chosen, assignment)
+        elif method == "bcd":
+            chosen, assignment, power = block_coordinate_descent(problem, report)
+        else:
+            chosen, assignment, power = baseline(problem, method, rng)
+            time = round_time(problem, chosen, assignment, power)
+            report({"block": method, "cut": chosen, "round_time": time})
+        if bound:
+            known = round_time(problem, chosen, assignment, power)
+            if method != "search":
+                # The bound is tight only if the known round time is short: search for a shorter one.
+                other, other_assignment, bounds = search(problem, np.random.default_rng(seed))
+                known = min(known, round_time(problem, other, other_assignment))
+            least = lower_bound(problem, known, bounds)
+    return EPSLPlan(
+        profile, cell, batch_size, phi, method, chosen, assignment, power, lower_bound=least, history=tuple(history)
     )
-    if bound:
-        # A tight incumbent makes a tight bound: a bad plan borrows the search's.
-        known = round_time(problem, chosen, owner, power)
-        if method != "search":
-            other, its_owner, bounds = search(problem, np.random.default_rng(seed))
-            known = min(known, round_time(problem, other, its_owner))
-        # The plan adds up its round in another order: the last bit must not put the bound above it.
-        value = min(lower_bound(problem, known, bounds), plan.round_time)
-        plan = dataclasses.replace(plan, lower_bound=value)
-    bar.close()
-    return plan

@@ -1,11 +1,12 @@
-"""Where to start: round robin, the greedy rule, and a max-weight matching."""
+"""Assignments of subchannels to start from: round robin, the greedy rule, and a max-weight matching."""
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from psl.networks.wireless_cell import shannon_rate
 from psl.schedulers.checks import seconds
 from psl.schedulers.epsl.problem import RoundProblem
-from psl.schedulers.epsl.water_filling import LN2, most_rate
+from psl.schedulers.epsl.water_filling import most_rate
 
 
 def round_robin(n_clients: int, n_subchannels: int) -> np.ndarray:
@@ -25,26 +26,26 @@ def greedy(problem: RoundProblem, cut: int) -> np.ndarray:
     """
     n_clients, n_subchannels = problem.snr.shape
     share = np.minimum(problem.limit, problem.total / n_clients)
-    alone = problem.bandwidth * np.log1p(share[:, None] * problem.snr / problem.bandwidth) / LN2  # (C, M) bit/s
-    owner = np.full(n_subchannels, -1)
+    alone = shannon_rate(problem.bandwidth, share[:, None] * problem.snr / problem.bandwidth)  # (C, M) bit/s
+    assignment = np.full(n_subchannels, -1)
     time = np.empty(n_clients)
 
-    def take(i, k):
-        owner[k] = i
-        held = np.flatnonzero(owner == i)
+    def take(i: int, k: int) -> None:
+        assignment[k] = i
+        held = np.flatnonzero(assignment == i)
         zeros = np.zeros(len(held), dtype=int)
         up = most_rate(share[i : i + 1], zeros, problem.snr[i, held], problem.bandwidth[held])[0]
         down = problem.down_rate[i, held].sum()
         time[i] = problem.up_compute[cut, i] + problem.down_compute[cut, i]
         time[i] += float(seconds(problem.up_bits[cut], up) + seconds(problem.down_bits[cut], down))
 
-    # The client whose best subchannel is worst chooses first: it has the most to lose.
-    for i in np.argsort(alone.max(axis=1), kind="stable"):
-        take(i, int(np.argmax(np.where(owner < 0, alone[i], -1.0))))
+    # The client whose best subchannel is worst chooses first: it would lose most.
+    for i in np.argsort(alone.max(axis=1), kind="stable").tolist():
+        take(i, int(np.argmax(np.where(assignment < 0, alone[i], -1.0))))
     for _ in range(n_subchannels - n_clients):
         i = int(np.argmax(time))
-        take(i, int(np.argmax(np.where(owner < 0, alone[i], -1.0))))
-    return owner
+        take(i, int(np.argmax(np.where(assignment < 0, alone[i], -1.0))))
+    return assignment
 
 
 def matched(problem: RoundProblem, weight: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -57,26 +58,29 @@ def matched(problem: RoundProblem, weight: np.ndarray, counts: np.ndarray) -> np
     Returns:
         (M,) client of each subchannel.
     """
-    slots = np.repeat(np.arange(problem.n_clients), counts)  # (M,)
-    rows, columns = linear_sum_assignment(weight[slots], maximize=True)
-    owner = np.empty(problem.n_subchannels, dtype=int)
-    owner[columns] = slots[rows]
-    return owner
+    client = np.repeat(np.arange(problem.n_clients), counts)  # (M,) each as often as it gets subchannels
+    rows, columns = linear_sum_assignment(weight[client], maximize=True)
+    assignment = np.empty(problem.n_subchannels, dtype=int)
+    assignment[columns] = client[rows]
+    return assignment
 
 
-def spectral_weight(problem: RoundProblem, owner: np.ndarray) -> np.ndarray:
-    """Return (C, M) bit/s of every client on every subchannel at the density its share of power gives it in `owner`."""
+def spectral_weight(problem: RoundProblem, assignment: np.ndarray) -> np.ndarray:
+    """Return (C, M) bit/s of every client on every subchannel, at the power density that it has in `assignment`.
+
+    A client spreads an equal share of the total power, within its own limit, evenly over its subchannels there.
+    """
     share = np.minimum(problem.limit, problem.total / problem.n_clients)
-    density = share / np.bincount(owner, problem.bandwidth, problem.n_clients)
-    return problem.bandwidth * np.log1p(density[:, None] * problem.snr) / LN2
+    density = share / np.bincount(assignment, problem.bandwidth, problem.n_clients)
+    return shannon_rate(problem.bandwidth, density[:, None] * problem.snr)
 
 
-def repaired(problem: RoundProblem, owner: np.ndarray) -> np.ndarray:
+def repaired(problem: RoundProblem, assignment: np.ndarray) -> np.ndarray:
     """Give every client without a subchannel its best one from a client that can spare one."""
-    owner = owner.copy()
-    counts = np.bincount(owner, minlength=problem.n_clients)
+    assignment = assignment.copy()
+    counts = np.bincount(assignment, minlength=problem.n_clients)
     for i in np.flatnonzero(counts == 0):
-        k = int(np.argmax(np.where(counts[owner] > 1, problem.snr[i], -1.0)))
-        counts[owner[k]] -= 1
-        owner[k], counts[i] = i, 1
-    return owner
+        k = int(np.argmax(np.where(counts[assignment] > 1, problem.snr[i], -1.0)))
+        counts[assignment[k]] -= 1
+        assignment[k], counts[i] = i, 1
+    return assignment

@@ -1,7 +1,8 @@
 """Water-filling over many groups of subchannels at once: most rate for a power, least power for a rate.
 
-Both start with all subchannels in use and drop those whose water level misses their floor. Dropping never brings one
-back, so this ends after as many rounds as the deepest group has subchannels to drop: mostly none or one.
+Both start with all subchannels in use and drop those whose floor (1 / SNR) is above the water level. A dropped
+subchannel never comes back, so this ends soon: mostly after one round or two. Rates are those of `shannon_rate`, but
+written out: one divides whole sums by ln 2, the other works with the logarithm of the level.
 """
 
 import numpy as np
@@ -9,54 +10,56 @@ import numpy as np
 LN2 = float(np.log(2.0))
 
 
-def most_rate(limit, owner, snr, bandwidth):
+def most_rate(limit: np.ndarray, group: np.ndarray, snr: np.ndarray, bandwidth: np.ndarray) -> np.ndarray:
     """Return (n,) bit/s, the most each of n groups of subchannels can carry within its power limit.
 
     Args:
         limit: (n,) W.
-        owner: (K,) group of each subchannel entry; every group has at least one.
+        group: (K,) group of each subchannel entry; every group has at least one.
         snr: (K,) signal-to-noise ratio per W/Hz.
         bandwidth: (K,) Hz.
     """
-    return fill(limit, owner, snr, bandwidth)[0]
+    return fill(limit, group, snr, bandwidth)[0]
 
 
-def fill(limit, owner, snr, bandwidth):
+def fill(limit: np.ndarray, group: np.ndarray, snr: np.ndarray, bandwidth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return ((n,) bit/s, (K,) bool): `most_rate`, and which subchannels carry power then."""
     n, used, floor = len(limit), bandwidth, 1.0 / snr
     lowest = np.full(n, np.inf)
-    np.minimum.at(lowest, owner, floor)
-    rise = floor - lowest[owner]  # levels are counted from the best floor: exact at the lowest SNR too
+    np.minimum.at(lowest, group, floor)
+    rise = floor - lowest[group]  # levels are counted from the best floor: exact at the lowest SNR too
     while True:
-        level = (limit + np.bincount(owner, used * rise, n)) / np.bincount(owner, used, n)  # W/Hz
-        density = level[owner] - rise
+        level = (limit + np.bincount(group, used * rise, n)) / np.bincount(group, used, n)  # W/Hz
+        density = level[group] - rise
         dry = (density < 0) & (used > 0)
         if not dry.any():
-            return np.bincount(owner, used * np.log1p(np.maximum(density, 0.0) * snr), n) / LN2, used > 0
+            return np.bincount(group, used * np.log1p(np.maximum(density, 0.0) * snr), n) / LN2, used > 0
         used = np.where(dry, 0.0, used)
 
 
-def least_power(rate, owner, snr, bandwidth):
+def least_power(
+    rate: np.ndarray, group: np.ndarray, snr: np.ndarray, bandwidth: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the least power with which each of n groups of subchannels carries its rate.
 
     Args:
         rate: (n,) bit/s.
-        owner, snr, bandwidth: as in `most_rate`.
+        group, snr, bandwidth: as in `most_rate`.
 
     Returns:
         ((n,) W, (n,) d power / d rate, (K,) W/Hz of each entry).
     """
     n, used = len(rate), bandwidth
     best = np.zeros(n)
-    np.maximum.at(best, owner, snr)
-    loss = np.log2(snr / best[owner])  # levels in log2 above the best floor
+    np.maximum.at(best, group, snr)
+    loss = np.log2(snr / best[group])  # levels in log2 above the best floor
     while True:
-        level = (rate - np.bincount(owner, used * loss, n)) / np.bincount(owner, used, n)
-        depth = level[owner] + loss
+        level = (rate - np.bincount(group, used * loss, n)) / np.bincount(group, used, n)
+        depth = level[group] + loss
         dry = (depth < 0) & (used > 0)
         if not dry.any():
             break
         used = np.where(dry, 0.0, used)
-    level = np.minimum(level, 500.0)  # hopeless rates: huge, but finite
+    level = np.minimum(level, 500.0)  # a rate out of reach needs a huge power, but a finite one
     density = np.expm1(LN2 * np.clip(depth, 0.0, 500.0)) / snr * (used > 0)
-    return np.bincount(owner, bandwidth * density, n), LN2 * np.exp2(level) / best, density
+    return np.bincount(group, bandwidth * density, n), LN2 * np.exp2(level) / best, density
