@@ -1,10 +1,12 @@
-# psl: `make` alone prints what there is to do.
+# psl: `make` alone prints what there is to do. GNU make 3.81 (that of macOS) or newer.
 PYTHON  ?= python3
 VENV    := .venv
 DATASET ?= digits
 QUICK   ?= 0
+FULL    ?= 0
 BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
+CORES    = $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 
 # Data sets are looked for here; absolute, because notebooks run in their own folder.
 export PSL_DATA := $(abspath $(or $(PSL_DATA),data))
@@ -18,26 +20,50 @@ else
   NAMES   := $(filter 03_% 04_% 05_%,$(NAMES))
   FIGURES := figures/$(DATASET)
 endif
+# Where notebook 07 is executed. Its figures in figures/ are those of all scenarios, FULL=1; fewer go to a folder of their own.
+BUILD_07 := $(BUILD)$(if $(filter 0,$(FULL)),-short)
 ifneq ($(QUICK),0)
   # A quick run must not overwrite the full one's figures.
-  BUILD   := $(BUILD)-quick
-  FIGURES := $(BUILD)/figures
+  BUILD    := $(BUILD)-quick
+  BUILD_07 := $(BUILD)
+  FIGURES  := $(BUILD)/figures
 endif
-EXECUTED := $(NAMES:%=$(BUILD)/%.ipynb)
-INPUTS    = DATASET=$(DATASET) QUICK=$(QUICK) FIGURES=$(FIGURES)
+SETTING    := $(if $(filter digits,$(DATASET)),, DATASET=$(DATASET))$(if $(filter 0,$(QUICK)),, QUICK=$(QUICK))
+executed   = $(foreach name,$(filter $1,$(NAMES)),$(if $(filter 07_%,$(name)),$(BUILD_07),$(BUILD))/$(name).ipynb)
+figures_of = $(if $(filter $(BUILD)/%,$1),$(FIGURES),$(BUILD_07)/figures)
+# Notebook 04 waits for 03, so 03 begins first.
+EXECUTED   := $(call executed,03_%) $(filter-out $(call executed,03_%),$(call executed,%))
+SIGNATURES := $(EXECUTED:.ipynb=.inputs)
+GALLERIES  := $(sort $(foreach notebook,$(EXECUTED),$(call figures_of,$(notebook))/README.md))
+
+# The notebooks whose outputs are compared (cells marked NBVAL_CHECK_OUTPUT): those that take seconds.
+GUARDED    := $(wildcard notebooks/00_*.ipynb notebooks/01_*.ipynb notebooks/02_*.ipynb)
+PYTEST     := $(BIN)/python -m pytest -n
+
+ifneq ($(filter notebooks,$(MAKECMDGOALS)),)
+ifneq ($(DATASET)-$(QUICK),digits-0)
+$(error make notebooks: expected the committed setting, got DATASET=$(DATASET) QUICK=$(QUICK). Fix: leave both out)
+endif
+endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab notebooks figures test lint clean FORCE
+.PHONY: help env lab figures galleries signatures notebooks test check lint benchmarks-report clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
 help:
 	@echo "make env        build .venv with the pinned packages (the others do it by themselves)"
-	@echo "make figures    execute the notebooks, write figures/ (DATASET=mnist: on MNIST; QUICK=1: a short run)"
-	@echo "make notebooks  the same, and put the outputs into notebooks/"
-	@echo "make lab        open the notebooks in JupyterLab"
-	@echo "make test       run all tests"
-	@echo "make lint       check style with ruff"
+	@echo "make figures    execute the notebooks on all cores, write figures/. Settings:"
+	@echo "                  DATASET=mnist  on MNIST, into figures/mnist/"
+	@echo "                  QUICK=1        a short run, into build/digits-quick/figures/"
+	@echo "                  FULL=1         notebook 07 measures all scenarios (half an hour more) and writes into figures/;"
+	@echo "                                 else it measures a few, into build/digits-short/figures/"
+	@echo "make notebooks  the same, and put the outputs into notebooks/ (07's only with FULL=1)"
+	@echo "make lab        open the notebooks in JupyterLab (their figures go to build/lab/)"
+	@echo "make check      style, types and the fast tests, in less than two minutes"
+	@echo "make test       execute every notebook with QUICK=1, then run all tests, on all cores"
+	@echo "make lint       check style with ruff and types with pyright"
+	@echo "make benchmarks-report  write benchmarks/results/README.md from the CSV files beside it"
 	@echo "make clean      remove what was built (not .venv, not figures/)"
 
 env: $(READY)
@@ -47,50 +73,64 @@ $(READY): requirements.txt pyproject.toml
 	  echo "psl: expected Python 3.11 or newer, got `$(PYTHON) --version 2>&1`." \
 	       "Fix: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --prefer-binary -r requirements.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@# JupyterLab asks about news at its first start; not here.
+	$(BIN)/jupyter-labextension disable --level=sys_prefix @jupyterlab/apputils-extension:announcements
 	@touch $@
 
-# The signature changes only if something a notebook depends on does; so does what hangs on it.
-$(BUILD)/%.inputs: FORCE
-	@$(PYTHON) tools/inputs.py notebooks/$*.ipynb $@ $(INPUTS)
+# At most four notebooks side by side: each spreads its own runs over all cores, and memory is finite. `make -jN` has its way.
+figures: $(READY)
+	@case " $$MAKEFLAGS" in *" -j"*|*--jobserver*) jobs= ;; \
+	  *) jobs=$(CORES); test $$jobs -le 4 || jobs=4; jobs=-j$$jobs ;; esac; \
+	  $(MAKE) --no-print-directory $$jobs galleries
+	@echo "figures: $(patsubst %/README.md,%/,$(GALLERIES)) up to date"
 
-$(BUILD)/%.ipynb: $(BUILD)/%.inputs | $(READY)
-	@echo "== notebooks/$*.ipynb"
-	@# Side by side, notebooks get one thread each; alone, one gets them all.
-	@# Checkpoints of this very input: an interrupted run goes on where it was.
-	@case " $$MAKEFLAGS" in *" -j"*|*" --jobs"*) export OMP_NUM_THREADS=1;; esac; \
-	  caches="$(CURDIR)/$(BUILD)/cache"; cache="$$caches/$*-`cut -c1-12 $<`"; part="$(@:.ipynb=.part.ipynb)"; \
-	  mkdir -p "$$cache"; find "$$caches" -maxdepth 1 -name "$*-*" ! -path "$$cache" -exec rm -rf {} +; \
-	  $(BIN)/papermill notebooks/$*.ipynb $$part --cwd notebooks --kernel python3 --log-level WARNING \
-	    -p QUICK $(if $(filter 0,$(QUICK)),False,True) -p DATASET $(DATASET) \
-	    -p FIGURES "$(CURDIR)/$(FIGURES)" -p CACHE "$$cache" || exit 1; \
-	  (ls $(FIGURES)/`echo $* | cut -c1-3`* 2>/dev/null || true) > $(@:.ipynb=.figures); \
-	  mv "$$part" $@ && rm -rf "$$cache"
+galleries: $(GALLERIES)
 
-# The last notebook draws what the training notebook found.
-$(BUILD)/04_figures.ipynb: $(BUILD)/03_training.ipynb
+# What is in figures/ comes from FULL=1, of which a plain run makes everything but notebook 07's part anew.
+$(GALLERIES): %/README.md: $(EXECUTED) tools/publish.py | $(READY)
+	@$(BIN)/python tools/publish.py gallery $* "make figures$(SETTING)$(if $(filter figures,$*), FULL=1)"
 
-$(FIGURES)/README.md: $(EXECUTED) tools/publish.py | $(READY)
-	@$(BIN)/python tools/publish.py gallery $(FIGURES)
+# A signature changes only if something changed that a notebook's figures depend on, or if one of them is gone.
+signatures:
+	@$(PYTHON) tools/inputs.py $(SIGNATURES) DATASET=$(DATASET) QUICK=$(QUICK) FIGURES=$(FIGURES)
 
-figures: $(FIGURES)/README.md
-	@echo "figures: $(FIGURES)/ is up to date"
+$(SIGNATURES): signatures
+	@:
+
+build/%.ipynb: build/%.inputs | $(READY)
+	@$(BIN)/python tools/execute.py $< $(call figures_of,$@) DATASET=$(DATASET) QUICK=$(QUICK) \
+	  $(if $(filter 07_%,$(notdir $*)),FULL=$(FULL))
+
+# Notebook 04 draws what 03 found.
+$(call executed,04_%): $(call executed,03_%)
+
+# Notebooks 01 and 07 measure seconds. They run alone: after all others, and one after the other.
+$(call executed,01_%): | $(filter-out $(call executed,01_% 07_%),$(EXECUTED))
+$(call executed,07_%): | $(filter-out $(call executed,07_%),$(EXECUTED))
 
 notebooks: figures
-	@test $(DATASET)-$(QUICK) = digits-0 || { \
-	  echo "make notebooks: expected the committed setting, got DATASET=$(DATASET) QUICK=$(QUICK). Fix: leave both out" >&2; exit 1; }
-	@$(BIN)/python tools/publish.py notebooks $(BUILD)
+	@$(BIN)/python tools/publish.py notebooks $(filter $(BUILD)/%,$(EXECUTED))
 
 lab: $(READY)
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+	$(BIN)/jupyter-lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_environment.ipynb
 
+# The notebooks check their own claims; pytest comes last, so that its verdict is the last line.
 test: $(READY)
-	QUICK=1 FIGURES="$(CURDIR)/build/test-figures" $(BIN)/python -m pytest --nbval-lax tests notebooks
+	@$(MAKE) --no-print-directory figures QUICK=1 DATASET=digits
+	$(PYTEST) $(CORES) --nbval-lax tests $(GUARDED)
+
+check: lint
+	$(PYTEST) $(CORES) -m "not slow" tests
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+benchmarks-report: $(READY)
+	$(BIN)/python benchmarks/report.py
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache .hypothesis src/*.egg-info

@@ -13,6 +13,18 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups and pytest for marks
+def pytest_collection_modifyitems(items):
+    """Let tests of real processes run one after another, in one worker, and the cells of a notebook in one kernel."""
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        elif item.path.name.startswith("test_distributed"):
+            item.add_marker(pytest.mark.xdist_group("processes"))
+            if "nursery" in item.fixturenames:
+                item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def data():
     """Random images of four classes: 100 to train, 30 to test."""

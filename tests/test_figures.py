@@ -42,7 +42,7 @@ def is_stale(folder, *parameters, data=None):
     target = folder / "build" / "01_one.inputs"
     before = target.read_text() if target.exists() else None
     subprocess.run(
-        [sys.executable, "tools/inputs.py", "notebooks/01_one.ipynb", str(target), *(parameters or ["DATASET=digits"])],
+        [sys.executable, "tools/inputs.py", str(target), *(parameters or ["DATASET=digits"])],
         cwd=folder, check=True, env=os.environ | {"PSL_DATA": str(data or folder / "data")},
     )  # fmt: skip
     return target.read_text() != before

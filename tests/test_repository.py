@@ -1,14 +1,20 @@
-"""The repository agrees with itself: pins, environment file, README."""
+"""The repository agrees with itself: pins, environment file, names and versions, figures, commands."""
 
 import itertools
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
 CONDA_NAMES = {"torch": "pytorch"}
+# Hosts of package indexes, and folders of somebody's machine; in pieces, for this file is searched, too.
+HOSTS = [".".join(parts) for parts in (("pypi", "org"), ("pythonhosted", "org"), ("anaconda", "org"), ("npmjs", "org"))]
+HOSTS += [".".join(parts) for parts in (("pytorch", "org/whl"), ("conda-forge", "org"), ("ghcr", "io"))]
+FOLDERS = r"(?<![\w.~$}-])/(?:root|work|home/\w+|Users/\w+|tmp/\w+)/\w"
 
 
 def pins():
@@ -16,15 +22,25 @@ def pins():
     return dict(line.split("==") for line in lines if line and not line.startswith("#"))
 
 
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
 def normal(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_every_dependency_is_pinned_and_every_pin_is_declared():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    declared = [*project()["dependencies"], *itertools.chain(*project()["optional-dependencies"].values())]
     names = {normal(re.split(r"[<>=!~\[ ]", line)[0]) for line in declared} | {"setuptools"}
     assert {normal(name) for name in pins()} == names
+
+
+def test_every_dependency_says_why():
+    text = (ROOT / "pyproject.toml").read_text()
+    listed = re.findall(r'^    "[\w-]+>=[\d.]+",(.*)$', text, re.MULTILINE)
+    assert len(listed) == len(pins()) - 1  # setuptools stands in [build-system]
+    assert all(re.fullmatch(r"\s+# \S.+", reason) for reason in listed)
 
 
 def test_pins_are_plain():
@@ -35,13 +51,34 @@ def test_pins_are_plain():
 
 def test_environment_yml_has_the_same_versions():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    conda = [
-        line for line in environment["dependencies"] if isinstance(line, str) and not line.startswith(("python", "pip"))
-    ]
+    conda = [line for line in environment["dependencies"] if isinstance(line, str) and "=" in line.replace(">=", "")]
     (by_pip,) = (line["pip"] for line in environment["dependencies"] if isinstance(line, dict))
     found = dict(line.split("==") if "==" in line else line.split("=") for line in conda)
     found |= dict(line.split("==") for line in by_pip if "==" in line)
     assert found == {CONDA_NAMES.get(name, name): version for name, version in pins().items()}
+
+
+def test_one_version_and_a_name_of_its_own():
+    version = project()["version"]
+    assert project()["name"] == "parallel-split-learning"
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == version
+    newest = re.search(r"^## (\S+) \((\S+)\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest.groups() == (version, str(citation["date-released"]))
+
+
+def test_no_file_names_a_package_index_or_a_folder_of_this_machine():
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git here: files under version control cannot be told from others")
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    forbidden = re.compile("|".join([*map(re.escape, HOSTS), FOLDERS]))
+    found = []
+    for name in filter(None, names):
+        path = ROOT / name
+        if path.is_file() and path.suffix not in (".png", ".svg"):
+            found += [f"{name}: {hit.group()}" for hit in forbidden.finditer(path.read_text(errors="replace"))]
+    assert not found
 
 
 def test_every_figure_has_its_four_files_and_names_its_notebook():
@@ -53,6 +90,19 @@ def test_every_figure_has_its_four_files_and_names_its_notebook():
         assert (ROOT / "notebooks" / notebook).exists()
 
 
-def test_readme_links_lead_somewhere():
-    for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
-        assert link.startswith("http") or (ROOT / link).exists(), link
+def test_continuous_integration_runs_the_commands_of_the_readme():
+    commands = re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert {"figures", "test"} <= set(commands)
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("exec make test")
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = [step.get("run") for step in workflow["jobs"]["test"]["steps"]]
+    assert steps.index("make lint") < steps.index("make test")
+
+
+def test_make_knows_every_command_that_is_written_down():
+    makefile = (ROOT / "Makefile").read_text()
+    known = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE).group(1).split())
+    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
+    for document in documents:
+        for target in re.findall(r"(?:`|^)make ([a-z][\w-]*)", document.read_text(), re.MULTILINE):
+            assert target in known, f"{document.name}: make {target}"

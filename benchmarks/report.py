@@ -1,0 +1,132 @@
+"""Write results/README.md from the CSV files beside it: the main figures of every benchmark in one table."""
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from solver_common import RESULTS
+
+#: Of each benchmark with rows (part, figure, value): what is shown, where it stands, and its format.
+SHOWN = {
+    "epsl_solver": [
+        ("certified gap of search, C = 5, M = 20, mean", "C=5 M=20", "certified gap of search, mean", "{:.2f} %"),
+        ("the same at C = 50, M = 200", "growth", "C=50, M=200: certified gap, mean", "{:.2f} %"),
+        ("time of search with its bound, C = 5, M = 20", "C=5 M=20", "time of search with bound, median", "{:.0f} ms"),
+        ("time of the alternation with CVXPY inside", "C=5 M=20", "time of bcd with CVXPY, median", "{:.0f} ms"),
+        ("search above the exhaustive optimum, p99", "exhaustive", "search above optimum, p99", "{:.2g} %"),
+        ("alternation above the exhaustive optimum, p99", "exhaustive", "bcd above optimum, p99", "{:.0f} %"),
+    ],
+    "edgesplit_solver": [
+        (
+            "alternation against the optimum, 2,000 clusters, largest relative difference",
+            "continuous",
+            "alternating against exact, largest relative difference",
+            "{:.1g}",
+        ),
+        (
+            "alternation stopped after one step, mean loss",
+            "continuous",
+            "loss of stopping after one step, mean",
+            "{:.2g} %",
+        ),
+        ("the same, largest loss", "continuous", "loss of stopping after one step, max", "{:.3g} %"),
+        ("exact optimum for 100,000 devices and 50 cuts", "growth", "N=100000: exact", "{:.0f} ms"),
+        (
+            "time of bisection with enumeration over the exact optimum's",
+            "growth",
+            "N=100000: bisection to 1e-9, trying every cut / exact, median",
+            "{:.0f} ×",
+        ),
+        (
+            "the exact optimum's time over that of evaluating every device and cut once",
+            "growth",
+            "N=100000: exact / one pass",
+            "{:.1f} ×",
+        ),
+    ],
+    "pipeline_search": [
+        (
+            "placement search, N = L = 20, with tables",
+            "N=L=20, networkx",
+            "our search with tables, median",
+            "{:.1f} ms",
+        ),
+        (
+            "time of one networkx Dijkstra per threshold over it (thresholds sampled)",
+            "N=L=20, networkx",
+            "speed-up, median over median",
+            "{:,.0f} ×",
+        ),
+    ],
+    "pipeline_joint": [
+        (
+            "alternation of placement and micro-batch size above the joint optimum, fast links, largest",
+            "alternation",
+            "fast links, from b = 32, b by scan: above the optimum, max",
+            "{:.1f} %",
+        )
+    ],
+    "simulation_closed_form": [
+        (
+            f"simulated over predicted time, 3,000 random chains, {which}",
+            "random chains",
+            f"simulated / predicted, {name}",
+            "{:.2f}",
+        )
+        for which, name in (("least", "min"), ("largest", "max"))
+    ],
+    "distributed_overhead": [
+        (
+            f"a step in real processes over one in a single process, activations of {size}",
+            size,
+            "distributed over one process",
+            "{:.2f} ×",
+        )
+        for size in ("0.1 MB", "1 MB", "10 MB")
+    ],
+}
+
+
+def training() -> Iterator[tuple[str, str, str]]:
+    """Yield (benchmark, what, value) of the benchmarks whose CSV files have columns of their own."""
+    name = "training_throughput"
+    for row in pd.read_csv(RESULTS / f"{name}.csv").to_dict("records"):
+        what = f"PSL's step over a centralised one, C = {row['clients']}, b = {row['batch_size']}"
+        yield name, what, f"{row['ratio']:.2f} ×"
+    name = "training_server_backward"
+    found = pd.read_csv(RESULTS / f"{name}.csv").set_index("phi").loc[1.0]
+    yield name, "EPSL's server backward pass at φ = 1, C = 5, share of PSL's time", f"{100 * found.measured:.0f} %"
+    yield name, "the same by operator counts", f"{100 * found.promised:.0f} %"
+    name = "training_scaling"
+    table = pd.read_csv(RESULTS / f"{name}.csv")
+    for row in table[table.clients == table.clients.max()].to_dict("records"):
+        what = f"a step of {row['framework']} training, C = {row['clients']}, b = {row['batch_size']}"
+        yield name, what, f"{row['step_s']:.2f} s, at most {row['peak_MB']:,.0f} MB of memory"
+
+
+def solvers() -> Iterator[tuple[str, str, str]]:
+    """Yield (benchmark, what, value) of the benchmarks in `SHOWN`."""
+    for name, figures in SHOWN.items():
+        found = pd.read_csv(RESULTS / f"{name}.csv").set_index(["part", "figure"])["value"]
+        for what, part, figure, form in figures:
+            yield name, what, form.format(found[part, figure])
+
+
+def main() -> None:
+    """Write the table."""
+    lines = [
+        "# Results of the benchmarks",
+        "",
+        "Written by `make benchmarks-report` from the CSV files in this folder, which have all figures. Each file is",
+        "written by the benchmark of its name. Times were measured on 2 CPU cores.",
+        "",
+        "| file | figure | value |",
+        "| --- | --- | --- |",
+    ]
+    lines += [f"| [{name}]({name}.csv) | {what} | {value} |" for name, what, value in (*solvers(), *training())]
+    (RESULTS / "README.md").write_text("\n".join(lines) + "\n")
+    print(f"wrote {RESULTS / 'README.md'}")
+
+
+if __name__ == "__main__":
+    main()
