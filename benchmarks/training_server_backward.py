@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torchvision.models import resnet18
 
-from psl.aggregation import aggregated_rows
+from psl.aggregation import aggregated_rows, server_rows
 from psl.models import profile
 from psl.training.gradient_aggregation import server_backward
 from training_common import batches, build, seconds, write
@@ -82,7 +82,7 @@ def main():
     rest = costs.bwd_cost[-1] - costs.bwd_cost[j]
     base, rows = np.median(backward[arguments.phis[0]]), []
     for phi in arguments.phis:
-        n = aggregated_rows(phi, b) + n_clients * (b - aggregated_rows(phi, b))
+        n = server_rows(phi, b, n_clients)
         promised = (n * (rest - costs.last_bwd_cost) + n_clients * b * costs.last_bwd_cost) / (n_clients * b * rest)
         measured = np.median(backward[phi]) / base
         rows.append({
