@@ -59,7 +59,7 @@ help:
 	@echo "                  FULL=1         notebook 07 measures all scenarios (half an hour more) and writes into figures/;"
 	@echo "                                 else it measures a few, into build/digits-short/figures/"
 	@echo "make notebooks  the same, and put the outputs into notebooks/ (07's only with FULL=1)"
-	@echo "make lab        open the notebooks in JupyterLab (their figures go to build/lab/)"
+	@echo "make lab        open the notebooks in JupyterLab; their figures go to build/lab/ (LAB='--no-browser --port 9999')"
 	@echo "make check      style, types and the fast tests, in less than two minutes"
 	@echo "make test       execute every notebook with QUICK=1, then run all tests, on all cores"
 	@echo "make lint       check style with ruff and types with pyright"
@@ -114,7 +114,8 @@ notebooks: figures
 	@$(BIN)/python tools/publish.py notebooks $(filter $(BUILD)/%,$(EXECUTED))
 
 lab: $(READY)
-	$(BIN)/jupyter-lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_environment.ipynb
+	$(BIN)/jupyter-lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/00_environment.ipynb \
+	  $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
 
 # The notebooks check their own claims; pytest comes last, so that its verdict is the last line.
 test: $(READY)
