@@ -9,10 +9,9 @@ import pandas as pd
 import torch
 from torchvision.models import resnet18
 
-from psl.training.communication import Link
-from psl.training.config import image_layout, prepare_model
-from psl.training.frameworks import FRAMEWORKS, Framework, Setup
-from psl.training.gradient_aggregation import cross_entropy
+from psl.training.config import TrainingConfig
+from psl.training.frameworks import Framework, build_framework
+from psl.training.model_preparation import image_layout, prepare_model
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -23,9 +22,15 @@ def build(name: str, n_clients: int, batch_size: int, cut: str = "layer1", phi: 
     device = torch.device("cpu")
     model = resnet18(num_classes=10)
     model = prepare_model(model, device, image_layout(model, device))
-    weights = np.full(n_clients, 1 / n_clients)
-    optimizer = functools.partial(torch.optim.SGD, lr=0.01)
-    return FRAMEWORKS[name](Setup(model, weights, batch_size, optimizer, cross_entropy, cut=cut, phi=phi), Link())
+    config = TrainingConfig(
+        framework=name,
+        n_clients=n_clients,
+        batch_size=batch_size,
+        optimizer=functools.partial(torch.optim.SGD, lr=0.01),
+        cut=cut,
+        phi=phi,
+    )
+    return build_framework(model, config)
 
 
 def batches(name: str, n_clients: int, batch_size: int):

@@ -16,7 +16,7 @@ from torchvision.models import resnet18
 
 from psl.aggregation import aggregated_rows, server_rows
 from psl.models import profile
-from psl.training.gradient_aggregation import server_backward
+from psl.training.frameworks.epsl import aggregated_backward
 from training_common import batches, build, seconds, write
 
 
@@ -66,7 +66,7 @@ def main():
 
     def step(phi):
         training.server.zero_grad(set_to_none=True)
-        server_backward(training.server, smashed, labels, weights, n_agg=aggregated_rows(phi, b), rng=rng)
+        aggregated_backward(training.server, smashed, labels, weights, n_agg=aggregated_rows(phi, b), rng=rng)
 
     backward, whole = ({phi: [] for phi in arguments.phis} for _ in range(2))
     for repeat in range(arguments.repeats + 1):

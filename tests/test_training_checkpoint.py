@@ -14,7 +14,7 @@ from psl.errors import CheckpointError
 from psl.models import thin_resnet
 from psl.training import train
 from psl.training.checkpoint import deferred_interrupt
-from psl.training.gradient_aggregation import cross_entropy
+from psl.training.config import cross_entropy
 
 OPTIONS = {"n_clients": 3, "batch_size": 8, "cut": 4, "lr": None, "progress": False}
 

@@ -1,7 +1,5 @@
 """EdgeSplit: whatever the cuts, it is FedAvg; bits, plans and bad cuts."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -12,9 +10,9 @@ from torch.utils.data import TensorDataset
 from psl.errors import CheckpointError, CutError, ScenarioError
 from psl.models import cnn, cuts, split, thin_resnet
 from psl.training import train
-from psl.training.communication import Link
-from psl.training.frameworks import FRAMEWORKS, Setup
-from psl.training.gradient_aggregation import cross_entropy
+from psl.training.config import TrainingConfig
+from psl.training.frameworks import build_framework
+from training_plans import StandInPlan, cut_names
 
 UNEVEN = [range(10), range(10, 60), range(60, 100)]
 LAST = 12  # the output of thin_resnet
@@ -104,8 +102,10 @@ def test_odd_parts_of_a_model_train_as_in_fedavg(data):
 
 
 def test_devices_share_one_copy_of_the_model_and_keep_optimizers_of_their_own(model):
-    setup = Setup(model, np.full(4, 0.25), 8, momentum, cross_entropy, 2, [3, 3, 6, LAST])
-    training = FRAMEWORKS["edgesplit"](setup, Link())
+    config = TrainingConfig(
+        framework="edgesplit", n_clients=4, batch_size=8, optimizer=momentum, local_steps=2, cut=[3, 3, 6, LAST]
+    )
+    training = build_framework(model, config)
     assert list(training.modules) == ["model"]
     whole = {id(p) for p in model.parameters()}
     held = {name: {id(p) for p in o.param_groups[0]["params"]} for name, o in training.optimizers.items()}
@@ -153,20 +153,15 @@ def test_resumed_equals_uninterrupted_bit_for_bit(data, model, tmp_path):
 # --- plans ---
 
 
-def plan_for(model, numbers, **values):
-    names = [cut.name for cut in cuts(model, (1, 8, 8))]
+def plan_for(names, numbers):
+    """A plan for a model with cuts of these names."""
     seconds = {"edgesplit": 1.5, "fedavg": 4.0}
-    values = {
-        "scheduler": "edgesplit", "n_clients": len(numbers), "batch_size": 8, "local_steps": 2, "cut": None,
-        "cuts": np.array(numbers), "cut_names": tuple(names[j] for j in numbers),
-        "profile": SimpleNamespace(n_units=len(names) - 1),
-        "framework_round_time": lambda framework, local_steps=1: seconds[framework] * local_steps,
-    } | values  # fmt: skip
-    return SimpleNamespace(**values)
+    arguments = {"n_clients": len(numbers), "batch_size": 8, "local_steps": 2, "cut": list(numbers)}
+    return StandInPlan("edgesplit", names, lambda name, local_steps: seconds[name] * local_steps, **arguments)
 
 
 def test_a_plan_supplies_cuts_clients_batch_size_local_steps_and_time(data, model):
-    plan = plan_for(model, [2, 7, 12, 4])
+    plan = plan_for(cut_names(model), [2, 7, 12, 4])
     history = train("edgesplit", model, data, rounds=2, plan=plan, progress=False)
     wanted = {"cut": [2, 7, 12, 4], "n_clients": 4, "batch_size": 8, "local_steps": 2}
     assert history.settings | wanted == history.settings
@@ -190,19 +185,22 @@ def test_a_plan_supplies_cuts_clients_batch_size_local_steps_and_time(data, mode
 )
 def test_what_contradicts_the_plan_is_refused(options, message, data, model):
     with pytest.raises(ScenarioError, match=message):
-        train("edgesplit", model, data, rounds=1, plan=plan_for(model, [2, 7, 12]), progress=False, **options)
+        train(
+            "edgesplit", model, data, rounds=1, plan=plan_for(cut_names(model), [2, 7, 12]), progress=False, **options
+        )
 
 
 def test_a_plan_for_another_model_is_refused(data, model):
-    plan = plan_for(model, [2, 7, 12], cut_names=("bn", "conv9", "linear"))
+    names = cut_names(model)
+    plan = plan_for([*names[:7], "conv9", *names[8:]], [2, 7, 12])
     with pytest.raises(
         ScenarioError, match=r"plan: expected one whose cut 7 is 'block2', as in the model, got 'conv9'"
     ):
         train("edgesplit", model, data, rounds=1, plan=plan, progress=False)
-    plan = plan_for(thin_resnet(), [2, 7, 12])
+    plan = plan_for(names, [2, 7, 12])
     with pytest.raises(ScenarioError, match=r"plan: expected one of a model of 10 units, got 12"):
         train("edgesplit", cnn(n_classes=4), data, rounds=1, plan=plan, progress=False)
-    plan = plan_for(model, [2, 7, 12], cuts=[2, 7, 30], profile=None)
+    plan = plan_for(names, [2, 7, 30])
     with pytest.raises(ScenarioError, match=r"plan: expected one whose cuts are in 0\.\.12, got 30"):
         train("edgesplit", model, data, rounds=1, plan=plan, progress=False)
 

@@ -10,10 +10,9 @@ from torch.utils.data import TensorDataset
 
 from psl.models import cnn, split, thin_resnet
 from psl.training import train
-from psl.training.communication import Link
-from psl.training.config import image_layout
-from psl.training.frameworks import FRAMEWORKS, Setup
-from psl.training.gradient_aggregation import RULES, cross_entropy
+from psl.training.config import LINEARISE_RULES, TrainingConfig, cross_entropy
+from psl.training.frameworks import build_framework
+from psl.training.model_preparation import image_layout
 from psl.training.sampling import Sampler
 
 CUT = 3
@@ -60,15 +59,14 @@ def assert_close(model, other, atol=1e-11):
         torch.testing.assert_close(x, y, rtol=1e-9, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def build(framework, model, weights, batch_size=8, **options):
+def build(framework, model, weights, batch_size=8, momentum=0, **options):
     def make(p):
-        return torch.optim.SGD(p, lr=0.1, momentum=options.get("momentum", 0))
+        return torch.optim.SGD(p, lr=0.1, momentum=momentum)
 
-    setup = Setup(
-        copy.deepcopy(model), np.array(weights), batch_size, make, cross_entropy, options.get("local_steps", 1), CUT,
-        options.get("phi", 0.0), options.get("linearise", "representative"),
-    )  # fmt: skip
-    return FRAMEWORKS[framework](setup, Link())
+    config = TrainingConfig(
+        framework=framework, n_clients=len(weights), batch_size=batch_size, optimizer=make, cut=CUT, **options
+    )
+    return build_framework(copy.deepcopy(model), config, np.array(weights))
 
 
 def batches(n_clients, n_rounds, batch_size=8, seed=1):
@@ -81,11 +79,11 @@ def batches(n_clients, n_rounds, batch_size=8, seed=1):
 
 
 def test_phi_zero_is_psl(norm_model):
-    for rule in RULES:
+    for rule in LINEARISE_RULES:
         assert_same(run("psl", norm_model), run("epsl", norm_model, phi=0.0, linearise=rule))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", LINEARISE_RULES)
 def test_one_client_is_split_training(norm_model, rule):
     want = run("psl", norm_model, n_clients=1)
     for phi in (0.3, 1.0):
@@ -114,7 +112,7 @@ def test_fedavg_of_one_client_is_centralised(norm_model):
     assert_same(run("centralised", norm_model, n_clients=1), run("fedavg", norm_model, n_clients=1))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", LINEARISE_RULES)
 def test_equal_clients_make_every_phi_equal_to_psl(plain_model, rule):
     images, labels = batches(1, 4)
     models = {}

@@ -11,7 +11,9 @@ from torch import nn
 from psl.aggregation import aggregated_rows
 from psl.errors import ScenarioError
 from psl.training.batchnorm import GroupStatistics
-from psl.training.gradient_aggregation import RULES, cross_entropy, server_backward
+from psl.training.config import LINEARISE_RULES, cross_entropy
+from psl.training.frameworks.epsl import aggregated_backward
+from psl.training.frameworks.split_step import server_backward
 
 WEIGHTS = np.array([0.5, 0.3, 0.2])
 C, B, N_AGG = 3, 4, 3
@@ -91,13 +93,13 @@ def close(a, b):
     torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", LINEARISE_RULES)
 @pytest.mark.parametrize("n_agg", [1, N_AGG, B])
 def test_every_rule_matches_the_definition_row_by_row(problem, rule, n_agg):
     server, smashed, labels = problem
     chosen = [2, 0, 1, 0][:n_agg]
     want, want_shared, want_own = reference(server, smashed, labels, rule, chosen, n_agg)
-    found = server_backward(server, smashed, labels, WEIGHTS, n_agg=n_agg, rule=rule, rng=Drawn(chosen))
+    found = aggregated_backward(server, smashed, labels, WEIGHTS, n_agg=n_agg, rule=rule, rng=Drawn(chosen))
     for p, gradient in zip(server.parameters(), want, strict=True):
         close(p.grad, gradient)
     close(found.shared, torch.stack(want_shared))
@@ -131,11 +133,11 @@ def test_expectation_of_representative_is_each(problem):
     for chosen in itertools.product(range(C), repeat=n_agg):
         probability = float(np.prod(WEIGHTS[list(chosen)]))
         server.zero_grad()
-        found = server_backward(server, smashed, labels, WEIGHTS, n_agg=n_agg, rng=Drawn(chosen))
+        found = aggregated_backward(server, smashed, labels, WEIGHTS, n_agg=n_agg, rng=Drawn(chosen))
         total = [t + probability * p.grad for t, p in zip(total, server.parameters(), strict=True)]
         shared = shared + probability * found.shared
     server.zero_grad()
-    each = server_backward(server, smashed, labels, WEIGHTS, n_agg=n_agg, rule="each")
+    each = aggregated_backward(server, smashed, labels, WEIGHTS, n_agg=n_agg, rule="each")
     for mean, p in zip(total, server.parameters(), strict=True):
         close(mean, p.grad)
     close(shared, each.shared)
@@ -146,14 +148,14 @@ def test_mean_over_seeded_draws_converges_to_each(problem):
     seed, draws = 5, 1500
     rng = np.random.default_rng(seed)
     samples = torch.stack([
-        server_backward(server, smashed, labels, WEIGHTS, n_agg=2, rng=rng).shared for _ in range(draws)
+        aggregated_backward(server, smashed, labels, WEIGHTS, n_agg=2, rng=rng).shared for _ in range(draws)
     ])  # fmt: skip
-    each = server_backward(server, smashed, labels, WEIGHTS, n_agg=2, rule="each").shared
+    each = aggregated_backward(server, smashed, labels, WEIGHTS, n_agg=2, rule="each").shared
     error = (samples.mean(0) - each).abs() / (samples.std(0) / draws**0.5 + 1e-15)
     assert error.max() < 4.5, f"seed {seed}: {error.max():.2f} standard errors away"
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", LINEARISE_RULES)
 def test_equal_clients_make_every_phi_equal_to_psl(problem, rule):
     server, smashed, labels = problem
     smashed, labels = [smashed[0]] * C, [labels[0]] * C
@@ -161,14 +163,16 @@ def test_equal_clients_make_every_phi_equal_to_psl(problem, rule):
     want = [p.grad.clone() for p in server.parameters()]
     for n_agg in range(1, B + 1):
         server.zero_grad()
-        found = server_backward(server, smashed, labels, WEIGHTS, n_agg=n_agg, rule=rule, rng=np.random.default_rng(0))
+        found = aggregated_backward(
+            server, smashed, labels, WEIGHTS, n_agg=n_agg, rule=rule, rng=np.random.default_rng(0)
+        )
         for p, gradient in zip(server.parameters(), want, strict=True):
             close(p.grad, gradient)
         for own, gradient in zip(found.own, plain.own, strict=True):
             close(torch.cat([found.shared, own]), gradient)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", LINEARISE_RULES)
 def test_one_client_is_plain_split_training_bit_for_bit(problem, rule):
     server, smashed, labels = problem
     leaf = smashed[0].clone().requires_grad_()
@@ -176,7 +180,7 @@ def test_one_client_is_plain_split_training_bit_for_bit(problem, rule):
     want = [p.grad.clone() for p in server.parameters()]
     for n_agg in (0, 2, B):
         server.zero_grad()
-        found = server_backward(server, smashed[:1], labels[:1], np.ones(1), n_agg=n_agg, rule=rule)
+        found = aggregated_backward(server, smashed[:1], labels[:1], np.ones(1), n_agg=n_agg, rule=rule)
         assert found.shared is None
         assert torch.equal(found.own[0], leaf.grad)
         assert all(torch.equal(p.grad, g) for p, g in zip(server.parameters(), want, strict=True))
@@ -205,7 +209,7 @@ class Rows(nn.Module):
 def test_only_rows_that_are_propagated_back_have_a_graph(problem, rule, graph, plain):
     server, smashed, labels = problem
     rows = Rows()
-    server_backward(
+    aggregated_backward(
         nn.Sequential(rows, server), smashed, labels, WEIGHTS, n_agg=N_AGG, rule=rule, rng=np.random.default_rng(0)
     )
     assert (rows.graph, rows.plain) == (graph, plain)
@@ -247,7 +251,7 @@ def test_running_statistics_see_every_row_once(momentum):
     assert bn.track_running_stats
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", LINEARISE_RULES)
 def test_batchnorm_of_the_server_under_every_rule(rule):
     torch.manual_seed(4)
     seed, n_agg = 9, 2
@@ -255,7 +259,7 @@ def test_batchnorm_of_the_server_under_every_rule(rule):
     before = (server[0].running_mean.numpy().copy(), server[0].running_var.numpy().copy())
     smashed = [torch.randn(B, 6, dtype=torch.float64) + i for i in range(C)]
     labels = [torch.randint(0, 3, (B,)) for _ in range(C)]
-    server_backward(server, smashed, labels, WEIGHTS, n_agg=n_agg, rule=rule, rng=np.random.default_rng(seed))
+    aggregated_backward(server, smashed, labels, WEIGHTS, n_agg=n_agg, rule=rule, rng=np.random.default_rng(seed))
     rows = torch.stack(smashed).numpy()  # (C, b, 6)
     own = rows[:, n_agg:].reshape(-1, 6)
     if rule == "representative":
@@ -280,7 +284,7 @@ def test_a_single_row_without_graph_joins_the_others():
     whole = copy.deepcopy(server)
     smashed = [torch.randn(B, 6, dtype=torch.float64) for _ in range(2)]
     labels = [torch.randint(0, 3, (B,)) for _ in range(2)]
-    found = server_backward(server, smashed, labels, np.array([0.4, 0.6]), n_agg=1, rng=Drawn([0]))
+    found = aggregated_backward(server, smashed, labels, np.array([0.4, 0.6]), n_agg=1, rng=Drawn([0]))
     whole(torch.cat(smashed))
     close(server[0].running_mean, whole[0].running_mean)
     close(server[0].running_var, whole[0].running_var)
@@ -295,7 +299,7 @@ def test_a_single_row_with_graph_joins_the_others():
     whole = copy.deepcopy(server)
     smashed = [torch.randn(1, 6, dtype=torch.float64) for _ in range(C)]
     labels = [torch.randint(0, 3, (1,)) for _ in range(C)]
-    found = server_backward(server, smashed, labels, WEIGHTS, n_agg=1, rng=Drawn([1]))
+    found = aggregated_backward(server, smashed, labels, WEIGHTS, n_agg=1, rng=Drawn([1]))
     leaf = torch.cat(smashed).requires_grad_()
     outputs = whole(leaf)
     (z,) = torch.autograd.grad(cross_entropy(outputs, torch.cat(labels)).sum(), outputs, retain_graph=True)
@@ -313,6 +317,6 @@ def test_one_mean_row_cannot_be_normalised_alone():
     vectors, images = ([torch.randn(B, 6, *size) for _ in range(C)] for size in ((), (2, 2)))
     server = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3))
     with pytest.raises(ScenarioError, match='linearise="mean": expected n_A of at least 2 .*larger phi'):
-        server_backward(server, vectors, labels, WEIGHTS, n_agg=1, rule="mean")
+        aggregated_backward(server, vectors, labels, WEIGHTS, n_agg=1, rule="mean")
     server = nn.Sequential(nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(24, 3))
-    assert server_backward(server, images, labels, WEIGHTS, n_agg=1, rule="mean").shared.shape == (1, 6, 2, 2)
+    assert aggregated_backward(server, images, labels, WEIGHTS, n_agg=1, rule="mean").shared.shape == (1, 6, 2, 2)

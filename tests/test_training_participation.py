@@ -2,7 +2,6 @@
 
 import copy
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +11,10 @@ from torch import nn
 from psl.errors import CheckpointError, ScenarioError
 from psl.models import thin_resnet
 from psl.training import History, Participation, train
-from psl.training.config import image_layout
 from psl.training.frameworks import FRAMEWORKS
+from psl.training.model_preparation import image_layout
 from psl.training.sampling import Sampler, Samples
+from training_plans import StandInPlanOfDevices, cut_names
 
 UNEVEN = [range(10), range(10, 60), range(60, 100)]
 SHARES = np.array([0.1, 0.5, 0.4])
@@ -38,6 +38,14 @@ def run(data, model, framework="fedavg", **options):
     return train(framework, model, data, **options)
 
 
+def plan_of(model, scheduler, device_times, method="exact"):
+    """A plan that knows the devices' times and decides nothing."""
+    longest = max(device_times)
+    return StandInPlanOfDevices(
+        scheduler, cut_names(model), lambda name, local_steps: longest, method=method, device_times=device_times
+    )
+
+
 def state(history):
     return history.models[0].state_dict()
 
@@ -52,8 +60,7 @@ def assert_same_model(a, b):
 
 @pytest.mark.parametrize("framework", ["fedavg", "edgesplit"])
 def test_if_nothing_goes_wrong_nothing_changes(framework, data, model):
-    plan = SimpleNamespace(scheduler=framework, device_times=np.array([0.1, 0.7, 0.3]),
-                           framework_round_time=lambda framework, local_steps=1: 0.7)  # fmt: skip
+    plan = plan_of(model, framework, [0.1, 0.7, 0.3])
     want = run(data, model, framework, plan=plan)
     found = run(data, model, framework, plan=plan, participation=Participation())
     for name in ("simulated_time_s", "train_loss", "test_accuracy", "uplink_bits", "downlink_bits", "client_accuracy"):
@@ -266,8 +273,7 @@ def test_history_shows_participants_only_where_they_vary(data, model, tmp_path):
 
 
 def test_times_are_the_plans_for_its_own_framework_else_its_round_time(data, model):
-    plan = SimpleNamespace(scheduler="edgesplit", device_times=np.array([1.0, 2.0, 5.0]),
-                           framework_round_time=lambda framework, local_steps=1: 5.0)  # fmt: skip
+    plan = plan_of(model, "edgesplit", [1.0, 2.0, 5.0])
     short = Participation(deadline=3)
     assert run(data, model, "edgesplit", plan=plan, participation=short).simulated_time_s.tolist() == [3, 6, 9, 12]
     with pytest.raises(ScenarioError, match=r"device times for its deadline or slowdown, got none.*plan for fedavg"):
@@ -276,7 +282,7 @@ def test_times_are_the_plans_for_its_own_framework_else_its_round_time(data, mod
     assert own.simulated_time_s.tolist() == [2, 4, 6, 8]
     plain = run(data, model, plan=plan, participation=Participation(dropout=0.01))
     assert plain.simulated_time_s.tolist() == [5, 10, 15, 20]
-    plan.scheduler, plan.method = "edgesplit", "fedavg"  # the baseline's plan: all cuts at the output
+    plan = plan_of(model, "edgesplit", [1.0, 2.0, 5.0], method="fedavg")  # the baseline's: all cuts at the output
     assert run(data, model, plan=plan, participation=short).simulated_time_s.tolist() == [3, 6, 9, 12]
     assert np.isnan(run(data, model, participation=Participation(dropout=0.5)).simulated_time_s).all()
 

@@ -1,7 +1,6 @@
 """Pipelined split learning: micro-batches through stages give the gradient of the whole mini-batch."""
 
 import copy
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +11,10 @@ from torch.utils.data import TensorDataset
 from psl.errors import CheckpointError, CutError, ScenarioError
 from psl.models import cnn, cuts, partition, thin_resnet
 from psl.training import train
-from psl.training.communication import Link
-from psl.training.frameworks import FRAMEWORKS, Setup
-from psl.training.gradient_aggregation import cross_entropy
+from psl.training.config import TrainingConfig, cross_entropy
+from psl.training.frameworks import build_framework
 from psl.training.stage import Stage, loss_and_gradient
+from training_plans import StandInPlan, cut_names
 
 STAGES = {1: [], 2: [3], 3: [2, 7], 5: [1, 4, 5, 8]}
 
@@ -43,9 +42,15 @@ def batch(n=24):
 
 
 def build(model, cut, micro_batch, n_clients=3, optimizer=sgd):
-    weights = np.full(n_clients, 1 / n_clients)
-    setup = Setup(copy.deepcopy(model), weights, 8, optimizer, cross_entropy, cut=cut, micro_batch=micro_batch)
-    return FRAMEWORKS["pipeline"](setup, Link())
+    config = TrainingConfig(
+        framework="pipeline",
+        n_clients=n_clients,
+        batch_size=8,
+        optimizer=optimizer,
+        cut=cut,
+        micro_batch=micro_batch,
+    )
+    return build_framework(copy.deepcopy(model), config)
 
 
 def gradients(model):
@@ -74,7 +79,7 @@ def test_gradients_are_those_of_the_whole_mini_batch(cut, micro_batch, plain):
     loss = training.round(lambda i, k: (images, labels), None)
     assert len(training.stages) == len(cut) + 1
     assert float(loss) == pytest.approx(value, rel=1e-12)
-    assert_close(gradients(training.setup.model), want)
+    assert_close(gradients(training.model), want)
 
 
 def test_gradients_with_batchnorm_that_uses_running_statistics(norm):
@@ -83,7 +88,7 @@ def test_gradients_with_batchnorm_that_uses_running_statistics(norm):
     _, want = whole_gradients(norm, images, labels)
     training = build(norm, [3, 7, 10], 5)
     training.round(lambda i, k: (images, labels), None)
-    assert_close(gradients(training.setup.model), want)
+    assert_close(gradients(training.model), want)
 
 
 def test_batchnorm_normalises_every_micro_batch_by_itself(norm):
@@ -96,11 +101,11 @@ def test_batchnorm_normalises_every_micro_batch_by_itself(norm):
         nn.functional.cross_entropy(oracle(images[rows]), labels[rows], reduction="sum").div(24).backward()
     training = build(norm, [3, 7], 7)
     training.round(lambda i, k: (images, labels), None)
-    found = gradients(training.setup.model)
+    found = gradients(training.model)
     assert_close(found, gradients(oracle))
     assert not torch.allclose(found["conv.weight"], whole["conv.weight"], rtol=0.05)
-    assert_close(dict(training.setup.model.named_buffers()), dict(oracle.named_buffers()))
-    assert int(training.setup.model.bn.num_batches_tracked) == 4
+    assert_close(dict(training.model.named_buffers()), dict(oracle.named_buffers()))
+    assert int(training.model.bn.num_batches_tracked) == 4
 
 
 def in_double(data):
@@ -200,21 +205,20 @@ def test_resumed_equals_uninterrupted_bit_for_bit(data, norm, tmp_path):
 # --- plans and bad input ---
 
 
-def plan_for(model, numbers, **values):
-    names = [cut.name for cut in cuts(copy.deepcopy(model).float(), (1, 8, 8))]
-    values = {
-        "scheduler": "pipeline", "n_clients": 1, "batch_size": 24, "micro_batch": 7,
-        "cuts": tuple(numbers), "cut_names": tuple(names[j] for j in numbers),
-        "profile": SimpleNamespace(n_units=len(names) - 1),
-        "framework_round_time": lambda framework, local_steps=1: 2.5,
-    } | values  # fmt: skip
-    return SimpleNamespace(**values)
+def plan_for(names, numbers):
+    """A plan for a model with cuts of these names."""
+    arguments = {"n_clients": 1, "batch_size": 24, "micro_batch": 7, "cut": list(numbers)}
+    return StandInPlan("pipeline", names, lambda name, local_steps: 2.5, **arguments)
+
+
+def names_of(model):
+    return cut_names(copy.deepcopy(model).float())
 
 
 @pytest.mark.parametrize("numbers", [[], [3, 7]])
 def test_a_plan_supplies_boundaries_and_batches(numbers, data, plain):
     model = plain.float()
-    history = train("pipeline", model, data, rounds=2, plan=plan_for(model, numbers), progress=False)
+    history = train("pipeline", model, data, rounds=2, plan=plan_for(names_of(model), numbers), progress=False)
     wanted = {"cut": numbers, "n_clients": 1, "batch_size": 24, "micro_batch": 7}
     assert history.settings | wanted == history.settings
     assert history.simulated_time_s.tolist() == [2.5, 5.0]
@@ -232,13 +236,13 @@ def test_a_plan_supplies_boundaries_and_batches(numbers, data, plain):
 )
 def test_what_contradicts_the_plan_is_refused(options, message, data, plain):
     with pytest.raises(ScenarioError, match=message):
-        train("pipeline", plain, data, rounds=1, plan=plan_for(plain, [3, 7]), progress=False, **options)
+        train("pipeline", plain, data, rounds=1, plan=plan_for(names_of(plain), [3, 7]), progress=False, **options)
 
 
 def test_a_plan_for_another_model_is_refused(data, plain, norm):
     with pytest.raises(ScenarioError, match=r"plan: expected one of a model of 10 units, got 12"):
-        train("pipeline", plain, data, rounds=1, plan=plan_for(norm, [3, 11]), progress=False)
-    plan = plan_for(norm, [3, 9], profile=None)
+        train("pipeline", plain, data, rounds=1, plan=plan_for(names_of(norm), [3, 11]), progress=False)
+    plan = plan_for(names_of(norm)[:11], [3, 9])
     with pytest.raises(ScenarioError, match=r"plan: expected one whose cut 3 is 'pool1', as in the model, got 'relu'"):
         train("pipeline", plain, data, rounds=1, plan=plan, progress=False)
 

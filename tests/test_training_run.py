@@ -12,12 +12,13 @@ from torch.utils.data import Dataset, Subset
 
 from psl.data import load
 from psl.errors import CutError, DataError, ScenarioError
-from psl.models import cnn, cuts, split, thin_resnet
+from psl.models import cnn, split, thin_resnet
 from psl.training import History, train
-from psl.training.communication import Link
-from psl.training.config import image_layout
+from psl.training.communication import BitCounter
 from psl.training.frameworks import FRAMEWORKS
+from psl.training.model_preparation import image_layout
 from psl.training.sampling import Sampler, Samples
+from training_plans import StandInPlan, cut_names
 
 OPTIONS = {"n_clients": 3, "rounds": 2, "batch_size": 8, "cut": 3, "lr": 0.1, "progress": False}
 
@@ -111,8 +112,8 @@ def bits_by_hand(framework, phi=0.5):
 def test_bits_are_those_computed_by_hand(framework, data, monkeypatch):
     torch.manual_seed(0)
     seen = []
-    up = Link.up
-    monkeypatch.setattr(Link, "up", lambda self, tensor: seen.append(tensor) or up(self, tensor))
+    up = BitCounter.up
+    monkeypatch.setattr(BitCounter, "up", lambda self, tensor: seen.append(tensor) or up(self, tensor))
     history = train(framework, cnn(n_classes=4, width=4), data, **OPTIONS | {"cut": 1, "local_steps": 2, "phi": 0.5})
     want = np.array(bits_by_hand(framework))
     np.testing.assert_array_equal(history.uplink_bits, want[0] * np.array([1, 2]))
@@ -135,15 +136,13 @@ def test_one_client_of_sl_hands_nothing_on(data, model):
 # --- history ---
 
 
-class Plan(SimpleNamespace):
-    """What training asks of a scheduler's plan."""
-
-    def framework_round_time(self, framework, local_steps=1):
-        return {"psl": 2.0, "sfl": 3.0 * local_steps}[framework]
+def plan_for(names, **arguments):
+    """A plan for a model with cuts of these names."""
+    return StandInPlan("epsl", names, lambda name, steps: {"psl": 2.0, "sfl": 3.0 * steps}[name], **arguments)
 
 
 def test_plan_supplies_defaults_and_simulated_time(data, model):
-    plan = Plan(cut=3, phi=0.25, batch_size=8, n_clients=4)
+    plan = plan_for(cut_names(model), cut=3, phi=0.25, batch_size=8, n_clients=4)
     history = train("psl", model, data, rounds=3, plan=plan, progress=False)
     np.testing.assert_array_equal(history.simulated_time_s, [2, 4, 6])
     assert (history.settings["cut"], history.settings["batch_size"], history.settings["n_clients"]) == (3, 8, 4)
@@ -288,7 +287,7 @@ def test_sampler_visits_every_sample_once_per_epoch_and_needs_no_state():
         ({"rounds": 0}, ScenarioError, r"rounds: expected at least 1, got 0"),
         ({"model": "resnet"}, ScenarioError, r"model: expected a torch.nn.Module, got str"),
         ({"model": cnn().requires_grad_(False), "framework": "fedavg"}, ScenarioError, r"at least one trainable"),
-        ({"plan": SimpleNamespace(cut=3)}, ScenarioError, r"plan: expected method framework_round_time.*Namespace"),
+        ({"plan": SimpleNamespace(cut=3)}, ScenarioError, r"plan: expected a plan with .*, got SimpleNamespace.*solve"),
     ],
 )  # fmt: skip
 def test_bad_input_says_what_was_expected(options, error, message, data, model):
@@ -298,13 +297,13 @@ def test_bad_input_says_what_was_expected(options, error, message, data, model):
 
 
 def test_a_plan_for_another_model_is_refused(data, model):
-    names = [cut.name for cut in cuts(model, (1, 8, 8))]
-    fits = Plan(cut=3, cut_name=names[3], profile=SimpleNamespace(n_units=len(names) - 1))
+    names = cut_names(model)
+    fits = plan_for(names, cut=3)
     options = {"rounds": 1, "batch_size": 8, "progress": False}
     train("psl", model, data, plan=fits, **options)
     with pytest.raises(ScenarioError, match=f"plan: expected one whose cut 3 is '{names[3]}'.*, got 'conv9'"):
-        train("psl", model, data, plan=Plan(cut=3, cut_name="conv9"), **options)
-    longer = Plan(cut=3, profile=SimpleNamespace(n_units=99))
+        train("psl", model, data, plan=plan_for([*names[:3], "conv9", *names[4:]], cut=3), **options)
+    longer = plan_for(map(str, range(100)), cut=3)
     with pytest.raises(ScenarioError, match=f"plan: expected one of a model of {len(names) - 1} units, got 99"):
         train("psl", model, data, plan=longer, **options)
 
@@ -318,7 +317,8 @@ def test_a_loss_that_is_no_number_is_reported_once(data, model):
 
 @pytest.mark.parametrize(("name", "value"), [("n_clients", 4), ("batch_size", 9), ("phi", 0.25), ("cut", 2)])
 def test_an_argument_that_contradicts_the_plan_is_refused(name, value, data, model):
-    plan = SimpleNamespace(n_clients=3, batch_size=8, phi=0.5, cut=3, framework_round_time=lambda *a, **k: 1.0)
+    arguments = {"n_clients": 3, "batch_size": 8, "phi": 0.5, "cut": 3}
+    plan = StandInPlan("epsl", cut_names(model), lambda name, steps: 1.0, **arguments)
     with pytest.raises(ScenarioError, match=f"{name}: expected the plan's .*, got {value}.*solve a plan for it"):
         train("epsl", model, data, rounds=1, plan=plan, progress=False, **{name: value})
 

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -19,19 +18,12 @@ from psl.distributed.segments import Segments
 from psl.distributed.wire.groups import BACKENDS, check_device
 from psl.errors import DataError, check_choice, check_count, check_number, expected
 from psl.records import Record
-from psl.training.arguments import resolve
-from psl.training.communication import Link
-from psl.training.config import (
-    check_model,
-    check_plan_fits,
-    image_layout,
-    open_dataset,
-    optimizer_factory,
-    prepare_model,
-)
-from psl.training.frameworks import FRAMEWORKS, Framework, Setup
-from psl.training.gradient_aggregation import cross_entropy
+from psl.training.config import TrainingConfig, cross_entropy, optimizer_factory, resolve
+from psl.training.frameworks import FRAMEWORKS, Framework, build_framework, framework_class
+from psl.training.model_preparation import check_model, image_layout, prepare_model
 from psl.training.partition import check_rule
+from psl.training.plan_defaults import check_plan_fits
+from psl.training.sampling import open_dataset
 
 #: Frameworks of a server and clients; a pipeline has `PipelineJob`.
 STAR = ("sl", "sfl", "psl", "epsl", "edgesplit")
@@ -101,7 +93,7 @@ class Job(Record):
                 raise expected(name, f"none for {framework!r}, as it is for pipelines", repr(value)[:80], fix)
             check_choice("argument", name, known)
         given = {name: options.pop(name, None) for name in _RESOLVED}
-        found = resolve(framework, plan=plan, **given)
+        found = resolve(framework_class(framework), plan=plan, **given)
         job = cls(
             framework, model, dataset, found.rounds, found.n_clients, found.batch_size, found.local_steps,
             tuple(found.cut) if isinstance(found.cut, list) else found.cut, found.phi, found.linearise,
@@ -191,19 +183,30 @@ class Job(Record):
         model = self.build_model()
         loss = self.loss_function()
         loss = loss if segments is None else segments.around_loss(loss)
-        cut = [self.cut_of(client)] if self.kind.several_cuts else self.cut
-        setup = Setup(
-            prepare_model(model, device, image_layout(model, device)), np.ones(1), self.batch_size,
-            self.optimizer_maker(), loss, self.local_steps, cut, self.phi, self.linearise,
-        )  # fmt: skip
-        run = self.kind(setup, Link())
+        config = TrainingConfig(
+            framework=self.framework,
+            n_clients=1,
+            batch_size=self.batch_size,
+            optimizer=self.optimizer_maker(),
+            rounds=self.rounds,
+            loss=loss,
+            local_steps=self.local_steps,
+            cut=[self.cut_of(client)] if self.kind.several_cuts else self.cut,
+            phi=self.phi,
+            linearise=self.linearise,
+            partition=self.partition,
+            seed=self.seed,
+            eval_every=self.eval_every,
+            round_time=self.round_time,
+        )
+        run = build_framework(prepare_model(model, device, image_layout(model, device)), config)
         if segments is not None:
             segments.watch(run.optimizers.values())
         return run
 
     def holds_all(self, run: Framework) -> bool:
         """Whether the device of a framework from `prepare` holds the whole model, and the server none of it."""
-        return self.framework == "edgesplit" and run.rest(0) is None
+        return self.framework == "edgesplit" and run.server_part(0) is None
 
     @property
     def n_aggregated(self) -> int:

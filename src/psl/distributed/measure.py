@@ -12,9 +12,9 @@ from psl.distributed.job import find, open_named
 from psl.distributed.leftovers import run_folder
 from psl.distributed.nursery import Nursery
 from psl.errors import PSLError, check_count, expected
-from psl.models.timing import measure
+from psl.models.timing import UnitTimer
 from psl.profiles import Profile
-from psl.training.config import image_layout, prepare_model
+from psl.training.model_preparation import image_layout, prepare_model
 from psl.training.sampling import Samples
 
 _PAUSE = 0.02  # s
@@ -79,8 +79,6 @@ def main(arguments: list[str]) -> None:
     samples = Samples(open_named(order["dataset"])[0], "cpu", layout)
     shape = tuple(samples.fetch(np.array([0]))[0].shape[1:])
     with on_own_core():
-        profile = measure(
-            model, shape, batch_size=order["batch_size"], repeats=order["repeats"], clock="cpu", before=idle,
-            average="mean",
-        )  # fmt: skip
+        timer = UnitTimer(clock=time.thread_time, before=idle, average=np.mean)
+        profile = timer.measure(model, shape, batch_size=order["batch_size"], repeats=order["repeats"])
     profile.save(order["found"])

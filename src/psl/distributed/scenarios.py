@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 from psl.data import load
 from psl.errors import check_choice, check_count
 from psl.networks import EdgeCluster, EdgeNetwork, WirelessCell
+from psl.training.seeds import Stream, generator
 
 #: Devices are this many times slower than this machine, so that a few of them compute at once on two cores.
 DEVICE_SLOWDOWN = (8.0, 14.0)
@@ -64,7 +65,7 @@ def sample_network(scheduler: str, seed: int):
         seed: the same seed draws the same network.
     """
     check_choice("scheduler", scheduler, ("epsl", "edgesplit", "pipeline"))
-    rng = np.random.default_rng([check_count("seed", seed, minimum=0), 7])
+    rng = generator(Stream.SCENARIO, check_count("seed", seed, minimum=0))
     slow, fast = 1 / max(DEVICE_SLOWDOWN), 1 / min(DEVICE_SLOWDOWN)
     if scheduler == "epsl":
         return WirelessCell.sample(

@@ -1,15 +1,18 @@
 """BatchNorm over groups of rows: the running statistics must still see every real row once."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from psl.errors import expected
 
+_BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+
 
 @contextmanager
-def one_row_refused(n_rows: int, what: str, want: str, fix: str):
+def one_row_refused(n_rows: int, what: str, want: str, fix: str) -> Iterator[None]:
     """Say in the house form that BatchNorm cannot normalise a single row in train mode.
 
     Args:
@@ -43,18 +46,17 @@ class GroupStatistics:
     """
 
     def __init__(self, module: nn.Module, n_rows: int):
-        tracked = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.training]
-        self._momentum = {m: m.momentum if m.momentum is not None else 1 / (int(m.num_batches_tracked) + 1)
-                          for m in tracked}  # fmt: skip
+        norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+        self._momentum = {m: _momentum(m) for m in norms if m.track_running_stats and m.training}
         self._n_rows = n_rows
         self._seen = 0
 
     @contextmanager
-    def group(self, n_rows: int):
+    def group(self, n_rows: int) -> Iterator[None]:
         """Within this context the module sees the next group, of `n_rows` real rows."""
         # Momentum m_g = m·(n_g/n) / (1 - m·(rows still to come)/n): later groups shrink what earlier ones added.
         later = 1 - (self._seen + n_rows) / self._n_rows
-        before = {m: (m.momentum, m.num_batches_tracked.clone()) for m in self._momentum}
+        before = {m: (m.momentum, _counter(m).clone()) for m in self._momentum}
         for m, momentum in self._momentum.items():
             m.momentum = momentum * n_rows / self._n_rows / (1 - momentum * later)
         try:
@@ -63,11 +65,11 @@ class GroupStatistics:
             for m, (momentum, counter) in before.items():
                 m.momentum = momentum
                 if self._seen:
-                    m.num_batches_tracked.copy_(counter)
+                    _counter(m).copy_(counter)
             self._seen += n_rows
 
     @contextmanager
-    def unseen(self):
+    def unseen(self) -> Iterator[None]:
         """Within this context rows that are no real samples leave the running statistics alone."""
         for m in self._momentum:
             m.track_running_stats = False
@@ -76,3 +78,14 @@ class GroupStatistics:
         finally:
             for m in self._momentum:
                 m.track_running_stats = True
+
+
+def _momentum(norm: _BatchNorm) -> float:
+    """BatchNorm's momentum m; None stands for the mean over all batches so far, this one included."""
+    return norm.momentum if norm.momentum is not None else 1 / (int(_counter(norm)) + 1)
+
+
+def _counter(norm: _BatchNorm) -> torch.Tensor:
+    counter = norm.num_batches_tracked
+    assert counter is not None, "a layer that tracks running statistics counts its batches"
+    return counter

@@ -1,11 +1,11 @@
-"""The link between clients and server: it counts the bits of every tensor that crosses it."""
+"""What clients and server send each other: every tensor that crosses is counted in bits."""
 
 import torch
 from torch import nn
 
 
-class Link:
-    """Passes tensors between the clients and the server, detached from autograd, and counts their bits.
+class BitCounter:
+    """Hands tensors from clients to the server and back, detached from autograd, and counts their bits.
 
     Counted are the tensors that are really exchanged, at the size of their dtype (32 bits per
     float32, 64 per int64 label), without headers or compression:
@@ -29,9 +29,12 @@ class Link:
     A model's tensors are its trainable parameters and floating-point buffers. The first copy, which every
     client of every framework holds before round 1, is not counted. Gradients at the cut are sent, and
     counted, also where a client's part has no trainable parameters and makes no use of them.
+
+    Attributes:
+        uplink_bits, downlink_bits: sent so far.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.uplink_bits = 0
         self.downlink_bits = 0
 
@@ -62,5 +65,5 @@ def exchanged(module: nn.Module) -> list[torch.Tensor]:
     return list({id(t): t for t in moving}.values())
 
 
-def _bits(tensor):
+def _bits(tensor: torch.Tensor) -> int:
     return 8 * tensor.element_size() * tensor.numel()

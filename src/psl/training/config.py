@@ -1,177 +1,190 @@
-"""From the arguments of `psl.train` to a framework that is ready to run."""
+"""The configuration of a training run: the checked arguments of `psl.train`, with defaults from the plan."""
 
-import copy
 import functools
-from collections.abc import Callable, Iterable
-from numbers import Real
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from psl.data import load
-from psl.errors import CutError, DataError, ScenarioError, check_choice, check_number, expected
-from psl.models.tracing import trace
+from psl.errors import CutError, check_choice, check_count, check_number, expected
+from psl.plans import Plan
 from psl.training.participation import Participation
+from psl.training.partition import PartitionRule, check_rule
+from psl.training.plan_defaults import (
+    argument_or_planned,
+    check_plan,
+    contradiction,
+    is_planned_cut,
+    planned_arguments,
+    planned_cuts,
+)
 
+#: Where EPSL may take the server's Jacobian, see `psl.training.frameworks.epsl`.
+LINEARISE_RULES = ("representative", "mean", "each", "cut")
 _OPTIMIZERS = {"sgd": (torch.optim.SGD, 0.05), "adam": (torch.optim.Adam, 1e-3)}  # class, default learning rate
 
 
-def default(value, plan, name: str, otherwise):
-    """Return an argument, else the plan's, else the library's default.
-
-    Raises:
-        ScenarioError: the argument contradicts the plan, whose simulated time would then be wrong.
-    """
-    planned = getattr(plan, name, None)
-    if value is None:
-        return otherwise if planned is None else planned
-    if planned is not None and value not in (planned, getattr(plan, f"{name}_name", planned)):
-        raise expected(name, f"the plan's {planned!r}", repr(value), "leave it out, or solve a plan for it")
-    return value
+def cross_entropy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the cross entropy of each row, (rows,); the default loss."""
+    return F.cross_entropy(outputs, labels, reduction="none")
 
 
-def check_model(model) -> None:
-    """Refuse what is not a module, or has nothing to train."""
-    if not isinstance(model, nn.Module):
-        raise expected("model", "a torch.nn.Module", type(model).__name__, "pass a module")
-    if not any(p.requires_grad for p in model.parameters()):
-        raise expected("model", "at least one trainable parameter", "none", "call requires_grad_() on a part of it")
+class FrameworkTraits:
+    """What a framework's class says of itself: which arguments it takes, and whether clients may be missing."""
+
+    name: ClassVar[str]
+    splits: ClassVar[bool] = False  # needs a cut
+    several_cuts: ClassVar[bool] = False  # or a list of cuts
+    averages: ClassVar[bool] = False  # takes local_steps mini-batches per round
+    pooled: ClassVar[bool] = False  # one batch of n_clients × batch_size from all data
+    waits_for_all: ClassVar[str | None] = "its server steps on the samples of all clients at once"  # or None
+
+    @classmethod
+    def check_participation(cls, participation: object) -> None:
+        """Refuse stragglers and dropouts, unless they are None, where a round needs all clients.
+
+        Raises:
+            ScenarioError: with the reason.
+        """
+        if participation is not None and cls.waits_for_all is not None:
+            fix = "leave it out, or train fedavg or edgesplit"
+            raise expected("participation", "none for this framework", f"{cls.name}: {cls.waits_for_all}", fix)
 
 
-def check_cut(cut) -> None:
-    """Refuse what is neither a whole number nor a name; whether the cut exists is for `psl.split` to say."""
-    whole = isinstance(cut, Real) and not isinstance(cut, bool) and cut % 1 == 0
-    if not whole and not isinstance(cut, str):
-        fix = "pass cut= or plan=; psl.cuts(model, example) lists the cuts"
-        raise expected("cut", "number or name of a cut", "none" if cut is None else repr(cut)[:80], fix, CutError)
-
-
-def choose_cut(kind, cut, plan, n_clients: int):
-    """Return the cut or the list of cuts that a framework class takes, None if it does not split.
-
-    Raises:
-        CutError, ScenarioError: as `check_cut` and `choose_cuts`.
-    """
-    if not kind.splits:
-        return None
-    if kind.several_cuts:
-        return choose_cuts(cut, plan, None if kind.pooled else n_clients)
-    check_cut(default(None, plan, "cut", None) if cut is None else cut)
-    return default(cut, plan, "cut", None)
-
-
-def choose_cuts(cut, plan, n_clients: int | None = None) -> list[int | str]:
-    """Return the cuts of a framework that has several: the argument's, else the plan's ``cuts``.
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What a run was asked for, checked; `psl.train` documents the arguments of these names.
 
     Args:
-        cut: a list, or one number or name.
-        plan: a plan or None.
-        n_clients: C if every client has its own cut: one for all is repeated.
-
-    Raises:
-        CutError: not cuts, or not one per client.
-        ScenarioError: they contradict the plan.
+        framework: name of the framework.
+        n_clients: C.
+        batch_size: b, mini-batch of each client.
+        optimizer: makes an optimizer from a list of parameters.
+        loss: maps outputs and labels to one loss per row.
+        cut: number or name; for edgesplit a list with one per client, for pipeline a list of inner boundaries; None
+            for frameworks that do not split.
+        micro_batch: samples at a time through a pipeline, None for the whole mini-batch.
+        participation: with the device times that hold in this run; None if all clients take part in every round.
+        round_time: s, the plan's time of a round of this framework; NaN without a plan.
     """
-    planned = getattr(plan, "cuts", None)
-    if cut is None and planned is not None:
-        return [int(number) for number in planned]
-    if isinstance(cut, str) or not isinstance(cut, Iterable):
-        cut = [cut] * (n_clients or 1)
-    cuts = list(cut)
-    for entry in cuts:
-        check_cut(entry)
-    if n_clients is not None and len(cuts) != n_clients:
-        fix = "make n_clients and the list agree"
-        raise expected("cut", f"one cut per client, {n_clients} in all, or one for all", len(cuts), fix, CutError)
-    if planned is not None:
-        numbers = [int(number) for number in planned]
-        names = list(getattr(plan, "cut_names", None) or numbers)
-        if len(cuts) != len(numbers) or any(c not in pair for c, *pair in zip(cuts, numbers, names, strict=True)):
-            raise expected("cut", f"the plan's {numbers}", cuts, "leave it out, or solve a plan for it")
-    return cuts
+
+    framework: str
+    n_clients: int
+    batch_size: int
+    optimizer: Callable[..., torch.optim.Optimizer]
+    rounds: int = 1
+    loss: Callable[..., torch.Tensor] = cross_entropy
+    local_steps: int = 1
+    cut: int | str | list[int | str] | None = None
+    phi: float = 0.0
+    linearise: str = "representative"
+    micro_batch: int | None = None
+    partition: PartitionRule = "iid"
+    participation: Participation | None = None
+    seed: int = 0
+    eval_every: int = 1
+    round_time: float = float("nan")
+
+    def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer | None:
+        """Return an optimizer for the module's trainable parameters, None if it has none."""
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        return self.optimizer(trainable) if trainable else None
+
+    def evaluates_after(self, index: int) -> bool:
+        """Whether the test accuracy is wanted after round `index`, counted from 0."""
+        return (index + 1) % self.eval_every == 0 or index + 1 == self.rounds
 
 
-def check_participation(kind, participation) -> None:
-    """Refuse what is no `Participation`, and a framework class that needs all its clients."""
-    if not isinstance(participation, Participation):
-        got = type(participation).__name__
-        raise expected("participation", "psl.training.Participation", got, "pass Participation(device_times, …)")
-    if kind.waits_for_all is not None:
-        fix = "leave it out, or train fedavg or edgesplit"
-        raise expected("participation", "none for this framework", f"{kind.name}: {kind.waits_for_all}", fix)
-
-
-def check_plan(plan, framework: str, local_steps: int) -> float:
-    """Return the plan's seconds of one round, NaN without a plan.
-
-    Raises:
-        ScenarioError: not a plan.
-    """
-    if plan is None:
-        return float("nan")
-    if not callable(getattr(plan, "framework_round_time", None)):
-        fix = "pass what a scheduler's solve returns"
-        raise expected("plan", "method framework_round_time(framework, local_steps)", type(plan).__name__, fix)
-    return plan.framework_round_time(framework, local_steps=local_steps)
-
-
-def check_plan_fits(plan, model: nn.Module) -> None:
-    """Refuse a plan that was solved for another model, whose simulated time would be wrong.
+def resolve(
+    kind: type[FrameworkTraits],
+    *,
+    rounds: int,
+    n_clients: int | None = None,
+    batch_size: int | None = None,
+    local_steps: int | None = None,
+    cut: int | str | Sequence[int | str] | None = None,
+    phi: float | None = None,
+    linearise: str | None = None,
+    micro_batch: int | None = None,
+    partition: str | float | Sequence[Any] = "iid",
+    participation: Participation | None = None,
+    optimizer: str | Callable[..., torch.optim.Optimizer] = "sgd",
+    lr: float | None = None,
+    loss: Callable[..., torch.Tensor] | None = None,
+    seed: int = 0,
+    eval_every: int = 1,
+    plan: Plan | None = None,
+) -> TrainingConfig:
+    """Return the configuration of a run: each argument as given, else the plan's, else the library's default.
 
     Args:
-        plan: a plan; its ``profile.n_units`` and the names of its cuts are compared if it has them.
-        model: the model to train.
+        kind: the framework's class.
+        plan: a plan or None; the others are as in `psl.train`.
+
+    Raises:
+        ScenarioError: an argument is out of range, unknown, or contradicts the plan.
+        CutError: the cut is missing.
+        DataError: the rule of the partition is none.
     """
-    names = trace(model).cut_names
-    n_units = getattr(getattr(plan, "profile", None), "n_units", None)
-    fix = "solve a plan with this model's profile, or pass its numbers as n_clients=, batch_size=, cut= and so on"
-    if n_units is not None and n_units != len(names) - 1:
-        raise expected("plan", f"one of a model of {len(names) - 1} units", n_units, fix)
-    numbers, planned = getattr(plan, "cuts", None), getattr(plan, "cut_names", None)
-    if numbers is None or planned is None:
-        numbers, planned = [getattr(plan, "cut", None)], [getattr(plan, "cut_name", None)]
-    for cut, name in zip(numbers, planned, strict=True):
-        if name is not None and cut >= len(names):
-            raise expected("plan", f"one whose cuts are in 0..{len(names) - 1}", int(cut), fix)
-        if name is not None and name != names[cut]:
-            raise expected("plan", f"one whose cut {cut} is {names[cut]!r}, as in the model", repr(name), fix)
+    check_plan(plan)
+    planned = planned_arguments(plan)
 
+    def choose(name: str, value: Any, otherwise: Any) -> Any:
+        return argument_or_planned(name, value, planned, otherwise)
 
-def open_dataset(dataset):
-    """Return (train, test) from a name or a pair of data sets."""
-    if isinstance(dataset, str):
-        return load(dataset)
-    if not isinstance(dataset, tuple | list) or len(dataset) != 2 or not all(hasattr(d, "__len__") for d in dataset):
-        fix = "pass 'digits' or another name, or (train, test)"
-        raise expected("dataset", "a name or a pair of data sets", type(dataset).__name__, fix, DataError)
-    for part, name in zip(dataset, ("training", "test"), strict=True):
-        if len(part) == 0:
-            raise expected("dataset", f"at least one {name} sample", "none", f"pass a {name} set with data", DataError)
-    return tuple(dataset)
-
-
-def image_layout(model: nn.Module, device: torch.device) -> torch.memory_format:
-    """Return the memory layout of images for this model: channels_last, measurably faster for convolutions.
-
-    Except on the CPU with a strided 1 × 1 convolution of few input channels: there oneDNN's weight
-    gradient writes past its buffer in this layout (wrong gradients, hangs, crashes; oneDNN issue
-    6035, seen with torch 2.12). Its channel block is 8 with AVX2 and 16 with AVX-512.
-    """
-    risky = any(
-        m.kernel_size == (1, 1) and max(m.stride) > 1 and m.in_channels // m.groups < 16
-        for m in model.modules()
-        if isinstance(m, nn.Conv2d)
+    rounds = check_count("rounds", rounds)
+    local_steps = check_count("local_steps", choose("local_steps", local_steps, 1))
+    n_clients = check_count("n_clients", choose("n_clients", n_clients, 5))
+    batch_size = check_count("batch_size", choose("batch_size", batch_size, 64))
+    phi = check_number("phi", choose("phi", phi, 0.5), minimum=0, maximum=1, fix="pass a share in [0, 1]")
+    linearise = check_choice("linearise", "representative" if linearise is None else linearise, LINEARISE_RULES)
+    micro_batch = choose("micro_batch", micro_batch, None)
+    round_time = float("nan")
+    if plan is not None:
+        round_time = plan.framework_round_time(kind.name, local_steps=local_steps if kind.averages else 1)
+    cuts = _choose_cut(kind, cut, plan, n_clients)
+    if participation is not None:
+        if not isinstance(participation, Participation):
+            got = type(participation).__name__
+            raise expected("participation", "psl.training.Participation", got, "pass Participation(device_times, …)")
+        kind.check_participation(participation)
+        participation = participation.for_run(kind.name, plan, n_clients, round_time)
+    return TrainingConfig(
+        framework=kind.name,
+        n_clients=n_clients,
+        batch_size=batch_size,
+        optimizer=optimizer_factory(optimizer, lr),
+        rounds=rounds,
+        loss=cross_entropy if loss is None else loss,
+        local_steps=local_steps,
+        cut=cuts,
+        phi=phi,
+        linearise=linearise,
+        micro_batch=None if micro_batch is None else check_count("micro_batch", micro_batch),
+        partition=check_rule(partition, n_clients),
+        participation=participation,
+        seed=check_count("seed", seed, minimum=0),
+        eval_every=check_count("eval_every", eval_every),
+        round_time=round_time,
     )
-    return torch.contiguous_format if risky and device.type == "cpu" else torch.channels_last
 
 
-def prepare_model(model: nn.Module, device: torch.device, layout: torch.memory_format) -> nn.Module:
-    """Return a copy on the device, in train mode, image weights in the layout."""
-    return copy.deepcopy(model).to(device).to(memory_format=layout).train()
+def optimizer_factory(
+    optimizer: str | Callable[..., torch.optim.Optimizer], lr: float | None
+) -> Callable[..., torch.optim.Optimizer]:
+    """Return a function from parameters to an optimizer.
 
+    Args:
+        optimizer: ``"sgd"``, ``"adam"``, or a function from parameters, and ``lr=`` if `lr` is given.
+        lr: learning rate; None for the default.
 
-def optimizer_factory(optimizer: str | Callable, lr: float | None) -> Callable:
-    """Return a function from parameters to an optimizer."""
+    Raises:
+        ScenarioError: unknown name, no function, or a learning rate that is not above 0.
+    """
     if lr is not None:
         lr = check_number("lr", lr, minimum=0, strict=True, fix="pass a learning rate above 0")
     if isinstance(optimizer, str):
@@ -179,13 +192,60 @@ def optimizer_factory(optimizer: str | Callable, lr: float | None) -> Callable:
         return functools.partial(cls, lr=usual if lr is None else lr)
     if not callable(optimizer):
         fix = "pass 'sgd', 'adam' or for example lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)"
-        raise expected("optimizer", "a name or a function of parameters", repr(optimizer), fix, ScenarioError)
+        raise expected("optimizer", "a name or a function of parameters", repr(optimizer), fix)
     return optimizer if lr is None else functools.partial(optimizer, lr=lr)
 
 
-def describe_optimizers(optimizers) -> str:
-    """Return class and settings of the first optimizer; all are made alike."""
-    for optimizer in filter(None, optimizers):
-        values = {k: v for k, v in optimizer.defaults.items() if isinstance(v, int | float | tuple) and v is not False}
-        return f"{type(optimizer).__name__}({', '.join(f'{k}={v}' for k, v in values.items())})"
-    return "none"
+def check_cut(cut: object) -> int | str:
+    """Return a cut; refuse what is neither a whole number nor a name. Whether it exists is for `psl.split` to say.
+
+    Raises:
+        CutError: neither.
+    """
+    if isinstance(cut, str):
+        return cut
+    if isinstance(cut, int | float | np.integer | np.floating) and not isinstance(cut, bool) and cut % 1 == 0:
+        return int(cut)
+    fix = "pass cut= or plan=; psl.cuts(model, example) lists the cuts"
+    raise expected("cut", "number or name of a cut", "none" if cut is None else repr(cut)[:80], fix, CutError)
+
+
+def check_cuts(cut: object, n_clients: int | None = None) -> list[int | str]:
+    """Return a list of cuts.
+
+    Args:
+        cut: a list, or one number or name.
+        n_clients: C if every client has its own cut: one for all is repeated.
+
+    Raises:
+        CutError: not cuts, or not one per client.
+    """
+    given = [cut] * (n_clients or 1) if isinstance(cut, str) or not isinstance(cut, Iterable) else cut
+    cuts = [check_cut(entry) for entry in given]
+    if n_clients is not None and len(cuts) != n_clients:
+        fix = "make n_clients and the list agree"
+        raise expected("cut", f"one cut per client, {n_clients} in all, or one for all", len(cuts), fix, CutError)
+    return cuts
+
+
+def _choose_cut(
+    kind: type[FrameworkTraits], cut: object, plan: Plan | None, n_clients: int
+) -> int | str | list[int | str] | None:
+    """Return the cut or the list of cuts that a framework takes, else the plan's; None if it does not split."""
+    if not kind.splits:
+        return None
+    planned = planned_cuts(plan)
+    if kind.several_cuts:
+        if cut is None and planned is not None:
+            return list(planned)
+        cuts = check_cuts(cut, None if kind.pooled else n_clients)
+        if plan is not None and planned is not None:
+            same = len(cuts) == len(planned)
+            if not same or not all(is_planned_cut(plan, j, c) for j, c in zip(planned, cuts, strict=True)):
+                raise contradiction("cut", planned, cuts)
+        return cuts
+    common = planned[0] if planned and len(set(planned)) == 1 else None  # of plans with a cut per client
+    chosen = check_cut(common if cut is None else cut)
+    if plan is not None and common is not None and not is_planned_cut(plan, common, chosen):
+        raise contradiction("cut", common, repr(chosen))
+    return chosen

@@ -2,40 +2,44 @@
 
 import hashlib
 import re
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from psl.training.config import describe_optimizers
 from psl.training.frameworks import Framework
 from psl.training.sampling import Samples
 
 
-def settings_of(run: Framework, seed: int, partition, participation) -> dict:
+def settings_of(run: Framework) -> dict[str, Any]:
     """Return what the run was started with, as far as it bears on this framework; becomes `History.settings`."""
-    setup = run.setup
-    numeric = np.isscalar(partition) and not isinstance(partition, str)
+    config = run.config
     settings = {
-        "framework": run.name, "n_clients": setup.n_clients, "batch_size": setup.batch_size, "seed": seed,
-        "partition": float(partition) if numeric else partition if isinstance(partition, str) else "explicit",
-        "optimizer": describe_optimizers(run.optimizers.values()),
-        "loss": getattr(setup.loss, "__name__", type(setup.loss).__name__),
-    }  # fmt: skip
-    if run.averages:
-        settings["local_steps"] = setup.local_steps
-    if run.splits:
-        settings["cut"] = run.cut
-    if run.name == "epsl":
-        settings |= {"phi": setup.phi, "linearise": setup.linearise}
-    if run.name == "pipeline":
-        settings["micro_batch"] = run.micro_batch
-    if participation is not None:
-        settings |= participation.settings()
+        "framework": run.name,
+        "n_clients": config.n_clients,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "partition": "explicit" if isinstance(config.partition, tuple) else config.partition,
+        "optimizer": _describe_optimizers(run.optimizers.values()),
+        "loss": getattr(config.loss, "__name__", type(config.loss).__name__),
+    }
+    settings |= run.settings()
+    if config.participation is not None:
+        settings |= config.participation.settings()
     return settings
 
 
-def fingerprint(run: Framework, samples: Samples, test_samples: Samples, shares: list[np.ndarray]) -> dict:
+def _describe_optimizers(optimizers: Iterable[torch.optim.Optimizer | None]) -> str:
+    """Return class and settings of the first optimizer; all are made alike."""
+    for optimizer in filter(None, optimizers):
+        values = {k: v for k, v in optimizer.defaults.items() if isinstance(v, int | float | tuple) and v is not False}
+        return f"{type(optimizer).__name__}({', '.join(f'{k}={v}' for k, v in values.items())})"
+    return "none"
+
+
+def fingerprint(run: Framework, samples: Samples, test_samples: Samples, shares: list[np.ndarray]) -> dict[str, Any]:
     """Return plain values that differ where the model, the data, its division, the optimizers or the loss differ.
 
     The settings of the history stand beside it; where both speak of the same, they are the readable form.
@@ -45,7 +49,7 @@ def fingerprint(run: Framework, samples: Samples, test_samples: Samples, shares:
         samples, test_samples: the data.
         shares: C index arrays, the samples of each client.
     """
-    model, loss = run.setup.model, run.setup.loss
+    model, loss = run.model, run.config.loss
     state = model.state_dict(keep_vars=True).items()
     shape = tuple(samples.fetch([0])[0].shape[1:])
     return {
@@ -59,24 +63,24 @@ def fingerprint(run: Framework, samples: Samples, test_samples: Samples, shares:
     }
 
 
-def _tensor(name, tensor):
-    frozen = isinstance(tensor, nn.Parameter) and not tensor.requires_grad
-    return f"{name} {tuple(tensor.shape)} {tensor.dtype}{' frozen' * frozen}"
+def _tensor(name: str, tensor: torch.Tensor) -> str:
+    frozen = " frozen" if isinstance(tensor, nn.Parameter) and not tensor.requires_grad else ""
+    return f"{name} {tuple(tensor.shape)} {tensor.dtype}{frozen}"
 
 
-def _groups(optimizer):
+def _groups(optimizer: torch.optim.Optimizer | None) -> Iterator[str]:
     """Class, settings and number of tensors of every parameter group."""
-    for group in optimizer.param_groups if optimizer else ():
+    for group in () if optimizer is None else optimizer.param_groups:
         values = ", ".join(f"{key}={value}" for key, value in group.items() if key != "params")
         yield f"{type(optimizer).__name__}({values}) of {len(group['params'])} tensors"
 
 
-def _text(thing):
+def _text(thing: object) -> str:
     """`repr` without addresses in memory, which change from process to process."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))
 
 
-def _code(function):
+def _code(function: object) -> str:
     """Hash of a function's byte code and numbers: all lambdas have one name."""
     code = getattr(function, "__code__", None)
     if code is None:
@@ -85,5 +89,5 @@ def _code(function):
     return " " + _hash(code.co_code, repr((code.co_names, constants)).encode())
 
 
-def _hash(*parts):
+def _hash(*parts: bytes) -> str:
     return hashlib.sha256(b";".join(parts)).hexdigest()[:16]

@@ -1,12 +1,18 @@
 """What a training run returns: one row per round, and the trained models."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from torch import nn
 
 from psl.records import Record
+from psl.training.communication import BitCounter
+from psl.training.participation import Attendance
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -22,7 +28,7 @@ class History(Record):
         train_loss: Σ_i λ_i ℓ̄_i of the round's mini-batches, before the step; with `participation` over
             the devices that are averaged, NaN in a round in which nobody finished.
         test_accuracy: mean over the clients' own models, in [0, 1]; NaN in rounds without evaluation.
-        uplink_bits, downlink_bits: bits sent since the start (cumulative); see `psl.training.communication.Link`.
+        uplink_bits, downlink_bits: bits sent since the start (cumulative); see `psl.training.communication.BitCounter`.
         client_accuracy: test accuracy of each distinct client model at the last evaluation.
         participants: how many devices were averaged; None without `participation`.
 
@@ -33,7 +39,7 @@ class History(Record):
     """
 
     framework: str
-    settings: dict
+    settings: dict[str, Any]
     simulated_time_s: np.ndarray
     train_loss: np.ndarray
     test_accuracy: np.ndarray
@@ -70,10 +76,103 @@ class History(Record):
         frame.insert(0, "round", np.arange(1, self.rounds + 1))
         return frame
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         parts = [f"{self.rounds} rounds", f"train loss {self.train_loss[-1]:.4g}"]
         parts.append(f"test accuracy {self.final_accuracy:.2%} (best {self.best_accuracy:.2%})")
         parts.append(f"{self.uplink_bits[-1] / 8e6:.4g} MB up, {self.downlink_bits[-1] / 8e6:.4g} MB down")
         if not np.isnan(self.simulated_time_s[-1]):
             parts.append(f"{self.simulated_time_s[-1]:.4g} s simulated")
         return f"History({self.framework}: " + ", ".join(parts) + ")"
+
+
+class HistoryBuilder:
+    """The rows of a history while it grows; they survive a checkpoint.
+
+    Args:
+        participation: whether clients may miss rounds, which then have times and numbers of participants of their own.
+    """
+
+    _CURVES = ("train_loss", "test_accuracy", "uplink_bits", "downlink_bits")
+
+    def __init__(self, participation: bool = False):
+        self._participation = participation
+        names = (*self._CURVES, "participants", "seconds") if participation else self._CURVES
+        self._columns: dict[str, list[float]] = {name: [] for name in names}
+        self._client_accuracy: list[float] = []
+
+    @property
+    def rounds(self) -> int:
+        """Rounds so far."""
+        return len(self._columns["train_loss"])
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the newest round has a test accuracy."""
+        return not np.isnan(self._columns["test_accuracy"][-1])
+
+    def add_round(
+        self, loss: float, accuracy: np.ndarray | None, bits: BitCounter, attendance: Attendance | None = None
+    ) -> None:
+        """Append a round.
+
+        Args:
+            loss: training loss.
+            accuracy: (models,) test accuracy of each distinct client model; None without evaluation.
+            bits: what was sent since the start.
+            attendance: who took part; needed with `participation`.
+        """
+        row = {
+            "train_loss": loss,
+            "test_accuracy": float("nan"),
+            "uplink_bits": bits.uplink_bits,
+            "downlink_bits": bits.downlink_bits,
+        }
+        if attendance is not None:
+            row |= {"participants": attendance.participants, "seconds": attendance.seconds}
+        for name, column in self._columns.items():
+            column.append(row[name])
+        if accuracy is not None:
+            self.set_accuracy(accuracy)
+
+    def set_accuracy(self, accuracy: np.ndarray) -> None:
+        """Enter the test accuracies (models,) of the newest round."""
+        self._client_accuracy = accuracy.tolist()
+        self._columns["test_accuracy"][-1] = float(accuracy.mean())
+
+    def forget_evaluations(self, eval_every: int) -> None:
+        """Blank the evaluations that a longer run would not have made, such as that of a former last round."""
+        numbered = enumerate(self._columns["test_accuracy"], 1)
+        self._columns["test_accuracy"] = [value if n % eval_every == 0 else float("nan") for n, value in numbered]
+
+    def shown(self) -> dict[str, str]:
+        """Return what the progress bar shows."""
+        shown = {"loss": f"{self._columns['train_loss'][-1]:.3f}"}
+        if self._client_accuracy:
+            shown["accuracy"] = f"{np.mean(self._client_accuracy):.1%}"
+        return shown
+
+    def state(self) -> dict[str, list[float]]:
+        """Return everything as plain values."""
+        return {**self._columns, "client_accuracy": self._client_accuracy}
+
+    def restore(self, state: dict[str, list[float]]) -> None:
+        """Continue from what `state` returned."""
+        self._columns = {name: state[name] for name in self._columns}
+        self._client_accuracy = state["client_accuracy"]
+
+    def history(self, framework: str, settings: dict[str, Any], round_time: float) -> History:
+        """Return the finished history; rounds without times of their own take `round_time` seconds each."""
+        curves = {name: np.array(self._columns[name], dtype=float) for name in self._CURVES}
+        time = round_time * np.arange(1, self.rounds + 1)
+        participants = None
+        if self._participation:
+            participants, time = np.array(self._columns["participants"]), _cumulative(self._columns["seconds"])
+        accuracy = np.array(self._client_accuracy)
+        return History(framework, settings, time, client_accuracy=accuracy, participants=participants, **curves)
+
+
+def _cumulative(seconds: Sequence[float]) -> np.ndarray:
+    """Return sums that are rounded once: of equal rounds exactly the round number × their time."""
+    if np.isnan(seconds).any():
+        return np.full(len(seconds), np.nan)
+    return np.array([float(total) for total in accumulate(map(Fraction, seconds))])

@@ -3,11 +3,14 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from psl.errors import check_array, check_number, expected
+from psl.plans import Plan
 from psl.records import Record
+from psl.training.seeds import Stream, generator
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,22 @@ class Attendance:
             return shares * self.counted
         kept = np.where(self.counted, shares, 0.0)
         return kept / kept.sum()
+
+
+@runtime_checkable
+class PlanWithDeviceTimes(Plan, Protocol):
+    """A plan that knows how long each device takes, such as EdgeSplit's.
+
+    Attributes:
+        method: what made the plan: the scheduler's method, or the framework of a baseline.
+        device_times: (C,) s of a round.
+    """
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def device_times(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -82,7 +101,7 @@ class Participation(Record):
     slowdown: float = 0.0
     dropout: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         fix = "pass seconds"
         times = self.device_times
         if times is not None:
@@ -90,16 +109,14 @@ class Participation(Record):
         deadline = check_array(
             "Participation.deadline", self.deadline, shape=(), minimum=0, strict=True, allow_inf=True, fix=fix
         )
-        values = {
-            "device_times": times,
-            "deadline": float(deadline),
-            "slowdown": check_number("Participation.slowdown", self.slowdown, minimum=0, fix="pass σ, such as 0.3"),
-            "dropout": check_number("Participation.dropout", self.dropout, minimum=0, maximum=1, fix="pass 0..1"),
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
+        self._set(
+            device_times=times,
+            deadline=float(deadline),
+            slowdown=check_number("Participation.slowdown", self.slowdown, minimum=0, fix="pass σ, such as 0.3"),
+            dropout=check_number("Participation.dropout", self.dropout, minimum=0, maximum=1, fix="pass 0..1"),
+        )
 
-    def for_run(self, framework: str, plan, n_clients: int, round_time: float) -> "Participation":
+    def for_run(self, framework: str, plan: Plan | None, n_clients: int, round_time: float) -> "Participation":
         """Return this with the device times that hold in a run.
 
         Args:
@@ -112,8 +129,8 @@ class Participation(Record):
             ScenarioError: the times are needed but unknown, or not C numbers.
         """
         times = self.device_times
-        if times is None and framework in (getattr(plan, "scheduler", None), getattr(plan, "method", None)):
-            times = getattr(plan, "device_times", None)
+        if times is None and isinstance(plan, PlanWithDeviceTimes) and framework in (plan.scheduler, plan.method):
+            times = plan.device_times
         if times is None:
             if math.isfinite(self.deadline) or self.slowdown > 0:
                 fix = f"pass device_times=, or a plan for {framework}"
@@ -133,7 +150,7 @@ class Participation(Record):
             n_clients: C.
             steps: H, local steps of a device.
         """
-        rng = np.random.default_rng([seed, 3, index])
+        rng = generator(Stream.PARTICIPATION, seed, index)
         factors = np.exp(self.slowdown * rng.standard_normal(n_clients))
         gone = rng.random(n_clients) < self.dropout
         before = rng.integers(0, steps, n_clients)
@@ -145,7 +162,7 @@ class Participation(Record):
             seconds = self.deadline
         return Attendance(np.where(gone, before, steps), ~gone, counted, seconds)
 
-    def settings(self) -> dict:
+    def settings(self) -> dict[str, Any]:
         """Return the fields as plain values, for `History.settings`."""
         times = None if self.device_times is None else self.device_times.tolist()
         return {"device_times": times, "deadline": self.deadline, "slowdown": self.slowdown, "dropout": self.dropout}

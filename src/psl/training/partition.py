@@ -1,16 +1,27 @@
 """How the training data is divided among the clients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from psl.errors import DataError, check_number, expected
+from psl.training.seeds import Stream, generator
 
 _REDRAWS = 1000  # of a Dirichlet partition, before giving up
 
+#: A checked rule: "iid", a Dirichlet α, or one index array per client.
+PartitionRule = str | float | tuple[np.ndarray, ...]
+
 
 def partition(
-    rule, n_samples: int, n_clients: int, *, labels: Callable[[], np.ndarray], minimum: int = 1, seed: int = 0
+    rule: str | float | Sequence[Any],
+    n_samples: int,
+    n_clients: int,
+    *,
+    labels: Callable[[], np.ndarray],
+    minimum: int = 1,
+    seed: int = 0,
 ) -> list[np.ndarray]:
     """Divide D samples among C clients and return the C index arrays.
 
@@ -28,44 +39,43 @@ def partition(
         DataError: a client would have no data, or less than `minimum`; an explicit list has the
             wrong length, an index outside 0..D-1, or one twice.
     """
-    rule = check_rule(rule, n_clients)
-    if isinstance(rule, str):
-        parts = np.array_split(_rng(seed).permutation(n_samples), n_clients)
-    elif isinstance(rule, float):
-        parts = _dirichlet(labels(), rule, n_clients, minimum, seed)
+    checked = check_rule(rule, n_clients)
+    if isinstance(checked, str):
+        rng = generator(Stream.PARTITION, seed)
+        parts = np.array_split(rng.permutation(n_samples), n_clients)
+    elif isinstance(checked, tuple):
+        parts = _explicit(checked, n_samples)
     else:
-        parts = _explicit(rule, n_samples)
+        parts = _dirichlet(labels(), checked, n_clients, minimum, generator(Stream.PARTITION, seed))
     for client, part in enumerate(parts):
+        who = f"client {client}"
         if len(part) == 0:
-            raise expected(
-                f"client {client}", "at least one training sample", "none",
-                "use fewer clients, more data or another partition", DataError,
-            )  # fmt: skip
+            fix = "use fewer clients, more data or another partition"
+            raise expected(who, "at least one training sample", "none", fix, DataError)
         if len(part) < minimum:
-            raise expected(
-                f"client {client}", f"at least batch_size = {minimum} training samples", len(part),
-                "use a smaller batch_size, fewer clients or another partition", DataError,
-            )  # fmt: skip
+            fix = "use a smaller batch_size, fewer clients or another partition"
+            raise expected(who, f"at least batch_size = {minimum} training samples", len(part), fix, DataError)
     return [np.sort(part) for part in parts]
 
 
-def check_rule(rule, n_clients: int) -> str | float | tuple[np.ndarray, ...]:
-    """Return the rule of `partition` as "iid", a number or arrays; refuse what would fail with any data."""
+def check_rule(rule: str | float | Sequence[Any], n_clients: int) -> PartitionRule:
+    """Return the rule of `partition` as "iid", a number or arrays; refuse what would fail with any data.
+
+    Raises:
+        ScenarioError: α is not above 0.
+        DataError: no rule, not one array per client, or not of whole numbers.
+    """
     if isinstance(rule, int | float | np.number):
         return check_number("partition", rule, minimum=0, strict=True, fix="pass a Dirichlet α above 0")
     if isinstance(rule, str) and rule == "iid":
         return rule
     if isinstance(rule, str) or not hasattr(rule, "__iter__"):
-        raise expected(
-            "partition", "'iid', a Dirichlet α or a list of index arrays", repr(rule), "pass one of the three",
-            DataError,
-        )  # fmt: skip
+        want = "'iid', a Dirichlet α or a list of index arrays"
+        raise expected("partition", want, repr(rule), "pass one of the three", DataError)
     parts = tuple(np.asarray(part) for part in rule)
     if len(parts) != n_clients:
-        raise expected(
-            "partition", f"one index array per client, {n_clients} in all", f"{len(parts)}",
-            "make n_clients and the list agree", DataError,
-        )  # fmt: skip
+        want, fix = f"one index array per client, {n_clients} in all", "make n_clients and the list agree"
+        raise expected("partition", want, len(parts), fix, DataError)
     for client, part in enumerate(parts):
         if part.size and (part.ndim != 1 or part.dtype.kind not in "iu"):
             got, fix = f"shape {part.shape}, {part.dtype}", "index the training set with whole numbers"
@@ -73,15 +83,12 @@ def check_rule(rule, n_clients: int) -> str | float | tuple[np.ndarray, ...]:
     return parts
 
 
-def _rng(seed):
-    return np.random.default_rng([seed, 0])
-
-
-def _dirichlet(labels, alpha, n_clients, minimum, seed):
-    rng = _rng(seed)
+def _dirichlet(
+    labels: np.ndarray, alpha: float, n_clients: int, minimum: int, rng: np.random.Generator
+) -> list[np.ndarray]:
     classes = [np.flatnonzero(labels == c) for c in np.unique(labels)]
     for _ in range(_REDRAWS):
-        shares = [[] for _ in range(n_clients)]
+        shares: list[list[np.ndarray]] = [[] for _ in range(n_clients)]
         for members in classes:
             edges = np.cumsum(rng.dirichlet(np.full(n_clients, alpha)))[:-1] * len(members)  # (C - 1,)
             for share, piece in zip(shares, np.split(rng.permutation(members), edges.astype(int)), strict=True):
@@ -89,14 +96,13 @@ def _dirichlet(labels, alpha, n_clients, minimum, seed):
         parts = [np.concatenate(share) for share in shares]
         if min(map(len, parts)) >= minimum:
             return parts
-    raise expected(
-        f"partition={alpha:g}", f"{n_clients} clients with at least {minimum} samples each",
-        f"none in {_REDRAWS} Dirichlet draws from {len(labels)} samples",
-        "use a larger α, a smaller batch_size, fewer clients or more data", DataError,
-    )  # fmt: skip
+    want = f"{n_clients} clients with at least {minimum} samples each"
+    got = f"none in {_REDRAWS} Dirichlet draws from {len(labels)} samples"
+    fix = "use a larger α, a smaller batch_size, fewer clients or more data"
+    raise expected(f"partition={alpha:g}", want, got, fix, DataError)
 
 
-def _explicit(parts, n_samples):
+def _explicit(parts: tuple[np.ndarray, ...], n_samples: int) -> tuple[np.ndarray, ...]:
     taken = np.zeros(n_samples, dtype=bool)
     for client, part in enumerate(parts):
         outside = part[(part < 0) | (part >= n_samples)] if part.size else part

@@ -1,12 +1,45 @@
-"""Mini-batches: which samples a client takes at a step, and how they are fetched."""
+"""The data of a run: data sets by name, and the mini-batch that a client takes at a step."""
 
 import hashlib
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Subset, TensorDataset
+from numpy.typing import ArrayLike
+from torch.utils.data import Subset, TensorDataset
+
+from psl.data import load
+from psl.errors import DataError, expected
+from psl.training.seeds import Stream, generator
 
 _DIGESTED = 16  # samples that a fingerprint looks at
+
+
+@runtime_checkable
+class IndexedDataset(Protocol):
+    """A torch data set of known length, with pairs of input and label by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def open_dataset(dataset: object) -> tuple[IndexedDataset, IndexedDataset]:
+    """Return (train, test) from a name for `psl.data.load` or a pair of data sets.
+
+    Raises:
+        DataError: neither, or a set without samples.
+    """
+    if isinstance(dataset, str):
+        return load(dataset)
+    pair = tuple(dataset) if isinstance(dataset, tuple | list) else ()
+    if len(pair) != 2 or not all(isinstance(part, IndexedDataset) for part in pair):
+        fix = "pass 'digits' or another name, or (train, test)"
+        raise expected("dataset", "a name or a pair of data sets", type(dataset).__name__, fix, DataError)
+    for part, name in zip(pair, ("training", "test"), strict=True):
+        if len(part) == 0:
+            raise expected("dataset", f"at least one {name} sample", "none", f"pass a {name} set with data", DataError)
+    return pair
 
 
 class Sampler:
@@ -25,14 +58,15 @@ class Sampler:
     def __init__(self, indices: np.ndarray, batch_size: int, seed: int, client: int):
         self.indices = np.asarray(indices)
         self.batch_size = batch_size
-        self._key = (seed, 1, client)
-        self._epoch = self._order = None
+        self._seed, self._client = seed, client
+        self._epoch, self._order = -1, self.indices
 
     def batch(self, step: int) -> np.ndarray:
         """Return the (b,) sample indices of mini-batch number `step`, counted from 0."""
         epoch, position = divmod(step, len(self.indices) // self.batch_size)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, np.random.default_rng([*self._key, epoch]).permutation(self.indices)
+            rng = generator(Stream.BATCHES, self._seed, self._client, epoch)
+            self._epoch, self._order = epoch, rng.permutation(self.indices)
         return self._order[position * self.batch_size : (position + 1) * self.batch_size]
 
 
@@ -45,19 +79,25 @@ class Samples:
         layout: memory layout of batches of images.
     """
 
-    def __init__(self, dataset: Dataset, device: torch.device | str = "cpu", layout=torch.channels_last):
+    def __init__(
+        self,
+        dataset: IndexedDataset,
+        device: torch.device | str = "cpu",
+        layout: torch.memory_format = torch.channels_last,
+    ):
         self.device, self._layout = torch.device(device), layout
-        index = np.arange(len(dataset))
-        while type(dataset) is Subset:
-            dataset, index = dataset.dataset, np.asarray(dataset.indices)[index]
-        self._dataset, self._index = dataset, index
+        index, found = np.arange(len(dataset)), dataset
+        while type(found) is Subset:
+            found, index = found.dataset, np.asarray(found.indices)[index]
+        self._dataset: Any = found
+        self._index = index
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._index)
 
-    def fetch(self, indices) -> tuple[torch.Tensor, torch.Tensor]:
+    def fetch(self, indices: ArrayLike) -> tuple[torch.Tensor, torch.Tensor]:
         """Return inputs (b, …) and labels (b,), whole numbers as int64."""
-        rows = self._index[indices]
+        rows = self._index[np.asarray(indices)]
         if type(self._dataset) is TensorDataset:
             rows = torch.from_numpy(rows)
             inputs, labels = (tensor[rows] for tensor in self._dataset.tensors)
@@ -80,7 +120,7 @@ class Samples:
         return labels[self._index]
 
     @property
-    def _lists_labels(self):
+    def _lists_labels(self) -> bool:
         return hasattr(self._dataset, "targets") and getattr(self._dataset, "target_transform", None) is None
 
     def digest(self) -> str:

@@ -50,7 +50,27 @@ class Stage:
             self.optimizer.step()
 
 
-def loss_and_gradient(outputs, labels, loss: Callable, share: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+def full_step(
+    stage: Stage, batch: tuple[torch.Tensor, torch.Tensor], loss: Callable[..., torch.Tensor]
+) -> torch.Tensor:
+    """Train a stage that holds the whole model on one mini-batch, (inputs, labels), and return its mean loss.
+
+    Args:
+        stage: the model with its optimizer.
+        batch: inputs (b, …) and labels (b,).
+        loss: maps outputs and labels to one loss per row.
+    """
+    inputs, labels = batch
+    stage.zero_grad()
+    value = loss(stage.module(inputs), labels).mean()
+    value.backward()
+    stage.step()
+    return value.detach()
+
+
+def loss_and_gradient(
+    outputs: torch.Tensor, labels: torch.Tensor, loss: Callable[..., torch.Tensor], share: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `share` times the mean loss of a (micro-)batch, and its gradient with respect to the model's outputs.
 
     Args:

@@ -2,8 +2,8 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
-from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,28 +11,21 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from psl.errors import CheckpointError, check_count, expected
-from psl.training.arguments import resolve
+from psl.errors import CheckpointError, expected
+from psl.plans import Plan
 from psl.training.checkpoint import Checkpoint, deferred_interrupt
-from psl.training.communication import Link
-from psl.training.config import (
-    check_model,
-    check_participation,
-    check_plan_fits,
-    image_layout,
-    open_dataset,
-    optimizer_factory,
-    prepare_model,
-)
-from psl.training.curves import Curves
+from psl.training.config import resolve
 from psl.training.evaluation import evaluate
 from psl.training.fingerprint import fingerprint, settings_of
-from psl.training.frameworks import Framework, Setup
-from psl.training.gradient_aggregation import cross_entropy
-from psl.training.history import History
+from psl.training.frameworks import Framework, build_framework, framework_class
+from psl.training.frameworks.base import Batch
+from psl.training.history import History, HistoryBuilder
+from psl.training.model_preparation import check_model, image_layout, prepare_model
 from psl.training.participation import Participation
 from psl.training.partition import partition as divide
-from psl.training.sampling import Sampler, Samples
+from psl.training.plan_defaults import check_plan_fits
+from psl.training.sampling import Sampler, Samples, open_dataset
+from psl.training.seeds import Party, own_random_state, seed_computation, seed_round
 
 
 def train(
@@ -47,14 +40,14 @@ def train(
     cut: int | str | Sequence[int | str] | None = None,
     phi: float | None = None,
     linearise: str = "representative",
-    partition="iid",
-    optimizer: str | Callable = "sgd",
+    partition: str | float | Sequence[Any] = "iid",
+    optimizer: str | Callable[..., torch.optim.Optimizer] = "sgd",
     lr: float | None = None,
     seed: int = 0,
-    plan=None,
-    checkpoint=None,
+    plan: Plan | None = None,
+    checkpoint: str | Path | None = None,
     device: torch.device | str | None = None,
-    loss: Callable | None = None,
+    loss: Callable[..., torch.Tensor] | None = None,
     eval_every: int = 1,
     progress: bool = True,
     micro_batch: int | None = None,
@@ -83,7 +76,7 @@ def train(
         phi: φ in [0, 1], share of the slots whose last-layer gradients epsl aggregates; default the
             plan's, else 0.5.
         linearise: how epsl sends aggregated gradients through the server:
-            ``"representative"``, ``"mean"``, ``"each"`` or ``"cut"`` (`psl.training.gradient_aggregation`).
+            ``"representative"``, ``"mean"``, ``"each"`` or ``"cut"`` (`psl.training.frameworks.epsl`).
         partition: ``"iid"``, a Dirichlet α, or a list of C disjoint index arrays.
         optimizer: ``"sgd"``, ``"adam"``, or a function from parameters (and ``lr=``, if `lr` is
             given) to a `torch.optim.Optimizer`; every client and the server make their own.
@@ -112,126 +105,159 @@ def train(
     Source: EPSL (arXiv 2303.15991) [P: parallel split training with last-layer aggregation; R: the rest]; EdgeSplit
     (arXiv 2403.15815) and pipelined split learning (arXiv 2505.04368), see their classes.
     """
-    asked = resolve(
-        framework, rounds=rounds, n_clients=n_clients, batch_size=batch_size, local_steps=local_steps, cut=cut, phi=phi,
-        linearise=linearise, micro_batch=micro_batch, plan=plan,
-    )  # fmt: skip
-    kind, rounds, n_clients, batch_size = asked.kind, asked.rounds, asked.n_clients, asked.batch_size
-    eval_every, seed = check_count("eval_every", eval_every), check_count("seed", seed, minimum=0)
+    kind = framework_class(framework)
+    config = resolve(
+        kind,
+        rounds=rounds,
+        n_clients=n_clients,
+        batch_size=batch_size,
+        local_steps=local_steps,
+        cut=cut,
+        phi=phi,
+        linearise=linearise,
+        micro_batch=micro_batch,
+        partition=partition,
+        participation=participation,
+        optimizer=optimizer,
+        lr=lr,
+        loss=loss,
+        seed=seed,
+        eval_every=eval_every,
+        plan=plan,
+    )
     check_model(model)
-    if participation is not None:
-        check_participation(kind, participation)
-        participation = participation.for_run(framework, plan, n_clients, asked.round_time)
     if kind.splits and plan is not None:
         check_plan_fits(plan, model)
 
-    device = torch.device(device or "cpu")
-    layout = image_layout(model, device)
-    samples, test_samples = (Samples(part, device, layout) for part in open_dataset(dataset))
-    shares = divide(partition, len(samples), n_clients, labels=samples.labels, minimum=batch_size, seed=seed)
+    where = torch.device(device or "cpu")
+    layout = image_layout(model, where)
+    samples, tests = (Samples(part, where, layout) for part in open_dataset(dataset))
+    shares = divide(
+        config.partition,
+        len(samples),
+        config.n_clients,
+        labels=samples.labels,
+        minimum=config.batch_size,
+        seed=config.seed,
+    )
     sizes = np.array([len(share) for share in shares])
-    setup = Setup(
-        prepare_model(model, device, layout), sizes / sizes.sum(), batch_size, optimizer_factory(optimizer, lr),
-        cross_entropy if loss is None else loss, asked.local_steps, asked.cut, asked.phi, asked.linearise,
-        asked.micro_batch,
-    )  # fmt: skip
-    run = kind(setup, Link())
-    samplers = _samplers(run, shares, seed)
+    run = build_framework(prepare_model(model, where, layout), config, sizes / sizes.sum())
 
-    settings = settings_of(run, seed, partition, participation)
-    curves = Curves(participation is not None)
-    file = None
+    training = _Training(run, samples, tests, shares)
     if checkpoint is not None:
-        with _own_random_state(device):  # a data set may draw transforms
-            identity = fingerprint(run, samples, test_samples, shares)
-        file = Checkpoint(checkpoint, settings | identity)
-        state = file.load()
-        if state is not None:
-            curves.restore(state["curves"])
-            run.load_state_dict(state["framework"])
-            run.link.uplink_bits, run.link.downlink_bits = state["link"]
-            if curves.rounds < rounds:
-                curves.forget_evaluations(eval_every)
-    if curves.rounds > rounds:
-        fix = "ask for as many rounds or more, or give another checkpoint="
-        got = f"{curves.rounds} rounds in the checkpoint"
-        raise expected(str(checkpoint), f"at most rounds = {rounds}", got, fix, CheckpointError)
-
-    def save():
-        link = [run.link.uplink_bits, run.link.downlink_bits]
-        file.save({"curves": curves.state(), "framework": run.state_dict(), "link": link})
-
-    diverged = False
-    bar = tqdm(total=rounds, initial=curves.rounds, desc=framework, unit="round", disable=not progress)
-    with bar, _own_random_state(device), deferred_interrupt(enabled=file is not None) as interrupted:
-        for index in range(curves.rounds, rounds):
-            rng = _seed_round(seed, index, device)
-            run.turn = partial(seed_turn, seed, index, device)
-            here = None if participation is None else participation.attendance(index, seed, n_clients, run.steps)
-            attendance = {} if here is None else {"attendance": here}  # not for frameworks that need everybody
-            value = run.round(_draw(samples, samplers, index, run.steps), rng, **attendance)
-            evaluates = (index + 1) % eval_every == 0 or index + 1 == rounds
-            learned = here is None or here.participants > 0
-            if learned and not diverged and not np.isfinite(float(value)):
-                diverged = True
-                warnings.warn(
-                    f"train loss is {float(value)} in round {index + 1}: lower lr", RuntimeWarning, stacklevel=2
-                )
-            curves.add(float(value), evaluate(run, test_samples) if evaluates else None, run.link, here)
-            bar.set_postfix(curves.shown(), refresh=False)
-            bar.update()
-            if interrupted():
-                save()
-                raise KeyboardInterrupt(f"stopped after round {index + 1}, saved to {file.path}")
-            if file is not None and (file.due or index + 1 == rounds):
-                save()
-        if not curves.evaluated:  # a checkpoint from an interrupt in a round without evaluation
-            curves.amend(evaluate(run, test_samples))
-
-    history = curves.history(framework, settings, asked.round_time)
-    history.models.extend(model.eval() for model in run.full_models())
-    return history
+        training.continue_from(checkpoint)
+    training.train_rounds(progress)
+    return training.finished_history()
 
 
-def _samplers(run: Framework, shares, seed) -> list[Sampler]:
+class _Training:
+    """A run of `psl.train`: the framework, its data, and the history while it grows.
+
+    Args:
+        run: the framework before its first round.
+        samples, tests: the data.
+        shares: C index arrays, the samples of each client.
+    """
+
+    def __init__(self, run: Framework, samples: Samples, tests: Samples, shares: list[np.ndarray]):
+        self.run, self.config = run, run.config
+        self.samples, self.tests, self.shares = samples, tests, shares
+        self.samplers = _samplers(run, shares)
+        self.settings = settings_of(run)
+        self.history = HistoryBuilder(self.config.participation is not None)
+        self.file: Checkpoint | None = None
+        self._diverged = False
+
+    def continue_from(self, path: str | Path) -> None:
+        """Save the run to a file from now on; if the file exists, continue from it first.
+
+        Raises:
+            CheckpointError: it cannot be written, is broken, of another run, or has more rounds than asked for.
+        """
+        with own_random_state(self.samples.device):  # a data set may draw transforms
+            identity = fingerprint(self.run, self.samples, self.tests, self.shares)
+        self.file = Checkpoint(path, self.settings | identity)
+        state = self.file.load()
+        if state is None:
+            return
+        self.history.restore(state["curves"])
+        self.run.load_state_dict(state["framework"])
+        self.run.bits.uplink_bits, self.run.bits.downlink_bits = state["link"]
+        rounds = self.config.rounds
+        if self.history.rounds > rounds:
+            fix = "ask for as many rounds or more, or give another checkpoint="
+            got = f"{self.history.rounds} rounds in the checkpoint"
+            raise expected(str(path), f"at most rounds = {rounds}", got, fix, CheckpointError)
+        if self.history.rounds < rounds:
+            self.history.forget_evaluations(self.config.eval_every)
+
+    def train_rounds(self, progress: bool) -> None:
+        """Train the rounds that are left; with a checkpoint, save at times and at the end.
+
+        Args:
+            progress: whether to show a progress bar.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C; with a checkpoint after the round under way was saved.
+        """
+        rounds, device = self.config.rounds, self.samples.device
+        start = self.history.rounds
+        bar = tqdm(total=rounds, initial=start, desc=self.run.name, unit="round", disable=not progress)
+        with bar, own_random_state(device), deferred_interrupt(enabled=self.file is not None) as interrupted:
+            for index in range(start, rounds):
+                self._train_round(index)
+                bar.set_postfix(self.history.shown(), refresh=False)
+                bar.update()
+                if self.file is None:
+                    continue
+                if interrupted():
+                    self._save(self.file)
+                    raise KeyboardInterrupt(f"stopped after round {index + 1}, saved to {self.file.path}")
+                if self.file.due or index + 1 == rounds:
+                    self._save(self.file)
+            if not self.history.evaluated:  # a checkpoint from an interrupt in a round without evaluation
+                self.history.set_accuracy(evaluate(self.run, self.tests))
+
+    def finished_history(self) -> History:
+        """Return the history with the trained models."""
+        history = self.history.history(self.run.name, self.settings, self.config.round_time)
+        history.models.extend(model.eval() for model in self.run.full_models())
+        return history
+
+    def _train_round(self, index: int) -> None:
+        run, config, device = self.run, self.config, self.samples.device
+
+        def draw(client: int, k: int) -> Batch:
+            return self.samples.fetch(self.samplers[client].batch(index * run.steps + k))
+
+        def seed_for(party: Party, client: int, step: int) -> None:
+            seed_computation(config.seed, index, device, party, client, step)
+
+        rng = seed_round(config.seed, index, device)
+        attendance = None
+        if config.participation is not None:
+            attendance = config.participation.attendance(index, config.seed, config.n_clients, run.steps)
+        loss = float(run.round(draw, rng, attendance, seed_for))
+        if attendance is None or attendance.participants > 0:
+            self._warn_once_of_divergence(loss, index)
+        accuracy = evaluate(run, self.tests) if config.evaluates_after(index) else None
+        self.history.add_round(loss, accuracy, run.bits, attendance)
+
+    def _warn_once_of_divergence(self, loss: float, index: int) -> None:
+        if self._diverged or np.isfinite(loss):
+            return
+        self._diverged = True
+        text = f"train loss is {loss} in round {index + 1}: lower lr"
+        warnings.warn(text, RuntimeWarning, stacklevel=5)  # points at the caller of `train`
+
+    def _save(self, file: Checkpoint) -> None:
+        bits = [self.run.bits.uplink_bits, self.run.bits.downlink_bits]
+        file.save({"curves": self.history.state(), "framework": self.run.state_dict(), "link": bits})
+
+
+def _samplers(run: Framework, shares: list[np.ndarray]) -> list[Sampler]:
     """One sampler per client; frameworks that pool the data have one, of n_clients × batch_size."""
+    config = run.config
     if run.pooled:
-        return [Sampler(np.concatenate(shares), run.setup.n_clients * run.setup.batch_size, seed, 0)]
-    return [Sampler(share, run.setup.batch_size, seed, client) for client, share in enumerate(shares)]
-
-
-def _draw(samples, samplers, index, steps):
-    """How a framework fetches mini-batch k of round `index` for client i."""
-    return lambda client, k: samples.fetch(samplers[client].batch(index * steps + k))
-
-
-@contextmanager
-def _own_random_state(device):
-    """Leave torch's random state as it was found."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-
-
-def _seed_round(seed, index, device) -> np.random.Generator:
-    """Seed torch (dropout) and return NumPy's generator (representatives) for one round."""
-    rng = round_generator(seed, index)
-    _seed_torch(int(rng.integers(2**63)), device)
-    return rng
-
-
-def round_generator(seed: int, index: int) -> np.random.Generator:
-    """Return the random numbers of round `index`."""
-    return np.random.default_rng([seed, 2, index])
-
-
-def seed_turn(seed: int, index: int, device: torch.device, party: str, client: int, step: int) -> None:
-    """Seed torch for what a party computes in round `index`; see `Framework.turn`."""
-    key = [seed, 4, index, ("device", "server").index(party), client, step]
-    _seed_torch(int(np.random.default_rng(key).integers(2**63)), device)
-
-
-def _seed_torch(number, device):
-    torch.default_generator.manual_seed(number)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(number)
+        return [Sampler(np.concatenate(shares), config.n_clients * config.batch_size, config.seed, 0)]
+    return [Sampler(share, config.batch_size, config.seed, client) for client, share in enumerate(shares)]

@@ -10,11 +10,10 @@ import torch
 from psl.distributed.pipeline.job import PipelineJob, Source
 from psl.distributed.pipeline.messages import Order
 from psl.errors import CheckpointError, expected
-from psl.training.curves import Curves
 from psl.training.evaluation import evaluate
 from psl.training.fingerprint import settings_of
 from psl.training.frameworks.pipeline import Pipeline
-from psl.training.history import History
+from psl.training.history import History, HistoryBuilder
 
 
 class Books:
@@ -34,7 +33,7 @@ class Books:
     ):
         self.job, self.run, self._source, self._folder, self._saves = job, run, source, folder, saves
         self._print = tell or (lambda line: None)
-        self.curves, self.round_times = Curves(), []
+        self.curves, self.round_times = HistoryBuilder(), []
         self._saved_at = time.monotonic()
         self.write()
 
@@ -51,11 +50,12 @@ class Books:
 
     def enter(self, loss: float, seconds: float) -> None:
         """Enter a round, whose layers have come if it is one to evaluate."""
-        job, link = self.job, self.run.link
+        job, counted = self.job, self.run.bits
         index, (up, down) = self.curves.rounds, job.bits_per_round()
-        link.uplink_bits += up
-        link.downlink_bits += down
-        self.curves.add(loss, evaluate(self.run, self._source.test) if job.due(index) else None, link)
+        counted.uplink_bits += up
+        counted.downlink_bits += down
+        accuracy = evaluate(self.run, self._source.test) if job.due(index) else None
+        self.curves.add_round(loss, accuracy, counted)
         self.round_times.append(seconds)
         self.write()
         shown = ", ".join(f"{name} {value}" for name, value in self.curves.shown().items())
@@ -63,7 +63,7 @@ class Books:
 
     def state(self) -> dict:
         """Return everything as plain values."""
-        link = [self.run.link.uplink_bits, self.run.link.downlink_bits]
+        link = [self.run.bits.uplink_bits, self.run.bits.downlink_bits]
         state = {"curves": self.curves.state(), "round_times": self.round_times, "link": link}
         return state | {"data": self._source.digest}
 
@@ -73,7 +73,7 @@ class Books:
         Raises:
             CheckpointError: it is of other data, or has more rounds than asked for.
         """
-        job, link = self.job, self.run.link
+        job, counted = self.job, self.run.bits
         if state["data"] != self._source.digest:
             fix = "give the run its data back, or another checkpoint="
             raise expected("checkpoint: data", self._source.digest, state["data"], fix, CheckpointError)
@@ -85,15 +85,15 @@ class Books:
         if self.curves.rounds < job.rounds:
             self.curves.forget_evaluations(job.eval_every)
         self.round_times = state["round_times"]
-        link.uplink_bits, link.downlink_bits = state["link"]
+        counted.uplink_bits, counted.downlink_bits = state["link"]
         self.write()
 
     def close(self) -> None:
         """Leave history and model in the folder; all layers have come."""
         if not self.curves.evaluated:
-            self.curves.amend(evaluate(self.run, self._source.test))
+            self.curves.set_accuracy(evaluate(self.run, self._source.test))
         job, run = self.job, self.run
-        settings = settings_of(run, job.seed, job.partition, None)
+        settings = settings_of(run)
         history: History = self.curves.history("pipeline", settings, job.round_time)
         history.save(self._folder / "history.json")
         torch.save(run.modules["model"].state_dict(), self._folder / "model.pt")

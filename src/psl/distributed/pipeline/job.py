@@ -13,16 +13,11 @@ from psl.distributed.wire.groups import backend_for, check_device
 from psl.errors import check_choice, expected
 from psl.models.shapes import cut_shapes
 from psl.models.tracing import trace
-from psl.training.arguments import resolve
-from psl.training.communication import Link
-from psl.training.config import (
-    check_plan_fits,
-    image_layout,
-    prepare_model,
-)
-from psl.training.frameworks import Setup
+from psl.training.config import TrainingConfig, resolve
 from psl.training.frameworks.pipeline import Pipeline
+from psl.training.model_preparation import image_layout, prepare_model
 from psl.training.partition import partition as divide
+from psl.training.plan_defaults import check_plan_fits
 from psl.training.sampling import Sampler, Samples
 
 _RESOLVED = ("rounds", "n_clients", "batch_size", "cut", "micro_batch")
@@ -61,7 +56,7 @@ class PipelineJob(Job):
         check_choice("framework", framework, ("pipeline",))
         for name in options:
             check_choice("argument of a pipeline", name, _OPTIONS)
-        found = resolve("pipeline", plan=plan, **{name: options.pop(name, None) for name in _RESOLVED})
+        found = resolve(Pipeline, plan=plan, **{name: options.pop(name, None) for name in _RESOLVED})
         schedule = options.pop("schedule", None)
         if schedule is None:
             schedule = "gpipe" if check_device(options.get("device", "cpu")).type == "cuda" else "eager"
@@ -102,14 +97,14 @@ class PipelineJob(Job):
         return [f"relay {k}" if relay else f"stage {self.place(k)}" for k, relay in enumerate(self.relays)]
 
     @property
-    def batch_size(self) -> int:
+    def mini_batch(self) -> int:
         """Samples of a round."""
         return self.n_clients * self.batch_size
 
     @property
     def sizes(self) -> list[int]:
         """Samples of each micro-batch."""
-        n, m = self.batch_size, self.micro_batch or self.batch_size
+        n, m = self.mini_batch, self.micro_batch or self.mini_batch
         return [min(m, n - start) for start in range(0, n, m)]
 
     def place(self, rank: int) -> int:
@@ -123,13 +118,22 @@ class PipelineJob(Job):
     def prepare(self, device: torch.device | str = "cpu") -> Pipeline:
         """Return the framework, of which a process uses its own stage."""
         device = torch.device(device)
-        model, n_clients = self.build_model(), self.n_clients
-        setup = Setup(
-            prepare_model(model, device, image_layout(model, device)), np.full(n_clients, 1 / n_clients),
-            self.batch_size, self.optimizer_maker(), self.loss_function(), cut=list(self.cut),
+        model = self.build_model()
+        config = TrainingConfig(
+            framework="pipeline",
+            n_clients=self.n_clients,
+            batch_size=self.batch_size,
+            optimizer=self.optimizer_maker(),
+            rounds=self.rounds,
+            loss=self.loss_function(),
+            cut=list(self.cut),
             micro_batch=self.micro_batch,
-        )  # fmt: skip
-        return Pipeline(setup, Link())
+            partition=self.partition,
+            seed=self.seed,
+            eval_every=self.eval_every,
+            round_time=self.round_time,
+        )
+        return Pipeline(prepare_model(model, device, image_layout(model, device)), config)
 
     def engine(self, n_local: int) -> str:
         """Return what carries the micro-batches, as `torch.distributed.init_process_group` names it.
@@ -151,8 +155,8 @@ class PipelineJob(Job):
 
     def bits_per_round(self) -> tuple[int, int]:
         """Return the bits that `psl.train` counts up and down: activations with the labels, once, and gradients."""
-        down = 32 * self.batch_size * sum(math.prod(end) for end in self.ends[1:-1])
-        return down + (64 * self.batch_size if self.cut else 0), down
+        down = 32 * self.mini_batch * sum(math.prod(end) for end in self.ends[1:-1])
+        return down + (64 * self.mini_batch if self.cut else 0), down
 
     def identity(self) -> dict:
         """Return what a run and its checkpoint must agree on."""
@@ -184,7 +188,7 @@ class Source:
             job.partition, len(self._train), job.n_clients, labels=self._train.labels, minimum=job.batch_size,
             seed=job.seed,
         )  # fmt: skip
-        self._sampler = Sampler(np.concatenate(shares), job.batch_size, job.seed, 0)
+        self._sampler = Sampler(np.concatenate(shares), job.mini_batch, job.seed, 0)
         self.digest = f"{self._train.digest()} training, {self.test.digest()} test"
         shapes = cut_shapes(trace(model), tuple(self._train.fetch(np.array([0]))[0].shape[1:]))
         self.ends = [shapes[0], *(shapes[cut] for cut in job.prepare().cut), shapes[-1]]

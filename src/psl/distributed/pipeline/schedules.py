@@ -31,7 +31,7 @@ class _MicroBatches:
         self.sizes = list(sizes)
         super().__init__(stage, len(self.sizes), loss_fn=share_of_loss, scale_grads=False)
 
-    def batch_size(self, inputs: torch.Tensor | None, labels: torch.Tensor | None) -> torch.Tensor:
+    def mini_batch(self, inputs: torch.Tensor | None, labels: torch.Tensor | None) -> torch.Tensor:
         """Send a mini-batch through and add up its gradients.
 
         Args:

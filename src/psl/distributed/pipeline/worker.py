@@ -28,8 +28,8 @@ from psl.distributed.wire.messages import ChannelError, Kind
 from psl.distributed.wire.pulse import Pulse
 from psl.distributed.wire.transport import START
 from psl.errors import CheckpointError, expected
-from psl.training.config import image_layout
-from psl.training.train import round_generator
+from psl.training.model_preparation import image_layout
+from psl.training.seeds import round_generator
 
 _NEVER = timedelta(days=1)  # a message may take any time while its sender lives; see `Pulse`
 
@@ -127,7 +127,7 @@ class Member:
         """Run all rounds that are left, with the group that the caller has joined."""
         job = self.job
         stage = self._stage()
-        schedule = SCHEDULES[job.schedule](stage, job.sizes, self.framework.setup.loss)
+        schedule = SCHEDULES[job.schedule](stage, job.sizes, self.framework.config.loss)
         order = Order.SHOW if self.first_round == job.rounds else Order.NOTHING
         try:
             for index in range(self.first_round, job.rounds):
@@ -157,10 +157,10 @@ class Member:
             if last > 0:
                 self.partners[last].send(Kind.LABELS, index, labels)
         if rank == last > 0:
-            labels = self.partners[0].recv(Kind.LABELS, index, (job.batch_size,), torch.int64).to(self.device)
+            labels = self.partners[0].recv(Kind.LABELS, index, (job.mini_batch,), torch.int64).to(self.device)
         log.round, stage.round = index, index
         start = time.monotonic()
-        value = schedule.batch_size(inputs, labels if rank == last else None)
+        value = schedule.mini_batch(inputs, labels if rank == last else None)
         seconds = time.monotonic() - start
         stage.flush(None)
         if self.layers is not None:
@@ -185,7 +185,7 @@ class Member:
         ends = (job.ends[place], job.ends[place + 1]) if self.layers is not None else (job.ends[place + 1],) * 2
 
         def computed(kind, number, start, end, cpu):
-            samples = job.sizes[number] if kind in ("forward", "backward") else job.batch_size
+            samples = job.sizes[number] if kind in ("forward", "backward") else job.mini_batch
             self._log.add(self.name, kind, number, place, samples, start, end, cpu)
 
         def arrived(kind, number, when):
@@ -193,7 +193,7 @@ class Member:
             link = min(place, job.place(other))
             self._log.add(f"link {other}→{rank}", what, number, link, job.sizes[number], when, when)
 
-        layout = image_layout(self.framework.setup.model, self.device)
+        layout = image_layout(self.framework.model, self.device)
         compute, lines = Compute(record=computed), (None, None)
         if emulation is not None:
             if self.layers is not None:

@@ -16,14 +16,14 @@ from psl.distributed.wire.messages import Kind, ProtocolError, dtype_code
 from psl.distributed.wire.transport import Channel
 from psl.errors import CheckpointError, expected
 from psl.training.communication import exchanged
-from psl.training.config import image_layout
 from psl.training.evaluation import test_batches
-from psl.training.frameworks.full import full_step
 from psl.training.frameworks.local_training import copy_into
 from psl.training.frameworks.split_step import device_backward, device_forward
+from psl.training.model_preparation import image_layout
 from psl.training.partition import partition as divide
 from psl.training.sampling import Sampler, Samples
-from psl.training.train import seed_turn
+from psl.training.seeds import seed_computation
+from psl.training.stage import full_step
 
 
 class Command(enum.IntEnum):
@@ -65,7 +65,7 @@ class Client:
         self.segments = Segments(compute)
         self.run = job.prepare(number, self.segments)
         (self.device,) = self.run.devices
-        layout = image_layout(self.run.setup.model, torch.device(job.device))
+        layout = image_layout(self.run.model, torch.device(job.device))
         self.samples, self.tests = (Samples(part, job.device, layout) for part in open_named(job.dataset))
         shares = divide(
             job.partition, len(self.samples), job.n_clients, labels=self.samples.labels, minimum=job.batch_size,
@@ -125,11 +125,11 @@ class Client:
     def step(self, index: int, k: int) -> torch.Tensor | None:
         """Take one local step; returns its loss if this device holds the whole model, else None."""
         job, channel, number = self.job, self.channel, index * self.job.steps + k
-        seed_turn(job.seed, index, torch.device(job.device), "device", self.number, k)
+        seed_computation(job.seed, index, torch.device(job.device), "device", self.number, k)
         inputs, labels = self.samples.fetch(self.sampler.batch(number))
         if self.whole:
             with self.segments("forward", k):
-                return full_step(self.device.module, self.device.optimizer, (inputs, labels), self.run.setup.loss)
+                return full_step(self.device, (inputs, labels), self.run.config.loss)
         with self.segments("forward", k):
             smashed = device_forward(self.device, inputs)
         channel.send(Kind.LABELS, number, labels)

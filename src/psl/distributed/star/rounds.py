@@ -10,10 +10,10 @@ from psl.distributed.job import Job
 from psl.distributed.segments import Segments
 from psl.distributed.star.client import Command
 from psl.distributed.star.peer import Peer
-from psl.training.communication import Link, exchanged
+from psl.training.communication import BitCounter, exchanged
 from psl.training.evaluation import hits
 from psl.training.frameworks.local_training import Average
-from psl.training.train import round_generator, seed_turn
+from psl.training.seeds import round_generator, seed_computation
 
 Each = Callable[[list[Peer], Callable[[Peer], object]], dict[Peer, object]]
 
@@ -30,7 +30,7 @@ class Star(ABC):
     """
 
     def __init__(self, job: Job, compute: Callable[[int], Callable], each: Each):
-        self.job, self.each, self.link = job, each, Link()
+        self.job, self.each, self.bits = job, each, BitCounter()
         self.segments = Segments(compute(0))
         self.run = job.prepare(0, self.segments)
         self.device = torch.device(job.device)
@@ -78,12 +78,12 @@ class Star(ABC):
 
     def state_dict(self) -> dict:
         """Return everything that training changes here."""
-        return {"framework": self.run.state_dict(), "link": [self.link.uplink_bits, self.link.downlink_bits]}
+        return {"framework": self.run.state_dict(), "link": [self.bits.uplink_bits, self.bits.downlink_bits]}
 
     def load_state_dict(self, state: dict) -> None:
         """Restore what `state_dict` returned."""
         self.run.load_state_dict(state["framework"])
-        self.link.uplink_bits, self.link.downlink_bits = state["link"]
+        self.bits.uplink_bits, self.bits.downlink_bits = state["link"]
 
     def model_state(self) -> dict[str, torch.Tensor]:
         """Return the server's part of the trained model, by the names of the whole model."""
@@ -110,20 +110,20 @@ class Star(ABC):
         smashed, labels = map(list, zip(*arrived.values(), strict=True))
         for tensors in zip(smashed, labels, strict=True):
             for tensor in tensors:
-                self.link.up(tensor)
+                self.bits.up(tensor)
         chosen = weights[[peer.number for peer in arrived]]
         chosen = chosen if len(arrived) == len(weights) else chosen / chosen.sum()
-        seed_turn(self.job.seed, index, self.device, "server", next(iter(arrived)).number, k)
+        seed_computation(self.job.seed, index, self.device, "server", next(iter(arrived)).number, k)
         with self.segments("forward", k):
-            found = self.run.server_step(smashed, labels, chosen, rng)
+            found = self.run.update_server(smashed, labels, chosen, rng)
         shared, own = found.shared, found.own
         if shared is None and self.job.n_aggregated:  # one client is left: it aggregates with itself
             n_agg = self.job.n_aggregated
             shared, own = own[0][:n_agg], [own[0][n_agg:]]
         if shared is not None:
-            self.link.broadcast(shared)
+            self.bits.broadcast(shared)
         for gradient in own:
-            self.link.down(gradient)
+            self.bits.down(gradient)
         gradients = dict(zip(arrived, own, strict=True))
         served = self.each(list(arrived), lambda peer: peer.gradients(number, shared, gradients[peer]))
         return found.loss, list(served)
@@ -161,8 +161,8 @@ class SplitFed(Parallel):
             chosen = weights[[peer.number for peer in models]]
             chosen = chosen if len(models) == len(weights) else chosen / chosen.sum()
             for model, weight in zip(models.values(), chosen, strict=True):
-                average.add([self.link.up(tensor) for tensor in model], weight)
-            self.average = [self.link.broadcast(tensor) for tensor in average.tensors]
+                average.add([self.bits.up(tensor) for tensor in model], weight)
+            self.average = [self.bits.broadcast(tensor) for tensor in average.tensors]
         return loss, list(self.each(list(models), lambda peer: peer.take(index, self.average, broadcast=True)))
 
     def welcome(self, peer, index, returning):
@@ -217,12 +217,12 @@ class Sequential(Star):
         if served and self.job.n_clients > 1:
             given = self.each(served, lambda peer: peer.give(index, self.like))
             for model in given.values():
-                self.model, self.holder = [self.link.up(tensor) for tensor in model], peer.number
+                self.model, self.holder = [self.bits.up(tensor) for tensor in model], peer.number
             served = list(given)
         return loss, served
 
     def _hand_to(self, index, peer):
-        model = [self.link.down(tensor) for tensor in self.model]
+        model = [self.bits.down(tensor) for tensor in self.model]
         self.holder = peer.number if self.each([peer], lambda peer: peer.take(index, model)) else -1
         return self.holder == peer.number
 

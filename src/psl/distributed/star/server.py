@@ -20,9 +20,8 @@ from psl.distributed.star.separate import STARS
 from psl.distributed.state import load_state, newest_round, save_state
 from psl.distributed.wire.messages import ChannelError, ProtocolError
 from psl.errors import CheckpointError, expected
-from psl.training.curves import Curves
 from psl.training.fingerprint import settings_of
-from psl.training.history import History
+from psl.training.history import History, HistoryBuilder
 
 
 class Server:
@@ -47,7 +46,7 @@ class Server:
         self.faults: list[str] = []
         self.star = STARS[job.framework](job, compute, self.each)
         self.peers: dict[int, Peer] = {}
-        self.curves = Curves()
+        self.curves = HistoryBuilder()
         self.shares = np.zeros(job.n_clients)
         self.participants: list[int] = []
         self.round_times: list[float] = []
@@ -99,7 +98,7 @@ class Server:
                 if stopping and not last:
                     break
             if self.curves.rounds and not self.curves.evaluated:
-                self.curves.amend(self.star.evaluate(self.curves.rounds, self.present))
+                self.curves.set_accuracy(self.star.evaluate(self.curves.rounds, self.present))
             self._finish()
         finally:
             for peer in self.peers.values():
@@ -157,7 +156,8 @@ class Server:
             warnings.warn(f"train loss is {loss} in round {index + 1}: lower lr", RuntimeWarning, stacklevel=2)
         evaluates = (index + 1) % self.job.eval_every == 0 or index + 1 == self.job.rounds
         accuracy = self.star.evaluate(index, self.present) if evaluates and self.present else None
-        self.curves.add(loss, accuracy if accuracy is not None and len(accuracy) else None, self.star.link)
+        accuracy = accuracy if accuracy is not None and len(accuracy) else None
+        self.curves.add_round(loss, accuracy, self.star.bits)
         self._tell()
 
     def _resume(self):
@@ -196,7 +196,7 @@ class Server:
     def _finish(self):
         self._command_all(Command.STOP, 0)  # and wait until their parts of the model are written
         job = self.job
-        settings = settings_of(self.star.run, job.seed, job.partition, None)
+        settings = settings_of(self.star.run)
         settings |= {"n_clients": job.n_clients}
         if job.kind.several_cuts:
             settings["cut"] = [run.cut[0] for run in self.star.runs]

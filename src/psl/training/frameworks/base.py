@@ -2,55 +2,28 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from psl.training.communication import Link
+from psl.errors import CutError, expected
+from psl.training.communication import BitCounter
+from psl.training.config import FrameworkTraits, TrainingConfig
+from psl.training.participation import Attendance
+from psl.training.seeds import Party
 
-Draw = Callable[[int, int], tuple[torch.Tensor, torch.Tensor]]
-Turn = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a framework is built from; `psl.train` documents the fields it shares.
-
-    Args:
-        model: the model to train, already a copy on its device.
-        weights: (C,) λ_i = D_i / D.
-        optimizer: makes an optimizer from a list of parameters.
-        loss: maps outputs and labels to one loss per row.
-        cut: number or name; for edgesplit one per client, for pipeline the inner boundaries.
-        micro_batch: samples at a time through a pipeline, None for the whole mini-batch.
-    """
-
-    model: nn.Module
-    weights: np.ndarray
-    batch_size: int
-    optimizer: Callable
-    loss: Callable
-    local_steps: int = 1
-    cut: int | str | list[int | str] | None = None
-    phi: float = 0.0
-    linearise: str = "representative"
-    micro_batch: int | None = None
-
-    @property
-    def n_clients(self) -> int:
-        """C, the number of clients."""
-        return len(self.weights)
-
-    def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer | None:
-        """Return an optimizer for the module's trainable parameters, None if it has none."""
-        trainable = [p for p in module.parameters() if p.requires_grad]
-        return self.optimizer(trainable) if trainable else None
+Batch = tuple[torch.Tensor, torch.Tensor]  # inputs (b, …), labels (b,)
+Draw = Callable[[int, int], Batch]
+SeedFor = Callable[[Party, int, int], None]
 
 
-class Framework(ABC):
+def no_seed(party: Party, client: int, step: int) -> None:
+    """Leave torch's random numbers as they are."""
+
+
+class Framework(FrameworkTraits, ABC):
     """Base of the frameworks: a subclass fills `modules` and `optimizers`, and defines `round`.
 
     Optimizers stay with the client (or server) that steps with them from round to round, and their
@@ -58,38 +31,46 @@ class Framework(ABC):
     local step the average of such clients still equals centralised SGD with momentum, because a
     momentum buffer is linear in the gradients and every client starts the step from the same weights.
 
+    Args:
+        model: the model to train, already a copy on its device.
+        config: the arguments of the run.
+        weights: (C,) λ_i = D_i / D, the clients' shares of the data; default equal shares.
+
     Attributes:
-        cut: number of the cut, or their list; frameworks that do not split have none.
+        bits: counts what clients and server send each other.
         modules: every module that is trained, by name.
         optimizers: every optimizer by name, None for a module without parameters.
         steps: mini-batches per client and round.
-        turn: called before a party computes, with "device" or "server", the (first) client it computes for and the
-            local step: `psl.train` seeds its dropout there, so that parties in different processes draw the same.
     """
 
-    name: ClassVar[str]
-    splits: ClassVar[bool] = False  # needs a cut
-    several_cuts: ClassVar[bool] = False  # or a list of cuts
-    averages: ClassVar[bool] = False  # takes local_steps mini-batches per round
-    pooled: ClassVar[bool] = False  # one batch of n_clients × batch_size from all data
-    waits_for_all: ClassVar[str | None] = "its server steps on the samples of all clients at once"  # or None
-
-    def __init__(self, setup: Setup, link: Link):
-        self.setup, self.link = setup, link
+    def __init__(self, model: nn.Module, config: TrainingConfig, weights: np.ndarray | None = None):
+        self.model, self.config = model, config
+        self.weights = np.full(config.n_clients, 1 / config.n_clients) if weights is None else weights
+        self.bits = BitCounter()
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer | None] = {}
-        self.steps = setup.local_steps if self.averages else 1
-        self.turn: Turn = lambda party, client, step: None
+        self.steps = config.local_steps if self.averages else 1
 
     @abstractmethod
-    def round(self, draw: Draw, rng: np.random.Generator) -> torch.Tensor:
+    def round(
+        self,
+        draw: Draw,
+        rng: np.random.Generator,
+        attendance: Attendance | None = None,
+        seed_for: SeedFor = no_seed,
+    ) -> torch.Tensor | float:
         """Run one round and return its training loss Σ_i λ_i ℓ̄_i, averaged over local steps.
 
         Args:
             draw: ``draw(i, k)`` fetches mini-batch k of this round for client i.
             rng: this round's random numbers.
+            attendance: who takes part; None for everybody.
+            seed_for: called before a party computes, with "device" or "server", the (first) client it computes for
+                and the local step. `psl.train` seeds dropout there, so that parties in different processes draw the
+                same numbers.
 
-        Frameworks with ``waits_for_all = None`` take the round's ``attendance`` as well.
+        Raises:
+            ScenarioError: an attendance, in a framework that needs all clients in every round.
         """
 
     @abstractmethod
@@ -98,29 +79,44 @@ class Framework(ABC):
 
     @property
     def server(self) -> nn.Module | None:
-        """The server-side model, None for frameworks that do not split."""
-        return self.modules.get("server")
+        """The server-side model, None where the server has none of its own."""
+        return None
 
     def full_models(self) -> list[nn.Module]:
         """Return the trained models of the given model's class, one for each of `client_models`."""
         return self.client_models()
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments that bear on this framework but not on all, by name."""
+        return {"local_steps": self.config.local_steps} if self.averages else {}
 
     def train(self, mode: bool = True) -> None:
         """Put every module into training or evaluation mode."""
         for module in self.modules.values():
             module.train(mode)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Return everything that training changes, as tensors and plain values."""
         return {
             "modules": {name: dict(module.state_dict()) for name, module in self.modules.items()},
             "optimizers": {name: opt.state_dict() for name, opt in self.optimizers.items() if opt is not None},
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
         for name, optimizer in self.optimizers.items():
             if optimizer is not None:
                 optimizer.load_state_dict(state["optimizers"][name])
+
+
+def refuse_raw_data(cut: int) -> None:
+    """Refuse to cut before the first layer.
+
+    Raises:
+        CutError: the cut is 0.
+    """
+    if cut == 0:
+        want, fix = "a cut after the first layer or later", "psl.cuts(model, example) lists the cuts"
+        raise expected("cut", want, "0, which would send the raw data", fix, CutError)

@@ -1,24 +1,33 @@
-"""EdgeSplit: every device has its own cut, the server holds the rest of each, and all models are averaged."""
+"""EdgeSplit: every device has its own cut, the server holds the layers behind it, and all models are averaged."""
 
 from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
 
 from psl.models.splitting import stages
 from psl.models.tracing import trace
 from psl.training.communication import exchanged
-from psl.training.frameworks.full import full_step
+from psl.training.config import TrainingConfig, check_cuts
+from psl.training.frameworks.base import Batch, refuse_raw_data
 from psl.training.frameworks.local_training import LocalTraining
-from psl.training.frameworks.split_step import refuse_raw_data, server_step, split_step
-from psl.training.gradient_aggregation import server_backward
-from psl.training.stage import Stage
+from psl.training.frameworks.split_step import ServerGradients, server_backward, server_step, split_step
+from psl.training.stage import Stage, full_step
 
 
 class EdgeSplit(LocalTraining):
-    """Split learning at a depth of its own for every device, then the average of the full models with λ_i.
+    """Split learning at a depth of its own for every device; after the local steps w ← Σ_i λ_i w_i of the full models.
 
     A local step sends a device's activations and labels up and their gradient down; device and server each step with
     an optimizer of their own for this device. At the last cut the whole model is on the device and only the model
     travels. The result is FedAvg's, whatever the cuts. After the local steps the device parts go up; down goes
     to every device the average of its own part, unicast, since the parts differ.
+
+    Attributes:
+        cut: number of each device's cut.
+        devices: the device-side part of each client with its optimizer.
 
     Source: EdgeSplit (arXiv 2403.15815): own depth and parallel training [P], the rest [R].
     """
@@ -27,50 +36,63 @@ class EdgeSplit(LocalTraining):
     splits = True
     several_cuts = True
 
-    def __init__(self, setup, link):
-        super().__init__(setup, link)
-        traced = trace(setup.model)
-        self.cut = [traced.find(cut) for cut in setup.cut]
-        self._rests, self._parts = {}, {}  # by cut: the server's layers, and the ids of the tensors of the device's
-        devices = {}
+    def __init__(self, model: nn.Module, config: TrainingConfig, weights: np.ndarray | None = None):
+        super().__init__(model, config, weights)
+        traced = trace(model)
+        self.cut = [traced.find(cut) for cut in check_cuts(config.cut)]
+        device_parts: dict[int, nn.Module] = {}  # by cut, as the other two
+        self._server_parts: dict[int, nn.Module | None] = {}
+        self._device_tensors: dict[int, set[int]] = {}  # ids of those that travel
         for cut in set(self.cut):
             refuse_raw_data(cut)
             whole = cut == len(traced.cut_nodes) - 1
-            devices[cut], self._rests[cut] = (setup.model, None) if whole else stages(traced, [cut])
-            self._parts[cut] = {id(tensor) for tensor in exchanged(devices[cut])}
+            device_parts[cut], self._server_parts[cut] = (model, None) if whole else stages(traced, [cut])
+            self._device_tensors[cut] = {id(tensor) for tensor in exchanged(device_parts[cut])}
         for i, cut in enumerate(self.cut):
-            self.optimizers[f"client {i}"] = setup.make_optimizer(devices[cut])
-            if self._rests[cut] is not None:
-                self.optimizers[f"server {i}"] = setup.make_optimizer(self._rests[cut])
-        self.devices = [Stage(devices[j], self.optimizers[f"client {i}"], first=True) for i, j in enumerate(self.cut)]
+            self.optimizers[f"client {i}"] = config.make_optimizer(device_parts[cut])
+            server_part = self._server_parts[cut]
+            if server_part is not None:
+                self.optimizers[f"server {i}"] = config.make_optimizer(server_part)
+        self.devices = [
+            Stage(device_parts[cut], self.optimizers[f"client {i}"], first=True) for i, cut in enumerate(self.cut)
+        ]
 
-    def local_step(self, client, batch):
-        device = self.devices[client]
-        if self.rest(client) is None:
-            return full_step(device.module, device.optimizer, batch, self.setup.loss)
-        return split_step([device], [batch], partial(self.server_step, client), self.link)
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments that bear on this framework but not on all, by name."""
+        return super().settings() | {"cut": self.cut}
 
-    def rest(self, client):
+    def local_step(self, client: int, batch: Batch) -> torch.Tensor:
+        """Train one device, and the server for it, on one mini-batch and return its mean loss."""
+        device, server_part = self.devices[client], self.server_part(client)
+        if server_part is None:
+            return full_step(device, batch, self.config.loss)
+        return split_step([device], [batch], partial(self.update_server_part, client), self.bits)
+
+    def server_part(self, client: int) -> nn.Module | None:
         """Return the server's layers for a device, None if it holds the whole model."""
-        return self._rests[self.cut[client]]
+        return self._server_parts[self.cut[client]]
 
-    def server_step(self, client, smashed, labels):
-        """Take the server's half of a step for one device; see `split.server_step`."""
-        rest, loss = self.rest(client), self.setup.loss
+    def update_server_part(
+        self, client: int, smashed: list[torch.Tensor], labels: list[torch.Tensor]
+    ) -> ServerGradients:
+        """Take the server's part of a step for one device, one that does not hold the whole model."""
+        server_part = self.server_part(client)
+        assert server_part is not None
+        return server_step(
+            self.optimizers[f"server {client}"],
+            lambda: server_backward(server_part, smashed, labels, np.ones(1), self.config.loss),
+        )
 
-        def backward():
-            return server_backward(rest, smashed, labels, [1.0], loss=loss)
+    def receive(self, client: int, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return a device's full model at the server: only the device's part travels."""
+        part = self._device_tensors[self.cut[client]]
+        return [self.bits.up(tensor) if id(tensor) in part else tensor.detach() for tensor in tensors]
 
-        return server_step(self.optimizers[f"server {client}"], backward)
-
-    def receive(self, client, tensors):
-        part = self._parts[self.cut[client]]
-        return [self.link.up(tensor) if id(tensor) in part else tensor.detach() for tensor in tensors]
-
-    def send(self, average):
-        traveling = exchanged(self.modules["model"])
+    def send(self, average: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Send every device the average of its own part."""
+        traveling = exchanged(self.model)
         for cut in self.cut:
             for tensor, mean in zip(traveling, average, strict=True):
-                if id(tensor) in self._parts[cut]:
-                    self.link.down(mean)
+                if id(tensor) in self._device_tensors[cut]:
+                    self.bits.down(mean)
         return average

@@ -1,20 +1,22 @@
-"""Federated averaging: devices train alone for a few steps, then their models are averaged."""
+"""Federated averaging's round: devices train alone for a few steps, then their models are averaged."""
 
 from abc import abstractmethod
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import nn
 
 from psl.training.communication import exchanged
-from psl.training.frameworks.base import Framework
+from psl.training.config import TrainingConfig
+from psl.training.frameworks.base import Batch, Draw, Framework, SeedFor, no_seed
 from psl.training.participation import Attendance
 
 
 class LocalTraining(Framework):
-    """Every device trains the whole model for local_steps mini-batches; then all models are averaged with λ_i.
+    """Every device trains the whole model for local_steps mini-batches; then w ← Σ_i λ_i w_i.
 
-    The devices take turns on one copy of the model: between two rounds they differ in nothing but
+    The devices use one copy of the model one after the other: between two rounds they differ in nothing but
     their optimizers, so memory does not grow with the number of devices. A subclass says how a step
     is taken and what travels.
 
@@ -27,31 +29,31 @@ class LocalTraining(Framework):
     averages = True
     waits_for_all = None
 
-    def __init__(self, setup, link):
-        super().__init__(setup, link)
-        self.modules["model"] = setup.model
+    def __init__(self, model: nn.Module, config: TrainingConfig, weights: np.ndarray | None = None):
+        super().__init__(model, config, weights)
+        self.modules["model"] = model
 
-    def round(self, draw, rng, attendance: Attendance | None = None):
-        """See `Framework.round`; the loss is over the devices that count, NaN if none does.
+    def round(
+        self, draw: Draw, rng: np.random.Generator, attendance: Attendance | None = None, seed_for: SeedFor = no_seed
+    ) -> torch.Tensor | float:
+        """Run the local steps and the average; see `Framework.round`.
 
-        Args:
-            draw, rng: as there.
-            attendance: who takes part; default everybody.
+        The loss is over the devices that count, NaN if none does.
         """
-        here = attendance or Attendance.full(self.setup.n_clients, self.steps)
-        model, weights = self.modules["model"], here.weights(self.setup.weights)
-        state = [t for t in model.state_dict(keep_vars=True).values() if isinstance(t, torch.Tensor)]
-        start = [t.detach().clone() for t in state]
-        traveling = exchanged(model)
+        here = attendance or Attendance.full(self.config.n_clients, self.steps)
+        weights = here.weights(self.weights)
+        state = [t for t in self.model.state_dict(keep_vars=True).values() if isinstance(t, torch.Tensor)]
+        start = _copies(state)
+        traveling = exchanged(self.model)
         moving = {id(t) for t in traveling}
         staying = [t for t in state if id(t) not in moving and not isinstance(t, nn.Parameter)]  # batch counters
-        stayed = [t.detach().clone() for t in staying]
+        stayed = _copies(staying)
         average = Average(traveling)
         total = 0.0
-        for client in range(self.setup.n_clients):
+        for client in range(self.config.n_clients):
             copy_into(state, start)
             for step in range(here.steps[client]):
-                self.turn("device", client, step)
+                seed_for("device", client, step)
                 value = self.local_step(client, draw(client, step))
                 if here.counted[client]:
                     total = total + weights[client] * value
@@ -60,17 +62,17 @@ class LocalTraining(Framework):
             received = self.receive(client, traveling)
             if here.counted[client]:
                 average.add(received, weights[client])
-                stayed = [t.detach().clone() for t in staying]
+                stayed = _copies(staying)
         means = average.tensors
         if here.participants == 0:
             copy_into(state, start)
-            means, total = [t.detach().clone() for t in traveling], float("nan")
+            means, total = _copies(traveling), float("nan")
         copy_into(traveling, self.send(means))
         copy_into(staying, stayed)
         return total / self.steps
 
     @abstractmethod
-    def local_step(self, client: int, batch) -> torch.Tensor:
+    def local_step(self, client: int, batch: Batch) -> torch.Tensor:
         """Train one device on one mini-batch and return its mean loss."""
 
     @abstractmethod
@@ -81,12 +83,13 @@ class LocalTraining(Framework):
     def send(self, average: list[torch.Tensor]) -> list[torch.Tensor]:
         """Send the average to all devices, those that missed the round included, and return what they hold then."""
 
-    def client_models(self):
-        return [self.modules["model"]]
+    def client_models(self) -> list[nn.Module]:
+        """Return the model that all devices have after the average."""
+        return [self.model]
 
 
 class Average:
-    """A weighted sum of models, added one by one so that they need not be there at once.
+    """Σ_i λ_i w_i of models, added one by one so that they need not be there at once.
 
     Args:
         like: the tensors of a model.
@@ -106,7 +109,11 @@ class Average:
 
 
 @torch.no_grad()
-def copy_into(targets, sources):
+def copy_into(targets: Iterable[torch.Tensor], sources: Iterable[torch.Tensor]) -> None:
     """Overwrite the targets' values."""
     for target, source in zip(targets, sources, strict=True):
         target.copy_(source)
+
+
+def _copies(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    return [tensor.detach().clone() for tensor in tensors]

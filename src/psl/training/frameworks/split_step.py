@@ -1,51 +1,74 @@
-"""Frameworks that split the model at a cut: vanilla split learning, PSL, SFL and EPSL."""
+"""The step of client and server in split learning: activations up, gradients down. All split frameworks take it."""
 
 import copy
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
-from psl.aggregation import aggregated_rows
 from psl.errors import CutError, expected
 from psl.models import split
-from psl.training.communication import Link, exchanged
-from psl.training.frameworks.base import Framework
-from psl.training.frameworks.local_training import Average, copy_into
-from psl.training.gradient_aggregation import ServerGradients, server_backward
+from psl.training.communication import BitCounter
+from psl.training.config import TrainingConfig, check_cut, cross_entropy
+from psl.training.frameworks.base import Batch, Draw, Framework, SeedFor, refuse_raw_data
 from psl.training.stage import Stage
 
 
-def split_step(devices: list[Stage], batches, server: Callable, link: Link) -> torch.Tensor:
-    """Train devices and server on one mini-batch per device: activations up, gradients down; returns Σ_i λ_i ℓ̄_i.
+@dataclass(frozen=True)
+class ServerGradients:
+    """What the server's backward pass leaves: its parameters' ``.grad``, and the gradients at the cut.
 
-    It is made of three halves that know each other by tensors alone and may as well run in different processes
-    (`psl.distributed`): `device_forward`, the server's, and `device_backward`.
+    Args:
+        loss: Σ_i λ_i ℓ̄_i.
+        shared: (n_A, …) gradients of the slots that EPSL aggregates, for all clients; None if there are none.
+        own: C tensors (b - n_A, …), each the gradient of that client's own mean loss ℓ̄_i.
+    """
+
+    loss: torch.Tensor
+    shared: torch.Tensor | None
+    own: list[torch.Tensor]
+
+
+def split_step(
+    devices: Sequence[Stage],
+    batches: Iterable[Batch],
+    server: Callable[[list[torch.Tensor], list[torch.Tensor]], ServerGradients],
+    bits: BitCounter,
+) -> torch.Tensor:
+    """Train devices and server on one mini-batch per device and return Σ_i λ_i ℓ̄_i.
+
+    It has three parts: `device_forward`, the server's `server_step`, and `device_backward`. They know each other by
+    tensors alone, so that they may as well run in different processes (`psl.distributed`).
 
     Args:
         devices: the device-side parts.
-        batches: a pair (inputs, labels) for each.
-        server: takes the server's half, `server_step`: from activations and labels of all devices, as received, to
-            `ServerGradients`.
-        link: what crosses is counted there.
+        batches: inputs and labels for each.
+        server: takes the server's step, from activations and labels of all devices as received.
+        bits: counts what crosses.
 
     Raises:
         CutError: the tensor at the cut does not have one row per sample.
     """
     smashed, labels = [], []
     for device, (inputs, targets) in zip(devices, batches, strict=True):
-        smashed.append(link.up(device_forward(device, inputs)))
-        labels.append(link.up(targets))
+        smashed.append(bits.up(device_forward(device, inputs)))
+        labels.append(bits.up(targets))
     found = server(smashed, labels)
-    shared = None if found.shared is None else link.broadcast(found.shared)  # (n_A, …)
+    shared = None if found.shared is None else bits.broadcast(found.shared)  # (n_A, …)
     for device, own in zip(devices, found.own, strict=True):
-        device_backward(device, shared, link.down(own))
+        device_backward(device, shared, bits.down(own))
     return found.loss
 
 
 def device_forward(device: Stage, inputs: torch.Tensor) -> torch.Tensor:
-    """Start a device's step: returns the activations at the cut, one row per sample."""
+    """Start a device's step: returns the activations at the cut, one row per sample.
+
+    Raises:
+        CutError: they have another number of rows.
+    """
     device.zero_grad()
     smashed = device.forward(inputs)
     if len(smashed) != len(inputs):
@@ -66,162 +89,163 @@ def device_backward(device: Stage, shared: torch.Tensor | None, own: torch.Tenso
     device.step()
 
 
-def server_step(optimizer: torch.optim.Optimizer | None, backward: Callable) -> ServerGradients:
-    """Take the server's half of a step: `backward` runs its forward and backward pass (None: nothing to train)."""
+def server_step(optimizer: torch.optim.Optimizer | None, gradients: Callable[[], ServerGradients]) -> ServerGradients:
+    """Take the server's part of a step.
+
+    Args:
+        optimizer: the server's, None if it has nothing to train.
+        gradients: runs the server forward and backward, such as `server_backward`.
+    """
     if optimizer is not None:
         optimizer.zero_grad(set_to_none=True)
-    found = backward()
+    found = gradients()
     if optimizer is not None:
         optimizer.step()
     return found
 
 
+def server_backward(
+    server: nn.Module,
+    smashed: list[torch.Tensor],
+    labels: list[torch.Tensor],
+    weights: np.ndarray,
+    loss: Callable[..., torch.Tensor] = cross_entropy,
+) -> ServerGradients:
+    """Run the server forward and backward on the smashed data of C clients, nothing aggregated.
+
+    The server's parameters get the gradient of Σ_i λ_i ℓ̄_i. Each client gets that of its own mean loss ℓ̄_i, not
+    multiplied by λ_i, so that a learning rate means the same for every C.
+
+    Args:
+        server: the server-side model.
+        smashed: C tensors (b, …).
+        labels: C tensors (b,).
+        weights: (C,) λ_i, summing to 1.
+        loss: maps outputs and labels to one loss per row.
+
+    Source: EPSL (arXiv 2303.15991) with φ = 0 [R].
+    """
+    shares = torch.as_tensor(weights, device=labels[0].device)
+    leaf = torch.cat(smashed).requires_grad_()  # (C·b, …)
+    losses = loss(server(leaf), torch.cat(labels))
+    objective = weighted_sum(shares, losses.view(len(labels), len(labels[0])).mean(dim=1))
+    objective.backward()
+    return ServerGradients(objective.detach(), None, own_gradients(gradient_of(leaf), shares))
+
+
+def gradient_of(leaf: torch.Tensor) -> torch.Tensor:
+    """Return the gradient that a backward pass left at the smashed data."""
+    assert leaf.grad is not None, "the server's outputs depend on its inputs"
+    return leaf.grad
+
+
+def weighted_sum(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Return Σ_i λ_i values_i of (C, …) values and (C,) weights."""
+    return torch.tensordot(weights.to(values.dtype), values, dims=1)
+
+
+def own_gradients(gradients: torch.Tensor, weights: torch.Tensor) -> list[torch.Tensor]:
+    """Divide gradients of Σ_i λ_i ℓ̄_i at the cut, (C·n, …), by client; client i's are those of ℓ̄_i, without λ_i."""
+    parts = gradients.chunk(len(weights)) if len(gradients) else [gradients] * len(weights)
+    return [part / weight for part, weight in zip(parts, weights.tolist(), strict=True)]
+
+
 class SplitFramework(Framework):
-    """A server-side model, client-side models, and the step that sends activations up and gradients down."""
+    """A server-side model and client-side models: vanilla split learning, PSL, SFL and EPSL.
+
+    Attributes:
+        cut: its number.
+        clients: the distinct client-side models.
+        devices: the client-side part of each client with its optimizer.
+    """
 
     splits = True
+    one_client_model: ClassVar[bool] = False  # which all clients train one after the other
 
-    def __init__(self, setup, link, n_models):
-        super().__init__(setup, link)
-        self._parts = split(setup.model, setup.cut)
+    def __init__(self, model: nn.Module, config: TrainingConfig, weights: np.ndarray | None = None):
+        super().__init__(model, config, weights)
+        self._parts = split(model, check_cut(config.cut))
         self.cut = self._parts.cut
         refuse_raw_data(self.cut)
-        self.clients = [copy.deepcopy(self._parts.client) for _ in range(n_models)]
-        self.modules = {f"client {i}": client for i, client in enumerate(self.clients)} | {"server": self._parts.server}
-        owners = [self.clients[i % n_models] for i in range(setup.n_clients)]
-        self.optimizers = {f"client {i}": setup.make_optimizer(module) for i, module in enumerate(owners)}
+        n_models = 1 if self.one_client_model else config.n_clients
+        self.clients: list[nn.Module] = [copy.deepcopy(self._parts.client) for _ in range(n_models)]
+        self.modules = {f"client {i}": client for i, client in enumerate(self.clients)} | {"server": self.server}
+        owned = [self.clients[i % n_models] for i in range(config.n_clients)]
+        self.optimizers = {f"client {i}": config.make_optimizer(module) for i, module in enumerate(owned)}
         self.devices = [
             Stage(module, optimizer, first=True)
-            for module, optimizer in zip(owners, self.optimizers.values(), strict=True)
+            for module, optimizer in zip(owned, self.optimizers.values(), strict=True)
         ]
-        self.optimizers["server"] = setup.make_optimizer(self._parts.server)
+        self.optimizers["server"] = config.make_optimizer(self.server)
 
-    def client_models(self):
+    @property
+    def server(self) -> nn.Module:
+        """The server-side model."""
+        return self._parts.server
+
+    def client_models(self) -> list[nn.Module]:
+        """Return the distinct client-side models."""
         return self.clients
 
-    def full_models(self):
+    def full_models(self) -> list[nn.Module]:
         """Return one model of the given class per client-side model; all share the server's tensors."""
         original = dict(_tensors(self._parts.client))
-        shared = {id(t): t for _, t in _tensors(self._parts.server)}
+        shared = {id(t): t for _, t in _tensors(self.server)}
         for module in self.modules.values():
             module.zero_grad(set_to_none=True)
         models = []
         for client in self.client_models():
             trained = {id(original[name]): tensor for name, tensor in _tensors(client)}
-            models.append(copy.deepcopy(self.setup.model, memo=shared | trained))
+            models.append(copy.deepcopy(self.model, memo=shared | trained))
         return models
 
-    def split_step(self, clients, weights, draw, step, rng):
-        """Train the clients (numbers) and the server on one mini-batch each; returns Σ_i λ_i ℓ̄_i."""
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments that bear on this framework but not on all, by name."""
+        return super().settings() | {"cut": self.cut}
 
-        def batches():
+    def train_clients(
+        self,
+        clients: Sequence[int],
+        weights: np.ndarray,
+        step: int,
+        draw: Draw,
+        rng: np.random.Generator,
+        seed_for: SeedFor,
+    ) -> torch.Tensor:
+        """Train some clients, by number, and the server on one mini-batch each; returns Σ_i λ_i ℓ̄_i.
+
+        Args:
+            clients: their numbers.
+            weights: λ_i of these clients, summing to 1.
+            step: local step of the round.
+            draw, rng, seed_for: as in `Framework.round`.
+        """
+
+        def batches() -> Iterator[Batch]:
             for i in clients:
-                self.turn("device", i, step)
+                seed_for("device", i, step)
                 yield draw(i, step)
 
-        def server(smashed, labels):
-            self.turn("server", clients[0], step)
-            return self.server_step(smashed, labels, weights, rng)
+        def server(smashed: list[torch.Tensor], labels: list[torch.Tensor]) -> ServerGradients:
+            seed_for("server", clients[0], step)
+            return self.update_server(smashed, labels, weights, rng)
 
-        return split_step([self.devices[i] for i in clients], batches(), server, self.link)
+        return split_step([self.devices[i] for i in clients], batches(), server, self.bits)
 
-    def server_step(self, smashed, labels, weights, rng):
-        """Take the server's half of a step on the rows of some clients with their weights; see `server_step` above."""
-        backward = partial(self.server_backward, smashed, labels, weights, rng)
-        return server_step(self.optimizers["server"], backward)
+    def update_server(
+        self, smashed: list[torch.Tensor], labels: list[torch.Tensor], weights: np.ndarray, rng: np.random.Generator
+    ) -> ServerGradients:
+        """Take the server's part of a step on the rows of some clients with their weights; see `server_step`."""
+        return server_step(self.optimizers["server"], lambda: self.server_gradients(smashed, labels, weights, rng))
 
-    def server_backward(self, smashed, labels, weights, rng):
-        """The server's forward and backward pass; EPSL's is its own."""
-        return server_backward(self.server, smashed, labels, weights, loss=self.setup.loss)
-
-
-class SL(SplitFramework):
-    """Vanilla split learning: one client-side model goes from client to client, the server steps after each.
-
-    Source: split learning (Gupta and Raskar, arXiv 1810.06060).
-    """
-
-    name = "sl"
-    waits_for_all = "its clients hand one model on, a missing one stops all"
-
-    def __init__(self, setup, link):
-        super().__init__(setup, link, n_models=1)
-
-    def round(self, draw, rng):
-        total = 0.0
-        for client, weight in enumerate(self.setup.weights):
-            total = total + weight * self.split_step([client], [1.0], draw, 0, rng)
-            if self.setup.n_clients > 1:
-                for tensor in exchanged(self.clients[0]):
-                    self.link.down(self.link.up(tensor))
-        return total
+    def server_gradients(
+        self, smashed: list[torch.Tensor], labels: list[torch.Tensor], weights: np.ndarray, rng: np.random.Generator
+    ) -> ServerGradients:
+        """Run the server forward and backward; see `server_backward`."""
+        return server_backward(self.server, smashed, labels, weights, self.config.loss)
 
 
-class PSL(SplitFramework):
-    """Parallel split learning: all clients at once, each with its own client-side model, one server-side model.
-
-    Source: EPSL (arXiv 2303.15991) with φ = 0 [R].
-    """
-
-    name = "psl"
-
-    def __init__(self, setup, link):
-        super().__init__(setup, link, n_models=setup.n_clients)
-
-    def round(self, draw, rng):
-        clients = range(self.setup.n_clients)
-        losses = [self.split_step(clients, self.setup.weights, draw, step, rng) for step in range(self.steps)]
-        return sum(losses) / self.steps
-
-
-class SFL(PSL):
-    """Split federated learning: PSL whose client-side models are averaged with λ_i after local_steps mini-batches.
-
-    BatchNorm's running statistics are averaged like the parameters.
-
-    Source: SplitFed (Thapa et al., arXiv 2004.12088), its first variant.
-    """
-
-    name = "sfl"
-    averages = True
-
-    def round(self, draw, rng):
-        loss = super().round(draw, rng)
-        for copies in zip(*map(exchanged, self.clients), strict=True):  # one tensor of every client
-            average = Average(copies[:1])
-            for weight, tensor in zip(self.setup.weights, copies, strict=True):
-                average.add([self.link.up(tensor)], weight)
-            copy_into(copies, [self.link.broadcast(average.tensors[0])] * len(copies))
-        return loss
-
-    def client_models(self):
-        return self.clients[:1]  # equal after the average
-
-
-class EPSL(PSL):
-    """Efficient parallel split learning: PSL that aggregates the last-layer gradients of ⌈φ b⌉ slots.
-
-    Source: EPSL (arXiv 2303.15991): aggregation [P], where to linearise [R].
-    """
-
-    name = "epsl"
-
-    def server_backward(self, smashed, labels, weights, rng):
-        setup = self.setup
-        n_agg = aggregated_rows(setup.phi, setup.batch_size)
-        return server_backward(
-            self.server, smashed, labels, weights, n_agg=n_agg, rule=setup.linearise, rng=rng, loss=setup.loss
-        )
-
-
-def _tensors(module: nn.Module):
+def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Names and tensors of all parameters and buffers, tied ones under each of their names."""
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
-
-
-def refuse_raw_data(cut: int) -> None:
-    """Refuse to cut before the first layer."""
-    if cut == 0:
-        want, fix = "a cut after the first layer or later", "psl.cuts(model, example) lists the cuts"
-        raise expected("cut", want, "0, which would send the raw data", fix, CutError)

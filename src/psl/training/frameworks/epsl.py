@@ -1,0 +1,249 @@
+"""Efficient parallel split learning: the server sends aggregated last-layer gradients back once for all clients.
+
+Row (i, j) is slot j of client i, of C clients with b slots each; ℓ_ij is its loss, o_ij the output of the server's last
+layer, z_ij = ∂ℓ_ij/∂o_ij. The objective is Σ_i λ_i ℓ̄_i with ℓ̄_i = (1/b) Σ_j ℓ_ij. EPSL aggregates the first n_A slots,
+z̄_j = Σ_i λ_i z_ij (`aggregate`), and sends z̄_j back through the server once instead of C times. The other slots are
+treated as in PSL. `linearise` says at whose activations the server's Jacobian is taken for z̄_j:
+
+* ``"representative"``: at one client's, drawn with probability λ_i for every slot before the
+  server's forward pass. Only the n_A representatives and the C (b - n_A) other rows get an autograd
+  graph; the rest run without one. So backward really is n_A + C (b - n_A) rows.
+* ``"mean"``: at the λ-mean of the clients' smashed data, one extra forward pass of n_A rows.
+* ``"each"``: at every client's, the results λ-averaged: the expectation of ``"representative"``.
+  Backward is C·b rows: no saving.
+* ``"cut"``: nothing is aggregated at the last layer; exact gradients are λ-averaged at the cut.
+  Backward is C·b rows; only the downlink shrinks.
+
+With one client every choice aggregates one gradient into itself: plain split training.
+
+BatchNorm in train mode: ``"each"`` and ``"cut"`` normalise all C·b rows as one batch, like PSL. In
+``"representative"`` and ``"mean"`` the rows with and those without a graph are two groups, each
+normalised by its own batch statistics; the running statistics see every row once, with equal weight
+(`GroupStatistics`). The extra rows of ``"mean"`` are a third group that they do not see. A group of
+one row has no variance: in ``"representative"`` a single row of either kind makes both groups one,
+with a graph; in ``"mean"`` n_A = 1 is refused where BatchNorm sees nothing but that row.
+
+Source: EPSL (arXiv 2303.15991): last-layer aggregation [P], where to linearise [R].
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from psl.aggregation import aggregated_rows
+from psl.errors import expected
+from psl.training.batchnorm import GroupStatistics, one_row_refused
+from psl.training.config import cross_entropy
+from psl.training.frameworks.psl import PSL
+from psl.training.frameworks.split_step import (
+    ServerGradients,
+    gradient_of,
+    own_gradients,
+    server_backward,
+    weighted_sum,
+)
+
+
+class EPSL(PSL):
+    """PSL that aggregates the last-layer gradients of n_A = ⌈φ b⌉ slots: z̄_j = Σ_i λ_i z_ij.
+
+    Source: EPSL (arXiv 2303.15991): aggregation [P], where to linearise [R].
+    """
+
+    name = "epsl"
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments that bear on this framework but not on all, by name."""
+        return super().settings() | {"phi": self.config.phi, "linearise": self.config.linearise}
+
+    def server_gradients(
+        self, smashed: list[torch.Tensor], labels: list[torch.Tensor], weights: np.ndarray, rng: np.random.Generator
+    ) -> ServerGradients:
+        """Run the server forward, aggregate, and run it backward; see `aggregated_backward`."""
+        config = self.config
+        return aggregated_backward(
+            self.server,
+            smashed,
+            labels,
+            weights,
+            n_agg=aggregated_rows(config.phi, config.batch_size),
+            rule=config.linearise,
+            rng=rng,
+            loss=config.loss,
+        )
+
+
+def aggregate(gradients: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return z̄_j = Σ_i λ_i z_ij, the aggregated last-layer gradient of every slot.
+
+    Args:
+        gradients: (C, n_A, …) z_ij, with respect to the outputs of the server's last layer.
+        weights: (C,) λ_i, summing to 1.
+
+    Source: EPSL (arXiv 2303.15991) [P].
+    """
+    return weighted_sum(weights, gradients)
+
+
+def aggregated_backward(
+    server: nn.Module,
+    smashed: list[torch.Tensor],
+    labels: list[torch.Tensor],
+    weights: np.ndarray,
+    *,
+    n_agg: int,
+    rule: str = "representative",
+    rng: np.random.Generator | None = None,
+    loss: Callable[..., torch.Tensor] = cross_entropy,
+) -> ServerGradients:
+    """Run the server forward and backward on the smashed data of C clients, the first slots aggregated.
+
+    Gradients add to the ``.grad`` of the server's parameters. Of the slots that are not aggregated each client gets
+    the gradients of its own mean loss, as from `server_backward`.
+
+    Args:
+        server: the server-side model.
+        smashed: C tensors (b, …).
+        labels: C tensors (b,).
+        weights: (C,) λ_i, summing to 1.
+        n_agg: n_A, the number of aggregated slots, 0..b; 0 is PSL.
+        rule: where the server's Jacobian is taken, one of `psl.training.config.LINEARISE_RULES`.
+        rng: draws the representatives; needed for "representative".
+        loss: maps outputs and labels to one loss per row.
+
+    Raises:
+        ScenarioError: BatchNorm would have to normalise the one mean row of ``"mean"`` with n_A = 1; no `rng`.
+
+    Source: EPSL (arXiv 2303.15991): last-layer aggregation [P], where to linearise [R].
+    """
+    if len(smashed) == 1 or n_agg == 0:
+        return server_backward(server, smashed, labels, weights, loss)
+    rows = _Rows(smashed, labels, weights, n_agg)
+    if rule == "representative":
+        if rng is None:
+            raise expected("rng", "a generator that draws the representatives", "none", "pass a numpy Generator")
+        return _at_representatives(server, rows, loss, rng)
+    if rule == "mean":
+        return _at_mean(server, rows, loss)
+    return _at_every_row(server, rows, loss, aggregated=rule == "each")
+
+
+class _Rows:
+    """The smashed data of all clients as one batch; row (i, j) stands at i·b + j.
+
+    Attributes:
+        smashed, labels: (C·b, …) and (C·b,).
+        weights: (C,) λ_i, float64.
+        aggregated: (C, n_A) numbers of the rows of aggregated slots.
+        own: (C·(b - n_A),) numbers of the others.
+        slots: (n_A,) 0..n_A-1.
+    """
+
+    def __init__(self, smashed: list[torch.Tensor], labels: list[torch.Tensor], weights: np.ndarray, n_agg: int):
+        self.smashed, self.labels = torch.cat(smashed), torch.cat(labels)
+        device = self.labels.device
+        self.weights = torch.as_tensor(weights, device=device)
+        self.n_clients, self.batch_size, self.n_agg = len(labels), len(labels[0]), n_agg
+        numbers = torch.arange(len(self.labels), device=device).view(self.n_clients, self.batch_size)
+        self.aggregated, self.own = numbers[:, :n_agg], numbers[:, n_agg:].flatten()
+        self.slots = torch.arange(n_agg, device=device)
+
+    def output_gradients(self, outputs: torch.Tensor, loss: Callable) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the objective Σ_i λ_i ℓ̄_i, and z_ij / b of all rows, (C, b, …)."""
+        leaf = outputs.detach().requires_grad_()
+        losses = loss(leaf, self.labels)
+        (z,) = torch.autograd.grad(losses.sum(), leaf)
+        client_means = losses.detach().view(self.n_clients, self.batch_size).mean(dim=1)  # (C,)
+        objective = weighted_sum(self.weights, client_means)
+        return objective, z.view(self.n_clients, self.batch_size, *z.shape[1:]) / self.batch_size
+
+    def times_weights(self, values: torch.Tensor) -> torch.Tensor:
+        """Return λ_i times client i's values (C, n, …), as (C·n, …)."""
+        return (values * self.weights.to(values.dtype).view(-1, *[1] * (values.ndim - 1))).flatten(0, 1)
+
+
+def _at_representatives(server: nn.Module, rows: _Rows, loss: Callable, rng: np.random.Generator) -> ServerGradients:
+    drawn = rng.choice(rows.n_clients, size=rows.n_agg, p=rows.weights.cpu().numpy())
+    chosen = torch.as_tensor(drawn, device=rows.labels.device)  # (n_A,) client of each slot
+    others = torch.ones_like(rows.aggregated, dtype=torch.bool)
+    others[chosen, rows.slots] = False
+    plain = rows.aggregated[others]  # ((C - 1)·n_A,)
+    graph = torch.cat([rows.aggregated[chosen, rows.slots], rows.own])
+    if min(len(plain), len(graph)) == 1:  # BatchNorm cannot normalise a group of one row
+        graph, plain = torch.cat([graph, plain]), plain[:0]
+
+    groups = GroupStatistics(server, len(rows.labels))
+    leaf = rows.smashed[graph].requires_grad_()
+    graph_outputs = _forward(server, leaf, groups)
+    found = [(graph, graph_outputs)]
+    if len(plain):
+        found.append((plain, _forward_plain(server, rows.smashed[plain], groups)))
+
+    objective, z = rows.output_gradients(_in_order(found), loss)
+    seeds = [aggregate(z[:, : rows.n_agg], rows.weights), rows.times_weights(z[:, rows.n_agg :])]
+    joined = len(graph) - rows.n_agg - len(rows.own)  # rows without a gradient that joined the group
+    seeds.append(z.new_zeros(joined, *z.shape[2:]))
+    graph_outputs.backward(torch.cat(seeds))
+    gradient = gradient_of(leaf)
+    shared, own = gradient[: rows.n_agg], gradient[rows.n_agg : len(graph) - joined]
+    return ServerGradients(objective, shared, own_gradients(own, rows.weights))
+
+
+def _at_mean(server: nn.Module, rows: _Rows, loss: Callable) -> ServerGradients:
+    groups = GroupStatistics(server, len(rows.labels))
+    plain = rows.aggregated.flatten()
+    found = [(plain, _forward_plain(server, rows.smashed[plain], groups))]
+    leaf = rows.smashed[rows.own].requires_grad_()
+    if len(leaf):
+        found.append((rows.own, _forward(server, leaf, groups)))
+    mean_leaf = weighted_sum(rows.weights, rows.smashed[rows.aggregated]).requires_grad_()  # (n_A, …)
+    with groups.unseen():
+        mean_outputs = _forward_mean(server, mean_leaf)
+
+    objective, z = rows.output_gradients(_in_order(found), loss)
+    tops, seeds = [mean_outputs], [aggregate(z[:, : rows.n_agg], rows.weights)]
+    if len(leaf):
+        tops.append(found[1][1])
+        seeds.append(rows.times_weights(z[:, rows.n_agg :]))
+    torch.autograd.backward(tops, seeds)
+    own = gradient_of(leaf) if len(leaf) else leaf.detach()
+    return ServerGradients(objective, mean_leaf.grad, own_gradients(own, rows.weights))
+
+
+def _at_every_row(server: nn.Module, rows: _Rows, loss: Callable, aggregated: bool) -> ServerGradients:
+    leaf = rows.smashed.requires_grad_()
+    outputs = server(leaf)
+    objective, z = rows.output_gradients(outputs, loss)
+    if aggregated:
+        same_for_all = aggregate(z[:, : rows.n_agg], rows.weights).expand_as(z[:, : rows.n_agg])
+        z = torch.cat([same_for_all, z[:, rows.n_agg :]], dim=1)
+    outputs.backward(rows.times_weights(z))
+    gradient = gradient_of(leaf)
+    shared = gradient[rows.aggregated].sum(dim=0)  # rows carry their λ_i already
+    return ServerGradients(objective, shared, own_gradients(gradient[rows.own], rows.weights))
+
+
+def _forward(server: nn.Module, inputs: torch.Tensor, groups: GroupStatistics) -> torch.Tensor:
+    with groups.group(len(inputs)):
+        return server(inputs)
+
+
+def _forward_plain(server: nn.Module, inputs: torch.Tensor, groups: GroupStatistics) -> torch.Tensor:
+    with torch.no_grad():
+        return _forward(server, inputs, groups)
+
+
+def _forward_mean(server: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    fix = "take a larger phi or batch_size, or another linearise="
+    want = "n_A of at least 2 for this model's BatchNorm"
+    with one_row_refused(len(inputs), 'linearise="mean"', want, fix):
+        return server(inputs)
+
+
+def _in_order(found: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Return the outputs of all rows in their order, detached, from pairs of row numbers and outputs."""
+    order = torch.cat([numbers for numbers, _ in found])
+    return torch.cat([outputs.detach() for _, outputs in found])[torch.argsort(order)]

@@ -1,0 +1,39 @@
+"""Split federated learning: parallel split learning whose client-side models are averaged."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from psl.training.communication import exchanged
+from psl.training.frameworks.base import Draw, SeedFor, no_seed
+from psl.training.frameworks.local_training import Average, copy_into
+from psl.training.frameworks.psl import PSL
+from psl.training.participation import Attendance
+
+
+class SFL(PSL):
+    """PSL for local_steps mini-batches, then all client-side models become w_c ← Σ_i λ_i w_c,i.
+
+    BatchNorm's running statistics are averaged like the parameters.
+
+    Source: SplitFed (Thapa et al., arXiv 2004.12088), its first variant.
+    """
+
+    name = "sfl"
+    averages = True
+
+    def round(
+        self, draw: Draw, rng: np.random.Generator, attendance: Attendance | None = None, seed_for: SeedFor = no_seed
+    ) -> torch.Tensor | float:
+        """Train all clients at once, then average their models; see `Framework.round`."""
+        loss = super().round(draw, rng, attendance, seed_for)
+        for copies in zip(*map(exchanged, self.clients), strict=True):  # one tensor of every client
+            average = Average(copies[:1])
+            for weight, tensor in zip(self.weights, copies, strict=True):
+                average.add([self.bits.up(tensor)], weight)
+            copy_into(copies, [self.bits.broadcast(average.tensors[0])] * len(copies))
+        return loss
+
+    def client_models(self) -> list[nn.Module]:
+        """Return the client-side model, which all clients share after the average."""
+        return self.clients[:1]
