@@ -16,6 +16,7 @@ from psl.distributed.edge.namespaces import unavailable
 from psl.distributed.measure import measured_profile
 from psl.distributed.scenarios import BATCHES, sample_network
 from psl.errors import PSLError, ScenarioError
+from psl.models.timing import UnitTimer
 from psl.profiles import Profile
 from psl.schedulers import edgesplit, epsl, pipeline
 
@@ -63,7 +64,8 @@ def test_scenarios_follow_from_their_seed():
 
 def test_something_may_happen_before_every_pass_that_is_measured():
     calls = []
-    psl.measure(psl.models.cnn(), (1, 8, 8), batch_size=2, repeats=2, warmup=1, before=lambda: calls.append(0))
+    timer = UnitTimer(before=lambda: calls.append(0))
+    timer.measure(psl.models.cnn(), (1, 8, 8), batch_size=2, repeats=2, warmup=1)
     assert len(calls) == 3 * 2 * 2  # passes, with clocks and without, forward and backward
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
@@ -9,10 +10,12 @@ from torch import fx, nn
 from psl.errors import CutError, expected
 from psl.models.tracing import TracedModel
 
+Module = TypeVar("Module", bound=nn.Module)
 
-def meta_copy(module: nn.Module) -> nn.Module:
+
+def meta_copy(module: Module) -> Module:
     """Return a copy of a module on the meta device, without copying a single weight."""
-    memo = {}
+    memo: dict[int, Any] = {}
     for tensor in itertools.chain(module.parameters(), module.buffers()):
         ghost = torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad)
         memo[id(tensor)] = nn.Parameter(ghost, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else ghost
@@ -20,7 +23,7 @@ def meta_copy(module: nn.Module) -> nn.Module:
 
 
 class MetaRun(fx.Interpreter):
-    """Interpret a traced model on the meta device; subclasses look at every node as it runs."""
+    """Runs a traced model node by node on the meta device; a subclass looks at every node as it runs."""
 
     def __init__(self, traced: TracedModel):
         super().__init__(meta_copy(traced.model), graph=traced.graph)
@@ -28,27 +31,31 @@ class MetaRun(fx.Interpreter):
             setattr(self.module, name, tensor.to("meta"))
 
     def start(self, example: tuple[int, ...], batch_size: int) -> torch.Tensor:
-        """Run a batch of samples of `example`; raises `CutError` if the shape does not fit."""
+        """Run a batch of samples of shape `example`.
+
+        Raises:
+            CutError: the model does not take samples of this shape.
+        """
         try:
             shape = (batch_size, *(int(n) for n in example))
             return self.run(torch.empty(shape, device="meta"))
         except CutError:
             raise
-        except Exception as cause:  # whatever an operation says about sizes it cannot take
+        except Exception as cause:  # whatever an operation says about sizes that it cannot take
             reason = (str(cause).splitlines() or [""])[0]
-            raise expected(
-                "example", "the shape of one sample that the model takes", f"{example!r}, at which "
-                f"the model says: {type(cause).__name__}: {reason}",
-                "pass it without the batch dimension, such as (3, 224, 224)", CutError,
-            ) from cause  # fmt: skip
+            want = "the shape of one sample that the model takes"
+            got = f"{example!r}, at which the model says: {type(cause).__name__}: {reason}"
+            fix = "pass it without the batch dimension, such as (3, 224, 224)"
+            raise expected("example", want, got, fix, CutError) from cause
 
 
 class _CutShapes(MetaRun):
-    def __init__(self, traced):
+    def __init__(self, traced: TracedModel):
         super().__init__(traced)
-        self.cut_nodes, self.shapes = set(traced.cut_nodes), []
+        self.cut_nodes = set(traced.cut_nodes)
+        self.shapes: list[torch.Size] = []
 
-    def run_node(self, node):
+    def run_node(self, node: fx.Node) -> Any:
         value = super().run_node(node)
         if node in self.cut_nodes:
             if not isinstance(value, torch.Tensor):
@@ -59,7 +66,7 @@ class _CutShapes(MetaRun):
 
 def cut_shapes(traced: TracedModel, example: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Return the shape of one sample's tensor at every cut, wherever the batch dimension stands there."""
-    shapes = {}
+    shapes: dict[int, list[torch.Size]] = {}
     for batch_size in (2, 4):
         run = _CutShapes(traced)
         with torch.no_grad():
@@ -69,6 +76,6 @@ def cut_shapes(traced: TracedModel, example: tuple[int, ...]) -> list[tuple[int,
 
 
 def _one_sample(small: torch.Size, large: torch.Size) -> tuple[int, ...]:
-    """What a batch of 2 and one of 4 have in common: the axis that grows is the batch, or is folded with it."""
+    """Return one sample's shape from those of batches of 2 and 4: the axis that grows is the batch, or contains it."""
     kept = [a if a == b else a // 2 for a, b in zip(small, large, strict=True)]
     return tuple(n for n, a, b in zip(kept, small, large, strict=True) if a == b or n != 1)
