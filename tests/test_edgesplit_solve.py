@@ -75,6 +75,16 @@ def test_stopping_early_costs_and_its_history_is_a_beginning():
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_seed_and_progress_change_nothing(method, capfd):
+    case = random_case(2, memory=False)
+    plan = solve(*case, method)
+    assert capfd.readouterr().err == ""
+    assert solve(*case, method, seed=1, progress=True) == plan
+    assert f"EdgeSplit {method}: {len(plan.history)} improvements" in capfd.readouterr().err
+    assert edgesplit.solve(*case).method == "exact"
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_plans_are_consistent(method):
     for seed in range(20):
         blocks = (1, 5) if seed % 2 else None

@@ -1,5 +1,6 @@
 """`solve`: every device's cut and bandwidth by one of the methods, with the optimum beside it."""
 
+from contextlib import nullcontext
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -83,12 +84,13 @@ def solve(
     scenario = (profile, cluster, batch_size, local_steps, min_cut)
     history: list[dict[str, Any]] = []
     optimum = float("nan")
-    with tqdm(desc=f"EdgeSplit {method}", unit=" improvements", disable=not progress) as bar:
+    with tqdm(desc=f"EdgeSplit {method}", unit=" improvements") if progress else nullcontext() as bar:
 
         def report(event: dict[str, Any]) -> None:
             history.append(event)
-            bar.update()
-            bar.set_postfix(round_time=f"{event['round_time']:.4g} s")
+            if bar is not None:
+                bar.update()
+                bar.set_postfix(round_time=f"{event['round_time']:.4g} s")
 
         if method == "bisection":
             problem = EnumeratedProblem(*scenario)
