@@ -1,5 +1,6 @@
 """A wireless cell: clients with subchannels around one base station with a server, and the rates of their links."""
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,8 @@ from psl.units import dbm_to_watt
 CLIENT_SPEED_RANGE = (1.0e9 * 16, 1.6e9 * 16)
 SERVER_SPEED = 5.0e9 * 32
 
+_LN2 = math.log(2.0)
+
 
 def shannon_rate(bandwidth: np.ndarray | float, snr: np.ndarray) -> np.ndarray:
     """Return B log2(1 + SNR), bit/s, element by element.
@@ -25,7 +28,7 @@ def shannon_rate(bandwidth: np.ndarray | float, snr: np.ndarray) -> np.ndarray:
         bandwidth: Hz.
         snr: signal-to-noise ratio, linear; broadcasts with `bandwidth`.
     """
-    return bandwidth * np.log1p(snr) / np.log(2)  # log1p: optimal powers may be so low that 1 + SNR is 1
+    return bandwidth * np.log1p(snr) / _LN2  # log1p: optimal powers may be so low that 1 + SNR is 1
 
 
 @dataclass(frozen=True, repr=False, eq=False)
