@@ -2,13 +2,14 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from psl.data import NAMES, fetch
 from psl.errors import DataError
 
 
-def main(arguments=None) -> int:
-    """Run the command line and return the exit status."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line, by default this process's, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m psl.data", description="Fetch data sets.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     verb = verbs.add_parser("fetch", help="download a data set")

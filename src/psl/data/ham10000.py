@@ -1,13 +1,16 @@
 """HAM10000: 10,015 dermatoscopic images of pigmented skin lesions, seven classes."""
 
 import hashlib
+import os
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
+from torch.utils.data import TensorDataset
 from tqdm.auto import tqdm
 
 from psl.data.roots import check_file, find_root
@@ -21,15 +24,17 @@ _TEST_SHARE = 0.2
 _SPLIT_SEED = 0
 
 
-def load_ham10000(root=None, *, image_size: int = 64, progress: bool = True):
+def load_ham10000(
+    root: str | os.PathLike[str] | None = None, *, image_size: int = 64, progress: bool = True
+) -> tuple[TensorDataset, TensorDataset]:
     """Return (train, test), normalised, of shape (3, image_size, image_size); classes as in `LABELS`.
 
-    About a fifth of the lesions of every class are for testing. The split is by lesion: several
-    images show the same one, and none is on both sides. The resized images are kept in the folder
-    (``resized-64.npz``), so that the JPEG files are read only once.
+    About a fifth of the lesions of every class are for testing. Several images may show the same lesion: all of them
+    are in the same part. The resized images are kept in the folder (``resized-64.npz``), so that the JPEG files are
+    read only once.
 
     Args:
-        root: folder that holds ``HAM10000/``, or that folder itself.
+        root: folder that contains ``HAM10000/``, or that folder itself.
         image_size: height and width in pixels.
         progress: show a progress bar while reading.
 
@@ -59,20 +64,21 @@ def _read_table(path: Path) -> pd.DataFrame:
     if table.empty:
         raise expected(str(path), "one row per image", "no rows", INSTRUCTION, DataError)
     for column in ("image_id", "lesion_id"):
-        empty = table.index[table[column].isna()]
+        empty = np.flatnonzero(table[column].isna())
         if len(empty):
             raise expected(
                 f"{path}: {column}", "a name in every row", f"none in row {empty[0] + 2}", INSTRUCTION, DataError
             )
-    unknown = table.loc[~table["dx"].isin(LABELS), "dx"]
-    if len(unknown):
-        got = f"{unknown.iloc[0]!r} in row {unknown.index[0] + 2}"
+    known = table["dx"].isin(LABELS).to_numpy()
+    if not known.all():
+        row = int(np.argmin(known))
+        got = f"{table['dx'].iloc[row]!r} in row {row + 2}"
         raise expected(f"{path}: dx", "one of " + ", ".join(LABELS), got, INSTRUCTION, DataError)
     return table.sort_values("image_id").reset_index(drop=True)
 
 
-def _read_images(folder, names, size, progress) -> np.ndarray:
-    """Return (D, 3, size, size) uint8, from the resized copy if it holds the same images."""
+def _read_images(folder: Path, names: list[str], size: int, progress: bool) -> np.ndarray:
+    """Return (D, 3, size, size) uint8, from the resized copy if it has the same images."""
     key = hashlib.sha256("\n".join(names).encode()).hexdigest()
     copy = folder / f"resized-{size}.npz"
     if copy.is_file():
@@ -89,7 +95,7 @@ def _read_images(folder, names, size, progress) -> np.ndarray:
     return images
 
 
-def _read_image(folder, name, size):
+def _read_image(folder: Path, name: str, size: int) -> np.ndarray:
     paths = [folder / f"HAM10000_images_part_{part}" / f"{name}.jpg" for part in (1, 2)]
     path = next((p for p in paths if p.is_file()), None)
     if path is None:
@@ -102,7 +108,7 @@ def _read_image(folder, name, size):
         raise expected(str(path), "a readable JPEG image", str(cause), INSTRUCTION, DataError) from cause
 
 
-def _keep(copy, key, images):
+def _keep(copy: Path, key: str, images: np.ndarray) -> None:
     temporary = copy.with_name(f"{copy.name}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -112,12 +118,12 @@ def _keep(copy, key, images):
         warnings.warn(f"{copy} could not be written ({cause}): images are read again next time", stacklevel=4)
 
 
-def _test_images(lesions, labels) -> np.ndarray:
-    """Return a mask (D,) of the test images: a fixed draw of about a fifth of every class's lesions."""
+def _test_images(lesions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return a mask (D,) of the test images: a fixed random fifth of every class's lesions, rounded."""
     rng = np.random.default_rng(_SPLIT_SEED)
     names, first = np.unique(lesions, return_index=True)
     classes = labels[first]  # class of each lesion
-    chosen = []
+    chosen: list[Any] = []
     for label in np.unique(classes):
         members = rng.permutation(names[classes == label])
         chosen.extend(members[: round(_TEST_SHARE * len(members))])

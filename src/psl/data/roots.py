@@ -1,4 +1,4 @@
-"""Where data sets lie on disk, and the errors when they do not."""
+"""Find the folder of the data sets; say what is missing."""
 
 import os
 from pathlib import Path
@@ -6,8 +6,12 @@ from pathlib import Path
 from psl.errors import DataError, expected
 
 
-def find_root(root=None, *, must_exist: bool = True) -> Path:
+def find_root(root: str | os.PathLike[str] | None = None, *, must_exist: bool = True) -> Path:
     """Return the data folder: the argument, else the environment variable PSL_DATA, else ``data``.
+
+    Args:
+        root: a folder, or None.
+        must_exist: refuse a folder that is missing or empty.
 
     Raises:
         DataError: the folder is missing or empty, or PSL_DATA is set to nothing.

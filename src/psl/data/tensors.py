@@ -2,15 +2,20 @@
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch.utils.data import TensorDataset
 
 
-def normalised(train_images, train_labels, test_images, test_labels) -> tuple[TensorDataset, TensorDataset]:
-    """Return (train, test) with every channel at mean 0 and standard deviation 1 over the training images.
+def normalised(
+    train_images: ArrayLike, train_labels: ArrayLike, test_images: ArrayLike, test_labels: ArrayLike
+) -> tuple[TensorDataset, TensorDataset]:
+    """Return (train, test), scaled so that every channel has mean 0 and standard deviation 1 over the training images.
 
     Args:
-        train_images, test_images: (D, channels, height, width), uint8 or float.
-        train_labels, test_labels: (D,) whole numbers.
+        train_images: (D, channels, height, width), uint8 or float.
+        train_labels: (D,) whole numbers.
+        test_images: as `train_images`, with their own D.
+        test_labels: as `train_labels`.
     """
     images = np.asarray(train_images)
     pixels = images.shape[0] * images.shape[2] * images.shape[3]
@@ -25,7 +30,7 @@ def normalised(train_images, train_labels, test_images, test_labels) -> tuple[Te
     )
 
 
-def _dataset(images, labels, mean, scale):
+def _dataset(images: np.ndarray, labels: ArrayLike, mean: np.ndarray, scale: np.ndarray) -> TensorDataset:
     shape = (1, -1, 1, 1)
     tensor = torch.from_numpy(np.ascontiguousarray(images)).float()
     tensor.sub_(torch.tensor(mean, dtype=torch.float32).view(shape))

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-from torch import nn
+from torch import Tensor, nn
 
 from psl.errors import check_count
 
@@ -11,9 +11,12 @@ def cnn(in_channels: int = 1, n_classes: int = 10, width: int = 16) -> nn.Sequen
     """Return a plain CNN without BatchNorm: two convolutions, pooling, two linear layers.
 
     Args:
-        in_channels: of the images, which may be of any size from 4 × 4 on (pooled to 4 × 4).
-        n_classes: outputs.
+        in_channels: channels of the images. These may have any size from 4 × 4 up; features are pooled to 4 × 4.
+        n_classes: number of outputs.
         width: channels of the first convolution; the second has twice as many.
+
+    Raises:
+        ScenarioError: `width` is not a whole number of at least 1.
     """
     check_count("width", width)
     layers = {
@@ -32,7 +35,13 @@ def cnn(in_channels: int = 1, n_classes: int = 10, width: int = 16) -> nn.Sequen
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 × 3 convolutions with BatchNorm and a shortcut; no cut lies inside."""
+    """Two 3 × 3 convolutions with BatchNorm and a shortcut. No cut lies inside.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        stride: of the first convolution and the shortcut.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
         super().__init__()
@@ -47,8 +56,8 @@ class ResidualBlock(nn.Module):
                 nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
             )
 
-    def forward(self, x):
-        """Map (b, in_channels, H, W) to (b, out_channels, H/stride, W/stride)."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (b, out_channels, H/stride, W/stride) for x of (b, in_channels, H, W)."""
         y = self.relu(self.bn1(self.conv1(x)))
         return self.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
@@ -57,9 +66,12 @@ def thin_resnet(in_channels: int = 1, n_classes: int = 10, width: int = 16) -> n
     """Return a thin residual network with BatchNorm: a stem, three blocks, global pooling.
 
     Args:
-        in_channels: of the images, of any size from 4 × 4 on.
-        n_classes: outputs.
-        width: channels of the stem; each further stage doubles them and halves the image.
+        in_channels: channels of the images, which may have any size from 4 × 4 up.
+        n_classes: number of outputs.
+        width: channels of the stem and the first block; each further block doubles them and halves the image.
+
+    Raises:
+        ScenarioError: `width` is not a whole number of at least 1.
     """
     check_count("width", width)
     layers = {
