@@ -20,7 +20,7 @@ from psl.schedulers.epsl.search import search
 
 METHODS = ("search", "bcd", *BASELINES)
 
-_FOREVER = 1e100  # s; of a slower round, rates and powers leave the range of floating point
+_FOREVER = 1e100  # s; slower rounds need rates and powers outside the range of floating point
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # matrices are small: threads only wait for each other
@@ -39,7 +39,7 @@ def solve(
     """Choose cut, subchannels and power that make a round of EPSL short, and bound how short it could be.
 
     ===============  ================================================================================================
-    "search"         default [B]: all cuts that could win, local search over moves and swaps of subchannels
+    "search"         default [B]: all cuts that could be best, local search over moves and swaps of subchannels
     "bcd"            block-coordinate descent: greedy subchannels, optimal power, best cut, in turn [P, R]
     "random"         random cut, subchannels dealt in turn, uniform power [R]
     "power-only"     "random" with optimal power [R]
@@ -55,7 +55,7 @@ def solve(
         method: see the table.
         cut: fix the cut, by number or name; None considers all of 1..L-1 (raw data stay on the clients, the last
             layer on the server).
-        seed: of random cuts and kicks; the same seed gives the same plan.
+        seed: of random cuts and of the search's random swaps; the same seed gives the same plan.
         bound: compute `lower_bound`; False leaves it NaN and saves time.
         progress: show a bar that counts improvements.
 
