@@ -36,16 +36,17 @@ def expected(what: str, want: str, got: object, fix: str, error: type[PSLError] 
     return error(f"{what}: expected {want}, got {got}. Fix: {fix}")
 
 
-def missing_package(what: str, cause: ModuleNotFoundError) -> ModuleNotFoundError:
+def missing_package(what: str, cause: ModuleNotFoundError, otherwise: str = "") -> ModuleNotFoundError:
     """Return (not raise) an error for a package that is not installed, in the form of `expected`.
 
     Args:
         what: needs the package, for example ``"psl.train"``.
         cause: what Python raised.
+        otherwise: another way out, the end of the message.
     """
     package = (cause.name or "").split(".")[0]
     install = _DISTRIBUTIONS.get(package, package)
-    text = f"{what}: expected the package {package!r}, got an environment without it. Fix: pip install {install}"
+    text = f"{what}: expected the package {package!r}, got an environment without it. Fix: pip install {install}{otherwise}"
     return ModuleNotFoundError(text, name=cause.name, path=cause.path)
 
 

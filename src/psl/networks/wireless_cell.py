@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from psl.errors import check_array, check_choice, check_count, check_number, expected
+from psl.errors import check_array, check_choice, check_count, check_number, expected, missing_package
 from psl.networks import channel_models
 from psl.networks.validation import check_profiles, check_range
 from psl.profiles import Profile
@@ -246,9 +246,12 @@ class WirelessCell(Record):
         distance = np.sqrt(rng.uniform(min(10.0 / radius, 1.0) ** 2, 1.0, n_clients)) * radius
         angle = rng.uniform(0, 2 * np.pi, n_clients)
         positions = np.stack([distance * np.cos(angle), distance * np.sin(angle)], axis=1)
-        gain, line_of_sight = channel_models.MODELS[channel](
-            positions, n_subchannels, subchannel_bandwidth, carrier_frequency, seed
-        )
+        try:
+            gain, line_of_sight = channel_models.MODELS[channel](
+                positions, n_subchannels, subchannel_bandwidth, carrier_frequency, seed
+            )
+        except ModuleNotFoundError as cause:  # torch or Sionna
+            raise missing_package(f"channel={channel!r}", cause, ", or use channel='log-distance'") from cause
         return cls(
             client_speed=speeds,
             server_speed=server_speed,
