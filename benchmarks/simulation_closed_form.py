@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -64,8 +65,8 @@ def random_chains(draws: int) -> None:
         bound.append(free / lower_bound(plan))
         flush.append(simulate(plan, order="flush").makespan / free)
         window.append(simulate(plan, max_in_flight=len(plan.stages)).makespan / free)
-        plan.network.duplex = "half"
-        half.append(simulate(plan).makespan / free)
+        half_duplex = replace(plan, network=replace(plan.network, duplex="half"))
+        half.append(simulate(half_duplex).makespan / free)
         stages.append(len(plan.stages))
         first.append(int(occupancy.argmax()) == 0)
         middle.append(0 < int(occupancy.argmax()) < len(occupancy) - 1)
@@ -101,7 +102,7 @@ def growing(draws: int) -> None:
                 plan = random_chain(rng, duplex=duplex)
                 while len(plan.stages) < 3:
                     plan = random_chain(rng, duplex=duplex)
-                plan.batch_size = count
+                plan = replace(plan, batch_size=count)
                 ratio.append(simulate(plan).makespan / predicted(plan)[0])
             for name, value in (("min", min(ratio)), ("median", np.median(ratio)), ("max", max(ratio))):
                 record(part, f"M={count}: simulated / predicted, {name}", float(value), "times")

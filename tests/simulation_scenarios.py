@@ -1,11 +1,38 @@
 """Random pipelines for the simulation's tests and benchmark, and a simulator that walks from second to second."""
 
-from types import SimpleNamespace
+from dataclasses import dataclass
+from typing import ClassVar
 
 import networkx as nx
 import numpy as np
 
+from psl.networks import EdgeNetwork
 from psl.profiles import Profile
+
+
+@dataclass(frozen=True)
+class PathPlan:
+    """Any stages and hops as a `psl.plans.Plan`, made without a scheduler: nodes and links may be used repeatedly."""
+
+    scheduler: ClassVar[str] = "pipeline"
+    n_clients: ClassVar[int] = 1
+    round_time: ClassVar[float] = float("nan")
+    lower_bound: ClassVar[float] = float("nan")
+    gap: ClassVar[float] = float("nan")
+    exact: ClassVar[bool] = False
+
+    profile: Profile
+    network: EdgeNetwork
+    stages: tuple
+    hops: tuple
+    batch_size: int
+    micro_batch: int
+
+    def training_arguments(self):
+        return {"batch_size": self.batch_size, "micro_batch": self.micro_batch}
+
+    def framework_round_time(self, framework, local_steps=1):
+        return self.round_time
 
 
 def make_profile(forward, backward, act_bits, grad_bits, rng=None) -> Profile:
@@ -21,11 +48,8 @@ def make_profile(forward, backward, act_bits, grad_bits, rng=None) -> Profile:
 
 def make_plan(profile, graph, stages, hops, batch_size, micro_batch, duplex="full"):
     """Return what `psl.simulate` needs of a pipelined plan, without any scheduler."""
-    network = SimpleNamespace(graph=graph, source=stages[0][0], duplex=duplex)
-    return SimpleNamespace(
-        scheduler="pipeline", profile=profile, network=network, batch_size=batch_size, micro_batch=micro_batch,
-        stages=tuple(stages), hops=tuple(hops),
-    )  # fmt: skip
+    network = EdgeNetwork(graph, stages[0][0], duplex)
+    return PathPlan(profile, network, tuple(stages), tuple(hops), batch_size, micro_batch)
 
 
 def chain(forward, backward, act=(), grad=(), latency=0.0, overhead=0.0, batch_size=1, micro_batch=1, duplex="full"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import networkx as nx
 import numpy as np
@@ -9,9 +10,20 @@ import pytest
 
 from psl.errors import ScenarioError
 from psl.profiles import Profile
-from psl.simulation import Timeline, lower_bound, simulate
+from psl.simulation import Timeline, lower_bound, simulate, simulate_path
 from psl.simulation.timeline import KINDS
 from simulation_scenarios import chain, make_plan, random_chain, random_walk_plan, second_by_second, walk_of
+
+
+def half_duplex(plan):
+    return dataclasses.replace(plan, network=dataclasses.replace(plan.network, duplex="half"))
+
+
+def with_graph(plan, change):
+    """The plan on a changed network."""
+    graph = nx.DiGraph(plan.network.graph)
+    change(graph)
+    return dataclasses.replace(plan, network=dataclasses.replace(plan.network, graph=graph))
 
 
 def spans(timeline, resource, kind):
@@ -195,8 +207,7 @@ def test_more_links_or_more_work_in_flight_help_on_average():
         plan = random_chain(np.random.default_rng(seed), max_micro_batches=20)
         free = simulate(plan).makespan
         windows.append([simulate(plan, max_in_flight=w).makespan / free for w in (1, 2, 4, 8, 16)])
-        plan.network.duplex = "half"
-        half.append(simulate(plan).makespan / free)
+        half.append(simulate(half_duplex(plan)).makespan / free)
     assert np.mean(half) > 1.01
     assert min(half) > 0.8
     assert (np.diff(np.mean(windows, axis=0)) <= 0).all()
@@ -208,13 +219,13 @@ def test_the_last_micro_batch_has_what_is_left():
     assert [int(real.samples[real.micro_batch == m].max()) for m in range(3)] == [3, 3, 1]
     assert set(equal.samples.tolist()) == {3}
     assert real.makespan < equal.makespan
-    plan.batch_size = 9
-    assert simulate(plan) == equal
+    assert simulate(dataclasses.replace(plan, batch_size=9)) == equal
 
 
 def test_memory_by_hand_and_within_the_plan_bound():
     plan = chain([4, 1], [3, 2], [1], [1], batch_size=4)
-    plan.profile = dataclasses.replace(plan.profile, param_bits=[0, 80, 240], act_memory=[0, 7, 12])
+    profile = dataclasses.replace(plan.profile, param_bits=[0, 80, 240], act_memory=[0, 7, 12])
+    plan = dataclasses.replace(plan, profile=profile)
     memory = simulate(plan).memory()
     assert memory.loc[0.0].to_dict() == {"node 0": 3 * 10 + 7, "node 1": 3 * 20}
     assert memory.max().to_dict() == {"node 0": 30 + 3 * 7, "node 1": 60 + 5}
@@ -235,8 +246,7 @@ def test_memory_by_hand_and_within_the_plan_bound():
 def test_a_measured_profile_replaces_the_speed():
     plan = chain([4, 1], [3, 2], [1], [1], batch_size=4)
     own = Profile.measured(plan.profile.names, [0, 8, 10], [0, 6, 11], plan.profile.act_bits)
-    plan.network.graph.nodes[1].update(profile=own, speed=1e9, overhead=0.5)
-    timeline = simulate(plan)
+    timeline = simulate(with_graph(plan, lambda graph: graph.nodes[1].update(profile=own, speed=1e9, overhead=0.5)))
     first = {kind: spans(timeline, "node 1", kind)[0] for kind in ("forward", "backward")}
     assert first == {"forward": (5, 7.5), "backward": (7.5, 13)}
 
@@ -282,9 +292,7 @@ def test_options_out_of_range(options, message):
 
 def test_broken_plans():
     def broken(message, **changes):
-        plan = chain([1, 1, 1], [1, 1, 1], [1, 1], [1, 1], batch_size=4)
-        for name, value in changes.items():
-            setattr(plan, name, value)
+        plan = dataclasses.replace(chain([1, 1, 1], [1, 1, 1], [1, 1], [1, 1], batch_size=4), **changes)
         with pytest.raises(ScenarioError, match=message):
             simulate(plan)
 
@@ -295,18 +303,37 @@ def test_broken_plans():
     broken("expected stage 1 to continue at node 1 after unit 1", stages=((0, 0, 1), (1, 0, 2)))
     broken("plan.micro_batch: expected at most the mini-batch of 4, got 5", micro_batch=5)
     plan = chain([1, 1], [1, 1], [1], [1])
-    plan.network.graph.nodes[1]["speed"] = 0
+    relay = with_graph(plan, lambda graph: graph.nodes[1].update(speed=0))
     with pytest.raises(ScenarioError, match="node 1: expected a speed above 0, as it holds a stage, got 0"):
-        simulate(plan)
-    plan = chain([1, 1], [1, 1], [1], [1])
-    plan.network.graph.edges[0, 1]["rate"] = 0
+        simulate(relay)
+    slow = with_graph(plan, lambda graph: graph.edges[0, 1].update(rate=5e-324))
     with pytest.raises(
         ScenarioError, match="duration of a job on link 0→1: expected a finite number of seconds, got inf"
     ):
-        simulate(plan)
+        simulate(slow)
+
+
+def test_a_path_is_simulated_without_a_plan():
+    for seed in range(20):
+        plan = random_walk_plan(np.random.default_rng(seed))
+        options = {"order": ("1f1b", "flush")[seed % 2], "equal_micro_batches": seed % 3 == 0}
+        found = simulate_path(
+            plan.profile,
+            plan.network,
+            stages=list(plan.stages),
+            hops=list(plan.hops),
+            micro_batch=plan.micro_batch,
+            batch_size=plan.batch_size,
+            **options,
+        )
+        assert found == simulate(plan, **options), f"seed {seed}"
+    with pytest.raises(ScenarioError, match="expected stage 0 to continue at node a after unit 0"):
+        simulate_path(plan.profile, plan.network, stages=[("b", 0, 1)], hops=[], micro_batch=1, batch_size=1)
 
 
 def test_what_is_no_plan():
-    for thing, name in ((3, "int"), (None, "NoneType"), (Timeline, "Timeline")):
+    plan = chain([1, 1], [1, 1], [1], [1])
+    partly = SimpleNamespace(scheduler="pipeline", profile=plan.profile, network=plan.network)
+    for thing, name in ((3, "int"), (None, "NoneType"), (Timeline, "Timeline"), (partly, "SimpleNamespace")):
         with pytest.raises(ScenarioError, match=f"plan: expected a plan of epsl.solve, .*, got {name}"):
             simulate(thing)

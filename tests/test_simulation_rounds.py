@@ -1,7 +1,6 @@
 """Rounds of EPSL and EdgeSplit, event by event, against the closed forms, which are exact between barriers."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,15 +37,12 @@ def own_profile(rng, profile):
 def random_edgesplit_plan(rng):
     n, profile = int(rng.integers(1, 7)), random_profile(rng, bits=None)
     measured = tuple(own_profile(rng, profile) for _ in range(n)) if rng.random() < 0.3 else None
-    cluster = SimpleNamespace(
-        device_speed=rng.uniform(1e9, 1e11, n), spectral_efficiency=rng.uniform(0.5, 6, n), server_speed=1e13,
-        profiles=measured, device_names=None if rng.random() < 0.5 else tuple(rng.choice(["Pi", "Nano"], n)),
-    )  # fmt: skip
-    return SimpleNamespace(
-        scheduler="edgesplit", profile=profile, cluster=cluster, batch_size=int(rng.integers(1, 33)),
-        local_steps=int(rng.integers(1, 6)), cuts=rng.integers(1, profile.n_units + 1, n),
-        bandwidth=rng.uniform(1e6, 2e7, n),
-    )  # fmt: skip
+    speed, efficiency = rng.uniform(1e9, 1e11, n), rng.uniform(0.5, 6, n)
+    names = None if rng.random() < 0.5 else tuple(rng.choice(["Pi", "Nano"], n))
+    batch_size, local_steps = int(rng.integers(1, 33)), int(rng.integers(1, 6))
+    cuts, bandwidth = rng.integers(1, profile.n_units + 1, n), rng.uniform(1e6, 2e7, n)
+    cluster = EdgeCluster(speed, np.inf, efficiency, bandwidth.sum(), 1e13, device_names=names, profiles=measured)
+    return edgesplit.EdgeSplitPlan(profile, cluster, batch_size, local_steps, "random", cuts, bandwidth)
 
 
 def edgesplit_times(plan):
@@ -127,7 +123,7 @@ def test_edgesplit_equals_the_plan_round_time():
 
 def test_a_device_with_the_whole_model_meets_no_server():
     plan = random_edgesplit_plan(np.random.default_rng(0))
-    plan.cuts = np.full(len(plan.cuts), plan.profile.n_units)
+    plan = dataclasses.replace(plan, cuts=np.full(len(plan.cuts), plan.profile.n_units))
     frame = simulate(plan).to_frame()
     assert set(frame["kind"]) == {"model", "forward", "backward"}
     assert not frame["resource"].astype(str).str.startswith("server").any()

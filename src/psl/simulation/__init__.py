@@ -1,20 +1,26 @@
 """Discrete-event simulation of plans, from profile and network alone: it never sees the formulas that it checks."""
 
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 from psl.errors import expected
+from psl.networks.edge_network import EdgeNetwork
+from psl.plans import Plan
+from psl.profiles import Profile
 from psl.simulation.edgesplit import edgesplit_jobs
 from psl.simulation.epsl import epsl_jobs
 from psl.simulation.pipeline import pipeline_jobs
 from psl.simulation.timeline import KINDS, Recorder, Timeline
 
-__all__ = ["KINDS", "Timeline", "lower_bound", "simulate"]
+__all__ = ["KINDS", "Timeline", "lower_bound", "simulate", "simulate_path"]
 
 
 def simulate(
-    plan, *, order: str = "1f1b", max_in_flight: int | None = None, equal_micro_batches: bool = False
+    plan: Plan, *, order: str = "1f1b", max_in_flight: int | None = None, equal_micro_batches: bool = False
 ) -> Timeline:
     """Execute one mini-batch of a pipelined plan, or one round of an EPSL or EdgeSplit plan, event by event.
 
-    Durations come from the plan's profile and network, cell or cluster; what happens when comes from the rules in
+    Durations come from the plan's profile and network, cell or cluster; the order of events comes from the rules in
     `psl.simulation.pipeline`, `.epsl` and `.edgesplit`. The result is deterministic.
 
     Args:
@@ -36,38 +42,91 @@ def simulate(
     Source: ours [B]; the systems are EPSL (arXiv 2303.15991), EdgeSplit (arXiv 2403.15815) and pipelined split
     learning (arXiv 2505.04368).
     """
-    options = {"order": order, "max_in_flight": max_in_flight, "equal_micro_batches": equal_micro_batches}
-    jobs = _jobs(plan, **options)
+    jobs = _jobs(plan, order, max_in_flight, equal_micro_batches)
     return jobs.timeline(plan.scheduler, order if plan.scheduler == "pipeline" else None)
 
 
-def lower_bound(plan, *, equal_micro_batches: bool = False) -> float:
+def simulate_path(
+    profile: Profile,
+    network: EdgeNetwork,
+    *,
+    stages: Sequence[tuple[int | str, int, int]],
+    hops: Sequence[tuple[int, int | str, int | str]],
+    micro_batch: int,
+    batch_size: int,
+    order: str = "1f1b",
+    max_in_flight: int | None = None,
+    equal_micro_batches: bool = False,
+) -> Timeline:
+    """Execute one mini-batch over stages and hops that need not be a plan: nodes and links may be used repeatedly.
+
+    A node with two stages is one processor, and a link with two hops one link: so this tells what a path really takes
+    that `PipelinePlan` refuses.
+
+    Args:
+        profile: costs of the model's cuts.
+        network: the network.
+        stages: (node, i, j) in the order of the path: the node runs units i+1..j.
+        hops: (cut, u, v) in the order of the path.
+        micro_batch: b, samples per micro-batch.
+        batch_size: B, samples per mini-batch.
+        order, max_in_flight, equal_micro_batches: as in `simulate`.
+
+    Raises:
+        ScenarioError: stages and hops are no path through the model, or an option is unknown or out of range.
+
+    Source: ours [B]; the system is pipelined split learning (arXiv 2505.04368).
+    """
+    path = _Path(profile, network, batch_size, micro_batch, tuple(stages), tuple(hops))
+    jobs = pipeline_jobs(path, order=order, max_in_flight=max_in_flight, equal=equal_micro_batches)
+    return jobs.timeline("pipeline", order)
+
+
+def lower_bound(plan: Plan, *, equal_micro_batches: bool = False) -> float:
     """Return seconds that no order of serving can beat: the longest chain, or a resource's load with head and tail.
 
-    For every resource, all its work fits nowhere but between the earliest moment at which any of it can start and the
-    shortest remainder after any of it. Unlike the closed form T_f + (M − 1) T_i this is a bound of what happens.
+    For every resource, all its work lies between the earliest moment at which any of it can start and the shortest
+    remainder after any of it. Unlike the closed form T_f + (M − 1) T_i this bounds the simulated time.
 
     Args:
         plan, equal_micro_batches: as in `simulate`.
+
+    Raises:
+        ScenarioError: as `simulate`.
 
     Source: ours [B]; a standard bound of scheduling.
     """
     return _jobs(plan, equal_micro_batches=equal_micro_batches).lower_bound()
 
 
-def _jobs(plan, order="1f1b", max_in_flight=None, equal_micro_batches=False) -> Recorder:
-    makers = {"epsl": epsl_jobs, "edgesplit": edgesplit_jobs, "pipeline": pipeline_jobs}
-    scheduler = None if isinstance(plan, type) else getattr(plan, "scheduler", None)
-    if scheduler not in makers:
+class _Path(NamedTuple):
+    """What the simulation needs of a pipelined plan."""
+
+    profile: Profile
+    network: EdgeNetwork
+    batch_size: int
+    micro_batch: int
+    stages: tuple[tuple[int | str, int, int], ...]
+    hops: tuple[tuple[int, int | str, int | str], ...]
+
+
+def _jobs(
+    plan: Plan, order: str = "1f1b", max_in_flight: int | None = None, equal_micro_batches: bool = False
+) -> Recorder:
+    scheduler = plan.scheduler if isinstance(plan, Plan) and not isinstance(plan, type) else None
+    if scheduler not in ("epsl", "edgesplit", "pipeline"):
         got = plan.__name__ if isinstance(plan, type) else type(plan).__name__
-        raise expected(
-            "plan", "a plan of epsl.solve, edgesplit.solve or pipeline.solve", got, "pass what solve returned"
-        )
+        want = "a plan of epsl.solve, edgesplit.solve or pipeline.solve"
+        raise expected("plan", want, got, "pass what solve returned")
+    planned: Any = plan  # what else is needed of it, the functions below declare
     if scheduler == "pipeline":
-        return pipeline_jobs(plan, order=order, max_in_flight=max_in_flight, equal=equal_micro_batches)
-    defaults = {"order": (order, "1f1b"), "max_in_flight": (max_in_flight, None)}
-    defaults["equal_micro_batches"] = (equal_micro_batches, False)
+        return pipeline_jobs(planned, order=order, max_in_flight=max_in_flight, equal=equal_micro_batches)
+    defaults: dict[str, tuple[Any, Any]] = {
+        "order": (order, "1f1b"),
+        "max_in_flight": (max_in_flight, None),
+        "equal_micro_batches": (equal_micro_batches, False),
+    }
     for name, (value, default) in defaults.items():
         if value != default:
             raise expected(name, f"its default with a plan of {scheduler}", repr(value), "use it with pipelined plans")
-    return makers[scheduler](plan)
+    return epsl_jobs(planned) if scheduler == "epsl" else edgesplit_jobs(planned)

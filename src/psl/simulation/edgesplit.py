@@ -1,10 +1,38 @@
-"""One round of EdgeSplit: every device with its own cut, its own band and its own slice of the server."""
+"""One round of EdgeSplit: every device with its own cut, its own band and its own share of the server."""
 
+from typing import Protocol
+
+import numpy as np
+
+from psl.networks.edge_cluster import EdgeCluster
+from psl.profiles import Profile
 from psl.simulation.epsl import transfer
 from psl.simulation.timeline import Recorder
 
 
-def edgesplit_jobs(plan) -> Recorder:
+class EdgeSplitRound(Protocol):
+    """What the simulation needs of an `EdgeSplitPlan`."""
+
+    @property
+    def profile(self) -> Profile: ...
+
+    @property
+    def cluster(self) -> EdgeCluster: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def local_steps(self) -> int: ...
+
+    @property
+    def cuts(self) -> np.ndarray: ...
+
+    @property
+    def bandwidth(self) -> np.ndarray: ...
+
+
+def edgesplit_jobs(plan: EdgeSplitRound) -> Recorder:
     """Return the jobs of one round of a plan of `edgesplit.solve`.
 
     Each of the N devices downloads its part of the model, takes H local steps (forward, upload, server forward and
@@ -14,36 +42,44 @@ def edgesplit_jobs(plan) -> Recorder:
     Source: EdgeSplit (arXiv 2403.15815): a depth and a band per device [P], the round's costs [R]; its simulation [B].
     """
     profile, cluster, b = plan.profile, plan.cluster, plan.batch_size
-    n_devices, n_units = len(plan.cuts), profile.n_units
+    n_devices, n_units = cluster.n_devices, profile.n_units
+    server_speed = cluster.server_speed / n_devices
     jobs = Recorder()
-    names = getattr(cluster, "device_names", None) or range(n_devices)
-    repeated = len(set(names)) < n_devices
-    for i, name in enumerate(names):
-        name = f"{name} ({i})" if repeated else f"{name}" if isinstance(name, str) else f"device {name}"
+    for i, name in enumerate(_resource_names(cluster)):
         j = int(plan.cuts[i])
-        own = None if getattr(cluster, "profiles", None) is None else cluster.profiles[i]
+        own = None if cluster.profiles is None else cluster.profiles[i]
         table, speed = (profile, cluster.device_speed[i]) if own is None else (own, 1.0)
+        forward, backward = b * table.fwd_cost[j] / speed, b * table.bwd_cost[j] / speed
         rate = cluster.spectral_efficiency[i] * plan.bandwidth[i]
         device, band = jobs.resource(name), jobs.resource(f"band of {name}", fifo=True)
-        part = jobs.stage(device, profile, 0, j)
-        split = j < n_units
-        if split:
-            slice_speed = cluster.server_speed / n_devices
+        device_part = jobs.stage(device, profile, 0, j)
+        work = [("forward", device, forward, device_part)]  # of a local step, in order
+        if j < n_units:
             server = jobs.resource(f"server for {name}")
-            rest = jobs.stage(server, profile, j, n_units)
+            server_part = jobs.stage(server, profile, j, n_units)
             up, down = transfer(b * profile.act_bits[j], rate), transfer(b * profile.grad_bits[j], rate)
-            ahead = b * (profile.fwd_cost[-1] - profile.fwd_cost[j]) / slice_speed
-            aback = b * (profile.bwd_cost[-1] - profile.bwd_cost[j]) / slice_speed
+            server_forward = b * (profile.fwd_cost[-1] - profile.fwd_cost[j]) / server_speed
+            server_backward = b * (profile.bwd_cost[-1] - profile.bwd_cost[j]) / server_speed
+            work += [
+                ("activation", band, up, i),
+                ("forward", server, server_forward, server_part),
+                ("backward", server, server_backward, server_part),
+                ("gradient", band, down, i),
+            ]
+        work.append(("backward", device, backward, device_part))
         model = transfer(profile.param_bits[j], rate)
         last = jobs.event("model", band, model, micro_batch=-1, stage=i)
         for step in range(plan.local_steps):
-            label = {"micro_batch": step, "samples": b}
-            last = jobs.event("forward", device, b * table.fwd_cost[j] / speed, (last,), stage=part, **label)
-            if split:
-                last = jobs.event("activation", band, up, (last,), stage=i, **label)
-                last = jobs.event("forward", server, ahead, (last,), stage=rest, **label)
-                last = jobs.event("backward", server, aback, (last,), stage=rest, **label)
-                last = jobs.event("gradient", band, down, (last,), stage=i, **label)
-            last = jobs.event("backward", device, b * table.bwd_cost[j] / speed, (last,), stage=part, **label)
+            for kind, resource, seconds, stage in work:
+                last = jobs.event(kind, resource, seconds, (last,), micro_batch=step, stage=stage, samples=b)
         jobs.event("model", band, model, (last,), micro_batch=-1, stage=i)
     return jobs
+
+
+def _resource_names(cluster: EdgeCluster) -> list[str]:
+    """Return one name per device: its own, with its number where two devices have the same."""
+    names = cluster.device_names
+    if names is None:
+        return [f"device {i}" for i in range(cluster.n_devices)]
+    repeated = len(set(names)) < len(names)
+    return [f"{name} ({i})" if repeated else name for i, name in enumerate(names)]

@@ -2,17 +2,20 @@
 
 import heapq
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
 from psl.errors import expected
 
-#: Decimal digits of the longest duration that a tick keeps.
+#: Decimal digits of the longest duration that a tick keeps: more than any measured time has, fewer than a float's 15.
 DIGITS = 12
+
+Priority = tuple[float, ...]
 
 
 class Jobs:
-    """A set of jobs with durations, resources, dependencies and priorities, to be executed by `run`.
+    """Jobs with durations, resources, dependencies and priorities, which `run` executes.
 
     Time is counted in whole ticks, so that two events meet exactly or not at all, on every machine. A tick is a power
     of ten, the longest duration's leading digit times 1e-12: rounding moves no duration by more than half a tick
@@ -21,16 +24,16 @@ class Jobs:
     Source: ours [B].
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.resources: dict[str, int] = {}
         self.seconds: list[float] = []
         self.resource_of: list[int | None] = []
         self._fifo: list[bool] = []
-        self._priority: list[tuple] = []
+        self._priority: list[Priority] = []
         self._missing: list[int] = []
         self._followers: list[list[int]] = []
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.seconds)
 
     def resource(self, name: str, *, fifo: bool = False) -> int:
@@ -45,7 +48,7 @@ class Jobs:
             self._fifo.append(fifo)
         return self.resources[name]
 
-    def add(self, resource: int | None, seconds: float, after=(), priority: tuple = ()) -> int:
+    def add(self, resource: int | None, seconds: float, after: Iterable[int] = (), priority: Priority = ()) -> int:
         """Add a job and return its number.
 
         Args:
@@ -94,7 +97,7 @@ class Jobs:
         """
         ticks, digits = self.ticks()
         start, end, missing = [0] * len(self), [0] * len(self), self._missing.copy()
-        queue = [[] for _ in self.resources]
+        queue: list[list[tuple[int, Priority, int]]] = [[] for _ in self.resources]  # (arrival, priority, job)
         busy = [False] * len(self.resources)
         running: list[tuple[int, int]] = []  # (end, job)
         touched: set[int] = set()  # resources that may start a job now
@@ -134,14 +137,16 @@ class Jobs:
                     if missing[follower] == 0:
                         arrive(follower, now)
         if done < len(self):
-            raise expected(
-                "jobs", "dependencies without a circle", f"{len(self) - done} that never start", "check them"
-            )
+            got = f"{len(self) - done} that never start"
+            raise expected("jobs", "dependencies without a circle", got, "check them")
         return np.array(start) / 10.0**digits, np.array(end) / 10.0**digits
 
     def lower_bound(self) -> float:
-        """Return seconds that no order of serving can beat: the longest chain of jobs, or the load of one resource
-        with the least time before its first job and after its last."""
+        """Return seconds that no order of serving can beat.
+
+        It is the longest chain of jobs, or the load of one resource with the least time before its first job and after
+        its last.
+        """
         n, seconds = len(self), np.array(self.seconds)
         order = [job for job in range(n) if self._missing[job] == 0]
         missing, head, tail = self._missing.copy(), np.zeros(n), np.zeros(n)
@@ -154,9 +159,9 @@ class Jobs:
         for job in reversed(order):
             tail[job] = max((seconds[f] + tail[f] for f in self._followers[job]), default=0.0)
         bound = float((head + seconds + tail).max(initial=0.0))
-        owner = np.array([-1 if r is None else r for r in self.resource_of])
+        resource_of = np.array([-1 if r is None else r for r in self.resource_of])
         for resource in range(len(self.resources)):
-            mine = owner == resource
-            if mine.any():
-                bound = max(bound, float(head[mine].min() + seconds[mine].sum() + tail[mine].min()))
+            work = resource_of == resource
+            if work.any():
+                bound = max(bound, float(head[work].min() + seconds[work].sum() + tail[work].min()))
         return bound

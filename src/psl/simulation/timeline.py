@@ -1,12 +1,19 @@
-"""What a simulation returns: who did what when, and the questions one asks about it."""
+"""`Timeline`, the result of a simulation: all events with their times, and tables of use, memory and queues."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike, DTypeLike
 
+from psl.profiles import Profile
 from psl.records import Record
-from psl.simulation.engine import Jobs
+from psl.simulation.engine import Jobs, Priority
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: What an event can be; `Timeline.kind` holds positions in this tuple.
 KINDS = ("forward", "backward", "activation", "gradient", "broadcast", "model")
@@ -50,17 +57,20 @@ class Timeline(Record):
     stage_activation: np.ndarray
     stage_fixed: np.ndarray
 
-    def __post_init__(self):
-        object.__setattr__(self, "resources", tuple(self.resources))
-        for name in ("resource", "kind", "micro_batch", "stage", "samples", "stage_resource"):
-            self._freeze(name, np.int64)
-        for name in ("start", "end", "stage_activation", "stage_fixed"):
-            self._freeze(name, np.float64)
-
-    def _freeze(self, name: str, dtype) -> None:
-        array = np.array(getattr(self, name), dtype=dtype)
-        array.setflags(write=False)
-        object.__setattr__(self, name, array)
+    def __post_init__(self) -> None:
+        self._set(
+            resources=tuple(self.resources),
+            resource=_frozen(self.resource, np.int64),
+            kind=_frozen(self.kind, np.int64),
+            micro_batch=_frozen(self.micro_batch, np.int64),
+            stage=_frozen(self.stage, np.int64),
+            samples=_frozen(self.samples, np.int64),
+            start=_frozen(self.start, np.float64),
+            end=_frozen(self.end, np.float64),
+            stage_resource=_frozen(self.stage_resource, np.int64),
+            stage_activation=_frozen(self.stage_activation, np.float64),
+            stage_fixed=_frozen(self.stage_fixed, np.float64),
+        )
 
     @property
     def makespan(self) -> float:
@@ -71,8 +81,8 @@ class Timeline(Record):
         """Return one row per event: resource, kind, micro_batch, stage, samples, start_s, end_s."""
         return pd.DataFrame(
             {
-                "resource": pd.Categorical.from_codes(self.resource, self.resources),
-                "kind": pd.Categorical.from_codes(self.kind, KINDS),
+                "resource": pd.Categorical.from_codes(self.resource, list(self.resources)),
+                "kind": pd.Categorical.from_codes(self.kind, list(KINDS)),
                 "micro_batch": self.micro_batch,
                 "stage": self.stage,
                 "samples": self.samples,
@@ -108,12 +118,11 @@ class Timeline(Record):
 
         Index: the times in s at which a count changes; a row holds until the next. Columns: stages, 0 at the source.
         """
-        return self._held(
-            self.stage, np.ones(len(self.stage)), len(self.stage_resource), range(len(self.stage_resource))
-        )
+        n_stages = len(self.stage_resource)
+        return self._held(self.stage, np.ones(len(self.stage)), range(n_stages))
 
     def memory(self) -> pd.DataFrame:
-        """Return the bytes each machine keeps over time, a row holding until the next, a column per machine.
+        """Return the bytes that each machine keeps over time: a column per machine; a row holds until the next.
 
         A stage keeps a micro-batch's activations from the start of its forward to the end of its backward, and three
         times its parameters always. What relays and queues buffer, and weights in transit, are not counted.
@@ -125,22 +134,24 @@ class Timeline(Record):
         stage = self.stage[computing]
         where[computing] = column[stage]
         size[computing] = self.stage_activation[stage] * self.samples[computing]
-        held = self._held(where, size, len(machines), [self.resources[k] for k in machines])
+        held = self._held(where, size, [self.resources[k] for k in machines])
         return held + np.bincount(column, self.stage_fixed, len(machines))
 
     def _computing(self) -> np.ndarray:
         return (self.kind == KINDS.index("forward")) | (self.kind == KINDS.index("backward"))
 
-    def _held(self, column, size, n_columns, names) -> pd.DataFrame:
+    def _held(self, column: np.ndarray, size: np.ndarray, names: Iterable[int | str]) -> pd.DataFrame:
+        """Return what is held over time: each event's (E,) size in its (E,) column, between forward and backward."""
+        columns = list(names)
         taken, given = self.kind == KINDS.index("forward"), self.kind == KINDS.index("backward")
         times = np.unique(np.concatenate([[0.0], self.start[taken], self.end[given]]))
-        change = np.zeros((len(times), n_columns))
+        change = np.zeros((len(times), len(columns)))
         np.add.at(change, (np.searchsorted(times, self.start[taken]), column[taken]), size[taken])
         np.add.at(change, (np.searchsorted(times, self.end[given]), column[given]), -size[given])
-        return pd.DataFrame(np.cumsum(change, axis=0), index=pd.Index(times, name="time_s"), columns=list(names))
+        return pd.DataFrame(np.cumsum(change, axis=0), index=pd.Index(times, name="time_s"), columns=columns)
 
-    def plot(self, ax=None):
-        """Draw the Gantt chart, one row per resource, and return the matplotlib axes; readable for up to M of about 64.
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draw the Gantt chart, one row per resource, and return the axes; it is readable for M up to about 64.
 
         Args:
             ax: matplotlib axes to draw on; a new figure if None.
@@ -149,21 +160,27 @@ class Timeline(Record):
 
         return plot_gantt(self.to_frame(), ax=ax)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         order = f", {self.order}" if self.order else ""
         events = f"{len(self.start)} events on {len(self.resources)} resources"
         return f"Timeline({self.scheduler}{order}: {events}, makespan {self.makespan:.6g} s)"
 
 
-class Recorder(Jobs):
-    """Jobs that remember what they stand for, and the stages that compute them: makes a `Timeline`."""
+def _frozen(values: ArrayLike, dtype: DTypeLike) -> np.ndarray:
+    array = np.array(values, dtype=dtype)
+    array.setflags(write=False)
+    return array
 
-    def __init__(self):
+
+class Recorder(Jobs):
+    """Jobs with what they stand for, and the stages that compute them; `timeline` executes them."""
+
+    def __init__(self) -> None:
         super().__init__()
         self._events: dict[int, tuple[int, int, int, int]] = {}
         self._stages: list[tuple[int, float, float]] = []
 
-    def stage(self, resource: int, profile, first: int, last: int) -> int:
+    def stage(self, resource: int, profile: Profile, first: int, last: int) -> int:
         """Declare that a resource holds units first+1..last of a profile's model, and return the stage's number."""
         activation = profile.act_memory[last] - profile.act_memory[first]
         parameters = profile.training_memory(0)[last] - profile.training_memory(0)[first]
@@ -171,7 +188,16 @@ class Recorder(Jobs):
         return len(self._stages) - 1
 
     def event(
-        self, kind: str, resource: int, seconds: float, after=(), priority=(), *, micro_batch=0, stage=0, samples=0
+        self,
+        kind: str,
+        resource: int,
+        seconds: float,
+        after: Iterable[int] = (),
+        priority: Priority = (),
+        *,
+        micro_batch: int = 0,
+        stage: int = 0,
+        samples: int = 0,
     ) -> int:
         """Add a job that shows in the timeline; arguments as in `Jobs.add` and `Timeline`."""
         job = self.add(resource, seconds, after, priority)
@@ -184,9 +210,19 @@ class Recorder(Jobs):
         jobs = np.array(list(self._events))
         jobs = jobs[np.lexsort([jobs, end[jobs], start[jobs]])]
         kind, micro_batch, stage, samples = np.array([self._events[job] for job in jobs.tolist()]).T
-        place, activation, fixed = zip(*self._stages, strict=True)
-        resource = [self.resource_of[job] for job in jobs.tolist()]
+        place, activation, fixed = (np.array(values) for values in zip(*self._stages, strict=True))
         return Timeline(
-            scheduler, order, tuple(self.resources), resource, kind, micro_batch, stage, samples, start[jobs],
-            end[jobs], place, activation, fixed,
-        )  # fmt: skip
+            scheduler,
+            order,
+            tuple(self.resources),
+            resource=np.array([self.resource_of[job] for job in jobs.tolist()]),
+            kind=kind,
+            micro_batch=micro_batch,
+            stage=stage,
+            samples=samples,
+            start=start[jobs],
+            end=end[jobs],
+            stage_resource=place,
+            stage_activation=activation,
+            stage_fixed=fixed,
+        )
