@@ -46,7 +46,8 @@ def missing_package(what: str, cause: ModuleNotFoundError, otherwise: str = "") 
     """
     package = (cause.name or "").split(".")[0]
     install = _DISTRIBUTIONS.get(package, package)
-    text = f"{what}: expected the package {package!r}, got an environment without it. Fix: pip install {install}{otherwise}"
+    fix = f"pip install {install}{otherwise}"
+    text = f"{what}: expected the package {package!r}, got an environment without it. Fix: {fix}"
     return ModuleNotFoundError(text, name=cause.name, path=cause.path)
 
 

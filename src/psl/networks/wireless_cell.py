@@ -224,6 +224,7 @@ class WirelessCell(Record):
 
         Raises:
             ScenarioError: an argument is out of range.
+            ModuleNotFoundError: ``channel="umi"`` without torch or Sionna.
 
         Source: EPSL (arXiv 2303.15991); default scenario [R].
         """
