@@ -196,10 +196,10 @@ def test_plans_keep_the_network_s_own_names():
         ({"hops": [(1, "clients", ["relay"])]}, r"hops: expected nodes of the network, got \['relay'\]"),
         (
             {"hops": HOPS[:1]},
-            "hops: expected links from 'clients' to 'server' at cut 1, got a way that ends at 'relay'",
+            "hops: expected links from 'clients' to 'server' at cut 1, got a path that ends at 'relay'",
         ),
-        ({"hops": [(1, "clients", "server")]}, "got a way that ends at 'clients'"),
-        ({"hops": [(2, u, v) for _, u, v in HOPS]}, "got a way that ends at 'clients'"),
+        ({"hops": [(1, "clients", "server")]}, "got a path that ends at 'clients'"),
+        ({"hops": [(2, u, v) for _, u, v in HOPS]}, "got a path that ends at 'clients'"),
         ({"hops": [*HOPS, (3, "server", "relay")]}, r"expected no hop beside the path of the stages, got \(3"),
         ({"batch_size": 700}, "stage 1-3 on node 'server': expected at most 1000 bytes of memory, got 1406"),
     ],

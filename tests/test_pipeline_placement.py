@@ -9,8 +9,17 @@ from pipeline_oracles import brute_force
 from pipeline_scenarios import random_network, random_profile
 from psl.errors import InfeasibleError, ScenarioError
 from psl.networks import EdgeNetwork
-from psl.schedulers.pipeline import LINKS, PipelineProblem, best_placement, latency, pareto_front, relax
+from psl.schedulers.pipeline import (
+    LINKS,
+    PipelineProblem,
+    best_placement,
+    latency,
+    pareto_front,
+    placement_below,
+    relax,
+)
 from psl.schedulers.pipeline.label_setting import PlacementSearch
+from psl.schedulers.pipeline.path import Path
 
 
 def instance(seed, units=(2, 6), nodes=(2, 6), **options):
@@ -106,8 +115,8 @@ def test_cutoff(objective):
             options = {"links": links, "objective": objective}
             best = found_by(lambda: best_placement(problem, b, **options))  # noqa: B023
             if best is not None:
-                assert best_placement(problem, b, cutoff=best.value * (1 - 1e-9), **options) is None
-                again = best_placement(problem, b, cutoff=best.value * (1 + 1e-9), **options)
+                assert placement_below(problem, b, best.value * (1 - 1e-9), **options) is None
+                again = placement_below(problem, b, best.value * (1 + 1e-9), **options)
                 assert again.value == pytest.approx(best.value, rel=1e-9), f"seed {seed}, {links}"
 
 
@@ -210,7 +219,7 @@ def test_memory_that_decides():
         ),
         (
             lambda need: {"source": need[0, 1], "a": need[1, 2] * 0.999, "b": need[1:, 1:].max() * 0.999},
-            r"network: expected a walk from the source .*, one stage per node and one hop per link, got none",
+            r"network: expected a path from the source .*, one stage per node and one hop per link, got none",
         ),
     ],
 )
@@ -243,7 +252,7 @@ def test_a_model_that_fits_only_twice_on_one_node():
     problem = PipelineProblem(profile, EdgeNetwork(graph, "source"), 8)
     assert relax(problem, 2).repeated_nodes == ("a",)
     for links in ("once", "shared", "separate"):
-        with pytest.raises(InfeasibleError, match="expected a walk from the source.*one stage per node.*got none"):
+        with pytest.raises(InfeasibleError, match="expected a path from the source.*one stage per node.*got none"):
             best_placement(problem, 2, links=links)
     with pytest.raises(InfeasibleError, match="none within max_labels = 1, .* Fix: raise max_labels"):
         best_placement(problem, 2, max_labels=1)
@@ -271,11 +280,10 @@ def test_bounds_never_exceed_what_remains():
         problem, b = instance(seed, (4, 7), (4, 7), tight=False)
         best = best_placement(problem, b)
         search = PlacementSearch(problem, problem.tables(b), "once", 10**6)
-        everything = [(n, 0, 1) for n in range(problem.n_nodes)] * 2, [(1, e) for e in range(problem.n_edges)]
+        everything = Path([(n, 0, 1) for n in range(problem.n_nodes)] * 2, [(1, e) for e in range(problem.n_edges)])
         path, _, exact = search.run("time", np.inf, everything, relax(problem, b).value)
         assert exact
-        stages = tuple((problem.network.nodes[n], i, j) for n, i, j in path[0])
-        hops = tuple((cut, *problem.network.edges[e]) for cut, e in path[1])
+        stages, hops = path.named(problem.network)
         options = {"stages": stages, "hops": hops, "micro_batch": b, "batch_size": problem.batch_size}
         total = latency(problem.profile, problem.network, **options).total
         assert total == pytest.approx(best.value, rel=1e-12), f"seed {seed}"

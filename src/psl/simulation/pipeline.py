@@ -1,19 +1,47 @@
 """The micro-batches of a pipelined plan, one by one through its stages and hops."""
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
+import networkx as nx
 import numpy as np
 
-from psl.errors import ScenarioError, check_choice, check_count, expected
+from psl.errors import PSLError, check_choice, check_count, expected
+from psl.networks.edge_network import EdgeNetwork
+from psl.profiles import Profile
 from psl.simulation.timeline import Recorder
 
 #: order= of a pipeline: what a node does first, and whether backward waits for all of forward.
 ORDERS = ("1f1b", "flush")
 
+_FORWARD, _BACKWARD = 0, 1  # positions in the pairs of an `Operation`
+
+
+class PipelinedPlan(Protocol):
+    """What is simulated: stages (node, i, j) and hops (cut, u, v) in the order of the path, as in `PipelinePlan`."""
+
+    @property
+    def profile(self) -> Profile: ...
+
+    @property
+    def network(self) -> EdgeNetwork: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def micro_batch(self) -> int: ...
+
+    @property
+    def stages(self) -> tuple[tuple[int | str, int, int], ...]: ...
+
+    @property
+    def hops(self) -> tuple[tuple[int, int | str, int | str], ...]: ...
+
 
 @dataclass(frozen=True)
-class Part:
-    """One stage or hop on a micro-batch's way; pairs are (forward, backward)."""
+class Operation:
+    """What every micro-batch goes through at one stage or hop; pairs are (forward, backward)."""
 
     kinds: tuple[str, str]
     number: int  # of the stage among stages, of the hop among hops
@@ -23,20 +51,31 @@ class Part:
     delay: tuple[float, float] = (0.0, 0.0)  # s on the way, after the resource is free again
 
 
-def pipeline_jobs(plan, *, order: str = "1f1b", max_in_flight: int | None = None, equal: bool = False) -> Recorder:
+def pipeline_jobs(
+    plan: PipelinedPlan, *, order: str = "1f1b", max_in_flight: int | None = None, equal: bool = False
+) -> Recorder:
     """Return the jobs of one mini-batch of a pipelined plan: M micro-batches forward, then backward, then done.
 
     * A node is one processor, whichever and however many of the plan's stages it holds. Forward and backward of a
       micro-batch are two jobs: n samples through units i+1..j take o_n + n (ρ_j − ρ_i)/s_n and
       o_n + n (ϖ_j − ϖ_i)/s_n, or a measured table's seconds in place of ρ/s and ϖ/s.
-    * Backward goes before forward when both wait, the lower micro-batch first: so the last stage turns a micro-batch
-      around at once. What has been started is finished.
+    * Backward goes before forward when both wait, the lower micro-batch first. So the last stage computes a
+      micro-batch backward right after its forward. What has been started is finished.
     * Each direction of a link (half duplex: the link) carries one message at a time, first-in first-out, of equal
       arrivals the lower micro-batch. A message takes n ψ_j/R_e or n χ_j/R_e′ seconds; then the link is free again
       while the message is on its way for the latency l_e. Messages are stored and forwarded: the next hop starts
       when the whole message has arrived.
     * "flush": no backward starts before the last forward of the last stage has ended, as in GPipe.
     * `max_in_flight` = W: the source starts micro-batch m + W only after its backward of micro-batch m.
+
+    Args:
+        plan: the plan; a node may host several stages, and a link may serve several hops.
+        order: "1f1b" or "flush".
+        max_in_flight: W, micro-batches; None for no limit.
+        equal: let the last micro-batch have b samples too, instead of what is left.
+
+    Raises:
+        ScenarioError: an option is out of range, stages and hops form no path, or a stage is on a node without speed.
 
     Source: pipelined split learning (arXiv 2505.04368): the pipeline [P], its costs [R], its simulation [B].
     """
@@ -50,23 +89,24 @@ def pipeline_jobs(plan, *, order: str = "1f1b", max_in_flight: int | None = None
     if max_in_flight is not None:
         window = check_count("max_in_flight", max_in_flight, fix="give a whole number of micro-batches, or None")
         if order == "flush" and window < len(sizes):
-            raise expected(
-                "max_in_flight", f"None or at least the {len(sizes)} micro-batches with order='flush'", window,
-                "flush keeps every micro-batch until the last forward: use order='1f1b' to hold fewer",
-            )  # fmt: skip
+            want = f"None or at least the {len(sizes)} micro-batches with order='flush'"
+            fix = "flush keeps every micro-batch until the last forward: use order='1f1b' to hold fewer"
+            raise expected("max_in_flight", want, window, fix)
 
     jobs = Recorder()
-    parts = _parts(plan, jobs)
-    first, turn = [], []  # forward jobs of the first and the last stage
+    operations = _operations(plan, jobs)
+    first_forward, last_forward = [], []  # jobs of the first and the last stage
     for m, n in enumerate(sizes):
-        chain = _travel(jobs, parts, 0, m, n, ())
-        first.append(chain[0])
-        turn.append(chain[-1])
+        chain = _pass(jobs, operations, _FORWARD, m, n, ())
+        first_forward.append(chain[0])
+        last_forward.append(chain[-1])
     for m, n in enumerate(sizes):
-        after = (turn[m], turn[-1]) if order == "flush" and m < len(sizes) - 1 else (turn[m],)
-        chain = _travel(jobs, parts[::-1], 1, m, n, after)
+        after = (last_forward[m],)
+        if order == "flush" and m < len(sizes) - 1:
+            after = (last_forward[m], last_forward[-1])
+        chain = _pass(jobs, operations[::-1], _BACKWARD, m, n, after)
         if m + window < len(sizes):
-            jobs.require(first[m + window], chain[-1])
+            jobs.require(first_forward[m + window], chain[-1])
     return jobs
 
 
@@ -76,73 +116,77 @@ def micro_batches(batch_size: int, micro_batch: int, equal: bool = False) -> lis
     return [micro_batch] * (count - 1) + [micro_batch if equal else batch_size - (count - 1) * micro_batch]
 
 
-def _travel(jobs: Recorder, parts: list[Part], way: int, m: int, n: int, after: tuple) -> list[int]:
-    """Add the jobs of micro-batch m through the parts, forward (way 0) or backward (way 1), and return the numbers."""
+def _pass(jobs: Recorder, operations: list[Operation], way: int, m: int, n: int, after: tuple[int, ...]) -> list[int]:
+    """Add the jobs of micro-batch m with n samples, forward or backward, and return their numbers."""
     chain = []
-    for part in parts:
-        seconds = part.overhead + n * part.per_sample[way]
-        priority = (1 - way, m) if part.kinds[0] == "forward" else (m, 1 - way)
-        label = {"micro_batch": m, "stage": part.number, "samples": n}
-        job = jobs.event(part.kinds[way], part.resources[way], seconds, after, priority, **label)
+    for operation in operations:
+        seconds = operation.overhead + n * operation.per_sample[way]
+        priority = (1 - way, m) if operation.kinds[0] == "forward" else (m, 1 - way)
+        label = {"micro_batch": m, "stage": operation.number, "samples": n}
+        job = jobs.event(operation.kinds[way], operation.resources[way], seconds, after, priority, **label)
         chain.append(job)
-        after = (jobs.add(None, part.delay[way], (job,)) if part.delay[way] > 0 else job,)
+        after = (jobs.add(None, operation.delay[way], (job,)) if operation.delay[way] > 0 else job,)
     return chain
 
 
-def _parts(plan, jobs: Recorder) -> list[Part]:
+def _operations(plan: PipelinedPlan, jobs: Recorder) -> list[Operation]:
     """Return the stages and hops in the order in which a micro-batch meets them."""
     graph, half = plan.network.graph, plan.network.duplex == "half"
-    parts, hops, number = [], list(plan.hops), 0
+    operations, hops, number = [], list(plan.hops), 0
     here, done = plan.network.source, 0
     for position, (node, i, j) in enumerate(plan.stages):
         if node != here or i != done or not i < j <= plan.profile.n_units:
             raise _broken(f"stage {position} to continue at node {here} after unit {done}", (node, i, j))
-        parts.append(_stage(plan, jobs, node, i, j))
+        operations.append(_stage(plan, jobs, node, i, j))
         done = j
         while hops and hops[0][0] == done:
             cut, u, v = hops.pop(0)
             if u != here or not (graph.has_edge(u, v) and graph.has_edge(v, u)):
                 raise _broken(f"hop {number} to leave node {here} over a link with both directions", (cut, u, v))
-            parts.append(_hop(plan.profile, jobs, graph, number, cut, u, v, half))
+            operations.append(_hop(plan.profile, jobs, graph, number, cut, u, v, half))
             here, number = v, number + 1
-    if hops or done != plan.profile.n_units or parts[-1].kinds[0] != "forward":
+    if hops or done != plan.profile.n_units or operations[-1].kinds[0] != "forward":
         left = f"units up to {done}, {len(hops)} hops left over"
         raise _broken(f"stages and hops that compute all {plan.profile.n_units} units and end there", left)
-    return parts
+    return operations
 
 
-def _stage(plan, jobs: Recorder, node, i: int, j: int) -> Part:
+def _stage(plan: PipelinedPlan, jobs: Recorder, node: int | str, i: int, j: int) -> Operation:
     attributes = plan.network.graph.nodes[node]
     resource = jobs.resource(f"node {_name(plan.network.graph, node)}")
     own = attributes.get("profile")
     table, speed = (plan.profile, attributes.get("speed", 0.0)) if own is None else (own, 1.0)
     if not speed > 0:
         raise expected(f"node {node}", "a speed above 0, as it holds a stage", f"{speed:g}", "place it elsewhere")
-    work = (table.fwd_cost[j] - table.fwd_cost[i], table.bwd_cost[j] - table.bwd_cost[i])
+    forward, backward = table.fwd_cost[j] - table.fwd_cost[i], table.bwd_cost[j] - table.bwd_cost[i]
+    per_sample = float(forward / speed), float(backward / speed)
     number = jobs.stage(resource, plan.profile, i, j)
     overhead = float(attributes.get("overhead", 0.0))
-    return Part(("forward", "backward"), number, (resource, resource), overhead, tuple(float(w / speed) for w in work))
+    return Operation(("forward", "backward"), number, (resource, resource), overhead, per_sample)
 
 
-def _hop(profile, jobs: Recorder, graph, number: int, cut: int, u, v, half: bool) -> Part:
+def _hop(
+    profile: Profile, jobs: Recorder, graph: nx.DiGraph, number: int, cut: int, u: int | str, v: int | str, half: bool
+) -> Operation:
     there, back = graph.edges[u, v], graph.edges[v, u]
     a, b = _name(graph, u), _name(graph, v)
     if half:  # one name for both directions, in the network's own order of nodes
         a, b = (a, b) if list(graph).index(u) < list(graph).index(v) else (b, a)
-        resources = (jobs.resource(f"link {a}–{b}", fifo=True),) * 2
+        link = jobs.resource(f"link {a}–{b}", fifo=True)
+        resources = link, link
     else:
         resources = jobs.resource(f"link {a}→{b}", fifo=True), jobs.resource(f"link {b}→{a}", fifo=True)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         bits, rates = np.array([profile.act_bits[cut], profile.grad_bits[cut]]), (there["rate"], back["rate"])
-        per_sample = np.where(bits > 0, bits / np.array(rates, dtype=float), 0.0)  # nothing to send takes no time
+        forward, backward = np.where(bits > 0, bits / np.array(rates, dtype=float), 0.0)  # nothing takes no time
     delay = float(there.get("latency", 0.0)), float(back.get("latency", 0.0))
-    return Part(("activation", "gradient"), number, resources, 0.0, tuple(per_sample.tolist()), delay)
+    return Operation(("activation", "gradient"), number, resources, 0.0, (float(forward), float(backward)), delay)
 
 
-def _name(graph, node) -> str:
+def _name(graph: nx.DiGraph, node: int | str) -> str:
     """Return a node's name, in quotes where 1 and "1" are two nodes."""
     return repr(node) if sum(str(other) == str(node) for other in graph) > 1 else str(node)
 
 
-def _broken(want: str, got) -> ScenarioError:
+def _broken(want: str, got: Any) -> PSLError:
     return expected("plan", want, repr(got), "take stages and hops, in path order, from one plan of pipeline.solve")

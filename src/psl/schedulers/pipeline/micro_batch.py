@@ -1,13 +1,18 @@
 """The size of a micro-batch when stages and hops are fixed: two closed forms, and the scan that settles it."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from psl.errors import check_choice, check_count
-from psl.schedulers.pipeline.problem import PipelineProblem, ceil_div, link_loads
+from psl.schedulers.pipeline.latency import ceil_div, link_loads, round_time
+from psl.schedulers.pipeline.path import Path
+from psl.schedulers.pipeline.plan import PipelinePlan
+from psl.schedulers.pipeline.problem import PipelineProblem
 
 #: Ways to choose b for a fixed path, see `MicroBatchCurve`.
 RULES = ("scan", "envelope", "bottleneck")
@@ -48,48 +53,51 @@ class MicroBatchCurve:
     beta: np.ndarray
 
     @classmethod
-    def of(cls, problem: PipelineProblem, stages, hops, links: str = "once") -> "MicroBatchCurve":
-        """Return the curve of a path through a problem, given as stages (node, i, j) and hops (cut, u, v)."""
-        network, lines, alpha0, alpha = problem.network, [], 0.0, 0.0
-        for node, i, j in stages:
-            n = network.index[node]
-            fixed, slope = 2 * network.overhead[n], max(problem.work[j, n] - problem.work[i, n], 0.0)
+    def of(cls, problem: PipelineProblem, path: Path, links: str = "once") -> "MicroBatchCurve":
+        """Return the curve of a path through a problem."""
+        lines: list[tuple[float, float]] = []  # (β0, β)
+        alpha0 = alpha = 0.0
+        for n, i, j in path.stages:
+            fixed, slope = problem.overhead[n], problem.work[j, n] - problem.work[i, n]
             lines.append((fixed, slope))
             alpha0, alpha = alpha0 + fixed, alpha + slope
-        load: Counter = Counter()
-        for k, (cut, u, v) in enumerate(hops):
-            e = network.edge_index[u, v]
-            forth, back = problem.forward[cut, e], problem.backward[cut, e]
-            alpha0, alpha = alpha0 + problem.propagation[e], alpha + forth + back
-            ends = (e, problem.reverse[e]) if links == "shared" else ((k, 0), (k, 1))
-            load.update(link_loads(problem.full_duplex, *ends, forth, back))
+        load: Counter = Counter()  # s per sample
+        for k, (cut, e) in enumerate(path.hops):
+            forward, backward = problem.forward[cut, e], problem.backward[cut, e]
+            alpha0, alpha = alpha0 + problem.propagation[e], alpha + forward + backward
+            if links == "shared":
+                load.update(link_loads(e, int(problem.reverse[e]), forward, backward, problem.full_duplex))
+            else:
+                load.update(link_loads((k, 0), (k, 1), forward, backward, problem.full_duplex))
         lines += [(0.0, slope) for slope in load.values()]
         beta0, beta = np.array(lines).T
         return cls(problem.batch_size, float(alpha0), float(alpha), beta0, beta)
 
     @classmethod
-    def of_plan(cls, plan) -> "MicroBatchCurve":
+    def of_plan(cls, plan: PipelinePlan) -> "MicroBatchCurve":
         """Return the curve of a plan's stages and hops."""
         problem = PipelineProblem(plan.profile, plan.network, plan.batch_size)
-        return cls.of(problem, plan.stages, plan.hops, plan.links)
+        return cls.of(problem, Path.of(plan.network, plan.stages, plan.hops), plan.links)
 
-    def fill_time(self, micro_batch):
+    def fill_time(self, micro_batch: ArrayLike) -> np.ndarray:
         """Return T_f at b, or at each of an array of b, s."""
         return self.alpha0 + self.alpha * np.asarray(micro_batch)
 
-    def interval(self, micro_batch):
+    def interval(self, micro_batch: ArrayLike) -> np.ndarray:
         """Return T_i at b, or at each of an array of b, s."""
         return (self.beta0 + self.beta * np.asarray(micro_batch)[..., None]).max(axis=-1)
 
-    def total(self, micro_batch):
+    def total(self, micro_batch: ArrayLike) -> np.ndarray:
         """Return T at b, or at each of an array of b, s."""
         b = np.asarray(micro_batch)
-        return self.fill_time(b) + (ceil_div(self.batch_size, b) - 1) * self.interval(b)
+        return round_time(self.fill_time(b), self.interval(b), ceil_div(self.batch_size, b))
 
     def best(self, rule: str = "scan", start: int = 32) -> int:
         """Return the micro-batch size that a rule chooses: "scan", "envelope" or "bottleneck" (from `start`)."""
         check_choice("rule", rule, RULES)
-        return self.bottleneck(start) if rule == "bottleneck" else getattr(self, rule)()
+        if rule == "bottleneck":
+            return self.bottleneck(start)
+        return self.scan() if rule == "scan" else self.envelope()
 
     def scan(self) -> int:
         """Return the b of least T, exactly, out of the 2 √B useful ones."""
@@ -105,10 +113,10 @@ class MicroBatchCurve:
         return self._better([np.floor(stationary), np.ceil(stationary)])
 
     def bottleneck(self, start: int = 32) -> int:
-        """Return the closed form's b, taken again at its own result until it repeats itself, from b = `start`.
+        """Return the closed form's b at the bottleneck of b = `start`, then at that of its own result, and so on.
 
-        Where it goes round in circles, as it does between a bottleneck with fixed costs and one without, the best of
-        the circle is returned.
+        It stops when a size comes again. Between a bottleneck with fixed costs and one without, several sizes follow
+        each other in a circle: the best of them is returned.
         """
         b, seen = min(check_count("start", start), self.batch_size), []
         while b not in seen:
@@ -117,7 +125,7 @@ class MicroBatchCurve:
         return self._better(seen[seen.index(b) :])
 
     def envelope(self) -> int:
-        """Return the b of least T for continuous b and M = B/b, all resources considered, with M rounded well.
+        """Return the b of least T for continuous b and M = B/b, all resources considered, rounded to a whole M.
 
         For each resource T is convex in b, and so is the largest of them: the minimum is a resource's own b*, or a
         point where two resources are equally busy. Of the two whole M beside B/b the better is taken, each with the
@@ -127,7 +135,7 @@ class MicroBatchCurve:
             meet = (self.beta0 - self.beta0[:, None]) / (self.beta[:, None] - self.beta)  # (R, R)
         meet = meet[np.isfinite(meet) & (meet > 1) & (meet < self.batch_size)]
         b = np.concatenate([self._stationary(), meet, [1.0, self.batch_size]])
-        time = self.fill_time(b) + (self.batch_size / b - 1) * self.interval(b)
+        time = round_time(self.fill_time(b), self.interval(b), self.batch_size / b)
         least = self.batch_size / b[np.argmin(time)]
         counts = np.array([max(np.floor(least), 1), np.ceil(least)], dtype=int)
         return self._better(ceil_div(self.batch_size, counts))
@@ -141,12 +149,12 @@ class MicroBatchCurve:
 
     def _stationary(self) -> np.ndarray:
         """Return (R,) each resource's b* as if it were the bottleneck throughout, clipped to 1..B."""
-        rest = np.maximum(self.alpha - self.beta, 0.0)
+        others = np.maximum(self.alpha - self.beta, 0.0)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            b = np.sqrt(self.batch_size * self.beta0 / rest)
+            b = np.sqrt(self.batch_size * self.beta0 / others)
         # Nothing fixed: the smaller the better. Nothing else that grows with b: the larger the better.
         return np.clip(np.where(self.beta0 > 0, b, 1.0), 1.0, self.batch_size)
 
-    def _better(self, sizes) -> int:
-        sizes = np.asarray(sizes, dtype=int)
-        return int(sizes[np.argmin(self.total(sizes))])
+    def _better(self, sizes: Iterable[float] | np.ndarray) -> int:
+        candidates = np.asarray(sizes, dtype=int)
+        return int(candidates[np.argmin(self.total(candidates))])

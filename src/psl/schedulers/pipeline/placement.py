@@ -1,33 +1,66 @@
-"""The best stages and hops for one micro-batch size: the shortest path, repaired where it books something twice."""
+"""The best stages and hops for one micro-batch size: the shortest path, or a search where it repeats a node or link."""
 
-from collections import Counter
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from psl.errors import InfeasibleError, check_choice, check_count, expected
+from psl.schedulers.pipeline.checks import LINKS, OBJECTIVES, ROUNDING
 from psl.schedulers.pipeline.label_setting import MAX_LABELS, PlacementSearch
-from psl.schedulers.pipeline.latency import Hops, Stages, assess
-from psl.schedulers.pipeline.pareto import walk
-from psl.schedulers.pipeline.problem import LINKS, OBJECTIVES, PipelineProblem
-from psl.schedulers.pipeline.shortest_path import Path
+from psl.schedulers.pipeline.micro_batch import MicroBatchCurve
+from psl.schedulers.pipeline.pareto import Point, least_fill_time
+from psl.schedulers.pipeline.path import Hops, Path, Stages, describe
+from psl.schedulers.pipeline.problem import PipelineProblem, Tables
+from psl.schedulers.pipeline.shortest_path import least_bottleneck
+
+#: Told of every step of a search: "block" ("placement" or "micro-batch"), "micro_batch", and "round_time" in seconds,
+#: which is the interval where that is the objective.
+Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Stages and hops with their time at one micro-batch size, and what is known about better ones."""
+    """A path with a micro-batch size and its times, and what is known about better ones: the result of all searches."""
 
-    stages: Stages  # ((node, i, j), ...)
-    hops: Hops  # ((cut, u, v), ...)
-    micro_batch: int
+    problem: PipelineProblem = field(repr=False, compare=False)
+    path: Path = field(repr=False)  # by places
+    micro_batch: int  # b
     objective: str  # "time" or "interval"
     fill_time: float  # T_f, s
     interval: float  # T_i, s
     total: float  # T, s
-    lower_bound: float  # s, of the objective: no allowed placement has less
-    exact: bool  # whether this one is proven best
-    steps: tuple[dict, ...] = ()  # the walk along the Pareto front, one dict per shortest path
-    labels: int = 0  # labels the repair made; 0 where the shortest path was clean
+    lower_bound: float = 0.0  # s, of the objective: nothing that was searched has less
+    exact: bool = False  # whether this one is proven best
+    steps: tuple[dict[str, float], ...] = ()  # one dict per shortest path: limit, fill_time, interval, total
+    labels: int = 0  # labels of the search; 0 where the shortest path repeats nothing
+    solved: int = 1  # placement problems that were solved
+
+    @classmethod
+    def timed(cls, problem: PipelineProblem, path: Path, micro_batch: int, objective: str, links: str) -> "Placement":
+        """Return a path with its times by the closed form."""
+        terms = problem.latency(path, micro_batch, links)
+        return cls(problem, path, micro_batch, objective, terms.fill_time, terms.interval, terms.total)
+
+    def proven(self, lower_bound: float, exact: bool, **others: Any) -> "Placement":
+        """Return the placement with its bound: its own value if it is proven best, never above that."""
+        # The bound and the value are sums in different orders: the last bit must not put the bound above the value.
+        bound = self.value if exact else min(lower_bound, self.value)
+        return dataclasses.replace(self, lower_bound=bound, exact=exact, **others)
+
+    def resized(self, curve: MicroBatchCurve, micro_batch: int) -> "Placement":
+        """Return the same path at another micro-batch size, timed by its curve; nothing is known about better ones."""
+        return Placement(
+            self.problem,
+            self.path,
+            micro_batch,
+            self.objective,
+            float(curve.fill_time(micro_batch)),
+            float(curve.interval(micro_batch)),
+            float(curve.total(micro_batch)),
+        )
 
     @property
     def value(self) -> float:
@@ -35,38 +68,118 @@ class Placement:
         return self.total if self.objective == "time" else self.interval
 
     @property
-    def repeated_nodes(self) -> tuple:
-        """Nodes that host more than one stage."""
-        return tuple(node for node, count in Counter(node for node, _, _ in self.stages).items() if count > 1)
+    def stages(self) -> Stages:
+        """(node, i, j) in the order of the path: the node runs units i+1..j."""
+        return self.path.named(self.problem.network)[0]
 
     @property
-    def repeated_links(self) -> tuple:
+    def hops(self) -> Hops:
+        """(cut, u, v) in the order of the path."""
+        return self.path.named(self.problem.network)[1]
+
+    @property
+    def repeated_nodes(self) -> tuple[int | str, ...]:
+        """Nodes that host more than one stage."""
+        return tuple(self.problem.network.nodes[n] for n in self.problem.repeated(self.path)[0])
+
+    @property
+    def repeated_links(self) -> tuple[tuple[int | str, int | str], ...]:
         """Undirected links (u, v) that serve more than one hop."""
-        used = Counter(tuple(sorted((u, v), key=str)) for _, u, v in self.hops)
-        return tuple(link for link, count in used.items() if count > 1)
+        ends = (self.problem.network.edges[e] for e in self.problem.repeated(self.path)[1])
+        return tuple((u, v) if str(u) <= str(v) else (v, u) for u, v in ends)
 
     @property
     def repeats(self) -> bool:
-        """Whether a node or a link is booked twice."""
-        return bool(self.repeated_nodes or self.repeated_links)
+        """Whether a node hosts more than one stage or a link serves more than one hop."""
+        return any(self.problem.repeated(self.path))
+
+    def __repr__(self) -> str:
+        path, proof = describe(self.problem.network, self.stages), "best" if self.exact else "not proven best"
+        times = f"T={self.total:.6g} s, fill time {self.fill_time:.4g} s, interval {self.interval:.4g} s"
+        return f"Placement({path}, b={self.micro_batch}, {times}, {proof})"
 
 
-def relax(
-    problem: PipelineProblem, micro_batch: int, objective: str = "time", *, cutoff: float = np.inf
-) -> Placement | None:
-    """Return the plain shortest path, which may book a node or a link twice; None if nothing is below the cutoff.
+def relax(problem: PipelineProblem, micro_batch: int, objective: str = "time") -> Placement:
+    """Return the plain shortest path, which may come back to a node or a link.
+
+    Its times count a node that hosts two stages as two nodes, and every hop by itself.
+
+    Args:
+        problem: the problem.
+        micro_batch: b, samples per micro-batch.
+        objective: "time", T, or "interval", T_i (ties: the shorter fill time).
 
     Raises:
+        ScenarioError: an argument is out of range.
         InfeasibleError: no path leads through the model.
 
     Source: pipelined split learning (arXiv 2505.04368): bottleneck-aware shortest path [P]; the faster search [B].
     """
     check_choice("objective", objective, OBJECTIVES)
-    tables = problem.tables(micro_batch)
-    walked = walk(problem, tables, objective, cutoff)
-    if walked.path is None:
+    found = _relaxed(problem, problem.tables(micro_batch), objective, np.inf)
+    if found is None:
+        raise problem.infeasible()
+    return found
+
+
+def _relaxed(problem: PipelineProblem, tables: Tables, objective: str, cutoff: float) -> Placement | None:
+    """Return the plain shortest path, or None if nothing is below the cutoff; exact.
+
+    One minimax pass gives θ_min, the least interval; the path of least fill time at θ_min is a first candidate. Then
+    come the path of least fill time over all edges, over edges of occupancy below min(θ_k, (best − S_k)/(M − 1)), and
+    so on: S_k, the fill time of the last one, never falls again, so a path with a larger occupancy cannot win.
+    """
+    least = float(least_bottleneck(problem, tables).arrived[0, problem.source])
+    if not np.isfinite(least):
+        raise problem.infeasible()
+    steps: list[dict[str, float]] = []
+
+    def step(limit: float) -> Point | None:
+        point = least_fill_time(problem, tables, limit)
+        if point is not None:
+            fill, interval, total, _ = point
+            steps.append({"limit": float(limit), "fill_time": fill, "interval": interval, "total": total})
+        return point
+
+    if objective == "interval":
+        best = step(least) if least < cutoff else None
+    else:
+        best = _least_total(step, least, tables.n_micro_batches - 1, cutoff)
+    if best is None:
         return None
-    return _placement(problem, tables.micro_batch, walked.path, objective, "separate", walked.value, True, walked.steps)
+    placement = Placement.timed(problem, best.path, tables.micro_batch, objective, "separate")
+    return placement.proven(placement.value, True, steps=tuple(steps))
+
+
+def _least_total(step: Callable[[float], Point | None], least: float, more: int, cutoff: float) -> Point | None:
+    """Return the point of least T = S + (M − 1) θ, or None if nothing is below the cutoff.
+
+    Args:
+        step: gives the point of least fill time with occupancies up to a limit.
+        least: θ_min, s.
+        more: M − 1.
+        cutoff: s.
+    """
+    last = step(np.inf)  # before the one at θ_min: alone it may already show that nothing is below the cutoff
+    if last is None or last.fill_time + more * least >= cutoff:
+        return None
+    best = last
+    if last.interval > least and more:
+        end = step(least)
+        if end is not None and end.total < best.total:
+            best = end
+        limit = last.interval
+        while True:
+            limit = min(limit, (min(best.total, cutoff) - last.fill_time) / more)
+            if limit <= least:
+                break
+            last = step(np.nextafter(limit, 0.0))
+            if last is None or (end is not None and last.fill_time >= end.fill_time):
+                break
+            limit = last.interval
+            if last.total < best.total:
+                best = last
+    return best if best.total < cutoff else None
 
 
 def best_placement(
@@ -75,13 +188,12 @@ def best_placement(
     *,
     links: str = "once",
     objective: str = "time",
-    cutoff: float = np.inf,
     max_labels: int = MAX_LABELS,
-) -> Placement | None:
+) -> Placement:
     """Return the best placement with one stage per node at most, at one micro-batch size.
 
-    The plain shortest path is optimal where it books nothing twice. Elsewhere labels that remember what was booked are
-    set until one is proven best.
+    The plain shortest path is optimal where it repeats no node and no link. Elsewhere label setting finds the best
+    path that does not.
 
     Args:
         problem: the problem.
@@ -89,68 +201,68 @@ def best_placement(
         links: "once": an undirected link serves one hop at most; "shared": the hops over a link add up in its
             occupancy, per direction in full duplex; "separate": every hop counts by itself, as published.
         objective: "time", T, or "interval", T_i (ties: the shorter fill time, as far as found).
-        cutoff: only placements below it are wanted.
-        max_labels: give up proving beyond so many labels: the result then has `exact=False` and may be at or above the
-            cutoff.
-
-    Returns:
-        The placement, or None if it is proven that nothing is below the cutoff.
+        max_labels: give up proving beyond so many labels: the result then has `exact=False`.
 
     Raises:
         ScenarioError: an argument is out of range.
         InfeasibleError: there is no placement.
 
-    Source: pipelined split learning (arXiv 2505.04368): splitting and placement by a shortest path [P]; the repair [B].
+    Source: pipelined split learning (arXiv 2505.04368): splitting and placement by a shortest path [P]; the search for
+        paths without repetition [B].
+    """
+    found = placement_below(problem, micro_batch, np.inf, links=links, objective=objective, max_labels=max_labels)
+    if found is None:
+        raise problem.infeasible(links)
+    return found
+
+
+def placement_below(
+    problem: PipelineProblem,
+    micro_batch: int,
+    cutoff: float,
+    *,
+    links: str = "once",
+    objective: str = "time",
+    max_labels: int = MAX_LABELS,
+) -> Placement | None:
+    """Return the best placement if it is below a cutoff, or None if it is proven that nothing is; stops early.
+
+    Args:
+        problem, micro_batch, links, objective: as for `best_placement`.
+        cutoff: of the objective, s.
+        max_labels: give up proving beyond so many labels: the result then has `exact=False` and may be at or above the
+            cutoff.
+
+    Raises:
+        ScenarioError: an argument is out of range.
+        InfeasibleError: the model fits nowhere, or nothing was found within `max_labels`.
+
+    Source: ours [B].
     """
     check_choice("links", links, LINKS)
+    check_choice("objective", objective, OBJECTIVES)
     max_labels = check_count("max_labels", max_labels)
-    relaxed = relax(problem, micro_batch, objective, cutoff=cutoff)
+    tables = problem.tables(micro_batch)
+    relaxed = _relaxed(problem, tables, objective, cutoff)
     if relaxed is None:
         return None
-    bound, steps = relaxed.value, relaxed.steps
-    if not relaxed.repeated_nodes and not (relaxed.repeated_links and links == "once"):
-        path = _by_places(problem, relaxed)
-        same = _placement(problem, relaxed.micro_batch, path, objective, links, bound, True, steps)
-        if same.value <= bound * (1 + 1e-12):
-            return same
+    nodes, used = problem.repeated(relaxed.path)
+    if not nodes and not used:
+        return relaxed
+    if not nodes and links != "once":
+        same = relaxed
+        if links == "shared":
+            same = Placement.timed(problem, relaxed.path, tables.micro_batch, objective, links)
+        if same.value <= relaxed.value * (1 + ROUNDING):
+            return same.proven(relaxed.value, True, steps=relaxed.steps)
     if short := problem.shortage():
         raise short
-    search = PlacementSearch(problem, problem.tables(micro_batch), links, max_labels)
-    path, below, exact = search.run(objective, cutoff, _by_places(problem, relaxed), relaxed.value)
-    if path is None and exact and cutoff < np.inf:
-        return None
+    search = PlacementSearch(problem, tables, links, max_labels)
+    path, bound, exact = search.run(objective, cutoff, relaxed.path, relaxed.value)
     if path is None and exact:
-        raise problem.infeasible(links)
+        return None
     if path is None:
         got = f"none within max_labels = {max_labels}, though nothing rules one out"
         raise expected("network", "a placement with one stage per node", got, "raise max_labels", InfeasibleError)
-    bound = max(bound, below)
-    return _placement(problem, relaxed.micro_batch, path, objective, links, bound, exact, steps, search.made)
-
-
-def _by_places(problem: PipelineProblem, placement: Placement) -> Path:
-    network = problem.network
-    stages = [(network.index[node], i, j) for node, i, j in placement.stages]
-    return stages, [(cut, network.edge_index[u, v]) for cut, u, v in placement.hops]
-
-
-def _placement(problem, b, path, objective, links, bound, exact, steps, labels=0) -> Placement:
-    network = problem.network
-    stages = tuple((network.nodes[n], i, j) for n, i, j in path[0])
-    hops = tuple((cut, *network.edges[e]) for cut, e in path[1])
-    terms = assess(problem.profile, network, stages, hops, b, problem.batch_size, links)
-    value = terms.total if objective == "time" else terms.interval
-    # Sums in another order: the last bit must not put the bound above the plan.
-    return Placement(
-        stages,
-        hops,
-        b,
-        objective,
-        terms.fill_time,
-        terms.interval,
-        terms.total,
-        min(bound, value),
-        exact,
-        steps,
-        labels,
-    )
+    placement = Placement.timed(problem, path, tables.micro_batch, objective, links)
+    return placement.proven(max(bound, relaxed.value), exact, steps=relaxed.steps, labels=search.made)

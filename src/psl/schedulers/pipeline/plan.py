@@ -5,12 +5,20 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from psl.errors import check_choice, check_count, expected
+from psl.errors import check_choice, expected
 from psl.networks.edge_network import EdgeNetwork
 from psl.profiles import Profile
 from psl.records import Record
-from psl.schedulers.pipeline.latency import PipelineLatency, check_path, latency
-from psl.schedulers.pipeline.problem import LINKS, OBJECTIVES, ceil_div, check_micro_batch, check_profile
+from psl.schedulers.pipeline.checks import (
+    LINKS,
+    OBJECTIVES,
+    check_batch_size,
+    check_micro_batch,
+    check_path,
+    check_profile,
+)
+from psl.schedulers.pipeline.latency import RoundLatency, ceil_div, round_latency, round_time
+from psl.schedulers.pipeline.path import Hops, Path, Stages, describe
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -23,11 +31,12 @@ class PipelinePlan(Record):
         stages: (node, i, j) in the order of the path: the node runs units i+1..j.
         hops: (cut, u, v) in the order of the path.
         objective: what was minimised: "time", T, or "interval", T_i.
-        links: what a link may do: serve "once", be "shared" by hops that add up, or count "separate" hops.
+        links: how hops use the links: each link "once", "shared" by hops that add up, or counted "separate".
         method: what made the plan.
         lower_bound: s, no plan for this scenario has a smaller objective; NaN if it was not computed.
         exact: whether the plan was proven optimal for its scenario and objective.
-        history: one dict per step of the search.
+        history: one dict per step of the search: "block" ("placement" or "micro-batch"), "micro_batch" and
+            "round_time", s; for objective="interval" the interval.
 
     Attributes:
         fill_time: T_f, s, until the first micro-batch is through.
@@ -45,8 +54,8 @@ class PipelinePlan(Record):
     network: EdgeNetwork
     batch_size: int
     micro_batch: int
-    stages: tuple[tuple[int | str, int, int], ...]
-    hops: tuple[tuple[int, int | str, int | str], ...]
+    stages: Stages
+    hops: Hops
     objective: str = "time"
     links: str = "once"
     method: str = "given"
@@ -56,26 +65,18 @@ class PipelinePlan(Record):
     fill_time: float = field(init=False)
     interval: float = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_profile(self.profile, self.network)
         check_choice("objective", self.objective, OBJECTIVES)
         check_choice("links", self.links, LINKS)
-        batch_size = check_count("batch_size", self.batch_size)
-        stages, hops = check_path(self.profile, self.network, self.stages, self.hops, self.links)
-        values = {
-            "batch_size": batch_size,
-            "micro_batch": check_micro_batch(self.micro_batch, batch_size),
-            "stages": stages,
-            "hops": hops,
-            "lower_bound": float(self.lower_bound),
-            "exact": bool(self.exact),
-            "history": tuple(self.history),
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-        terms = self.latency()
-        object.__setattr__(self, "fill_time", terms.fill_time)
-        object.__setattr__(self, "interval", terms.interval)
+        batch_size = check_batch_size(self.batch_size)
+        b = check_micro_batch(self.micro_batch, batch_size)
+        path = check_path(self.profile, self.network, self.stages, self.hops, batch_size, self.links)
+        stages, hops = path.named(self.network)
+        terms = round_latency(self.profile, self.network, path, b, batch_size, self.links)
+        self._set(batch_size=batch_size, micro_batch=b, stages=stages, hops=hops)
+        self._set(lower_bound=float(self.lower_bound), exact=bool(self.exact), history=tuple(self.history))
+        self._set(fill_time=terms.fill_time, interval=terms.interval)
 
     @property
     def n_micro_batches(self) -> int:
@@ -85,7 +86,7 @@ class PipelinePlan(Record):
     @property
     def round_time(self) -> float:
         """T = T_f + (M − 1) T_i, s per mini-batch: a round of training is one mini-batch."""
-        return self.fill_time + (self.n_micro_batches - 1) * self.interval
+        return round_time(self.fill_time, self.interval, self.n_micro_batches)
 
     @property
     def value(self) -> float:
@@ -99,13 +100,13 @@ class PipelinePlan(Record):
 
     @property
     def may_be_optimistic(self) -> bool:
-        """Whether simulated execution can take longer than T: what the closed form leaves out is waiting.
+        """Whether simulated execution can take longer than T: the closed form leaves out that passes wait.
 
-        Never seen with a single micro-batch, a single stage, or two stages on full-duplex links. With three stages or
-        more a backward pass in between can hold up a forward one: with full-duplex links used once by a few per cent,
-        fading as M grows. On half-duplex links both directions compete as well: about 20 % were seen, and they stay
-        however large M is. With links="separate" hops wait for each other: up to twice T was seen. `psl.simulate` tells
-        how much.
+        This was never seen with a single micro-batch, a single stage, or two stages on full-duplex links. With three
+        stages or more a backward pass can hold up a forward pass. On full-duplex links that are used once this costs a
+        few per cent, and less as M grows. On half-duplex links the two directions wait for each other as well: about
+        20 % were seen, however large M is. With links="separate" hops wait for each other: up to twice T was seen.
+        `psl.simulate` tells how much it is.
         """
         waits = len(self.stages) > 2 or (len(self.stages) == 2 and self.network.duplex == "half")
         return self.n_micro_batches > 1 and waits
@@ -125,12 +126,10 @@ class PipelinePlan(Record):
         """Names of the cuts between stages."""
         return tuple(self.profile.names[j] for j in self.cuts)
 
-    def latency(self) -> PipelineLatency:
+    def latency(self) -> RoundLatency:
         """Return the terms of the closed form, stage by stage and hop by hop."""
-        return latency(
-            self.profile, self.network, stages=self.stages, hops=self.hops, micro_batch=self.micro_batch,
-            batch_size=self.batch_size, links=self.links,
-        )  # fmt: skip
+        path = Path.of(self.network, self.stages, self.hops)
+        return round_latency(self.profile, self.network, path, self.micro_batch, self.batch_size, self.links)
 
     def training_arguments(self) -> dict[str, Any]:
         """Return what the plan decides for `psl.train`: n_clients, batch_size, micro_batch and cut (the boundaries)."""
@@ -152,11 +151,10 @@ class PipelinePlan(Record):
         """Return one row per stage and hop: linear cost, occupancy, memory, and whether it is the bottleneck."""
         return self.latency().to_frame()
 
-    def __repr__(self):
-        path = " → ".join(f"{self.network.labels[node]}:{i}-{j}" for node, i, j in self.stages)
+    def __repr__(self) -> str:
         proof = "optimal" if self.exact else f"gap {100 * self.gap:.3g} %" if self.lower_bound > 0 else "no lower bound"
         return (
-            f"PipelinePlan({self.method}: {path}, b={self.micro_batch}, T={self.round_time:.6g} s = "
-            f"{self.fill_time:.4g} s + {self.n_micro_batches - 1} × {self.interval:.4g} s, {proof}"
-            f"{', T may be optimistic' if self.may_be_optimistic else ''})"
+            f"PipelinePlan({self.method}: {describe(self.network, self.stages)}, b={self.micro_batch}, "
+            f"T={self.round_time:.6g} s = {self.fill_time:.4g} s + {self.n_micro_batches - 1} × {self.interval:.4g} s, "
+            f"{proof}{', T may be optimistic' if self.may_be_optimistic else ''})"
         )

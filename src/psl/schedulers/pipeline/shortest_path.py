@@ -1,21 +1,22 @@
 """Shortest paths through the state graph: one vectorised dynamic programme over the cuts, from the output back.
 
 Vertices are (j, n, arrived) and (j, n, computed): the activation of cut j lies on node n, brought by a hop or computed
-there. A stage leads from (i, n, arrived) to (j, n, computed), a hop from (j, n, either) to (j, m, arrived).
+there. A stage leads from (i, n, arrived) to (j, n, computed), a hop from (j, n, either) to (j, m, arrived). A path may
+come back to a node or a link.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from psl.schedulers.pipeline.path import Path
 from psl.schedulers.pipeline.problem import PipelineProblem, Tables
-
-Path = tuple[list[tuple[int, int, int]], list[tuple[int, int]]]  # stages (n, i, j) and hops (cut, edge), by places
 
 
 @dataclass(frozen=True)
 class Completions:
-    """What it takes, at least, from every vertex to the end of the model, and the edges it was computed with."""
+    """The least cost from every vertex to the end of the model, and the costs of edges it was computed with."""
 
     arrived: np.ndarray  # (L+1, N); of row 0 only the source's entry means anything
     computed: np.ndarray  # (L+1, N)
@@ -23,7 +24,7 @@ class Completions:
     hop: np.ndarray  # (L+1, E)
 
 
-def completions(problem: PipelineProblem, stage: np.ndarray, hop: np.ndarray, extend=np.add) -> Completions:
+def completions(problem: PipelineProblem, stage: np.ndarray, hop: np.ndarray, extend: np.ufunc = np.add) -> Completions:
     """Return the least cost from every vertex to the end.
 
     Args:
@@ -37,50 +38,58 @@ def completions(problem: PipelineProblem, stage: np.ndarray, hop: np.ndarray, ex
     computed = np.full((last + 1, problem.n_nodes), np.inf)
     computed[last] = 0.0
     for j in range(last - 1, -1, -1):
-        here = extend(stage[j, j + 1 :], computed[j + 1 :]).min(axis=0)
+        arrived[j] = extend(stage[j, j + 1 :], computed[j + 1 :]).min(axis=0)
         if j and problem.n_edges:
-            # Relays within the layer: Bellman-Ford over all edges at once, until nothing changes.
-            while True:
-                onward = np.minimum.reduceat(extend(hop[j], here[problem.head]), problem.tail_starts)
-                nearer = np.minimum(here, onward)
-                if np.array_equal(nearer, here):
-                    break
-                here = nearer
-            computed[j] = onward
-        arrived[j] = here
+            arrived[j], computed[j] = _over_hops(problem, hop[j], arrived[j], extend)
     return Completions(arrived, computed, stage, hop)
 
 
-def completions_by_hosts(problem: PipelineProblem, stage, hop, hosts: list[int], extend=np.add) -> np.ndarray:
-    """Return (2, L+1, N, 2^t) least costs to the end, computed and arrived, for each set of hosts already booked.
+def completions_by_hosts(
+    problem: PipelineProblem, stage: np.ndarray, hop: np.ndarray, hosts: Sequence[int], extend: np.ufunc = np.add
+) -> np.ndarray:
+    """Return (2, L+1, N, 2^t) least costs to the end, computed and arrived, for each set of hosts that have a stage.
 
     Args:
         problem, stage, hop, extend: as for `completions`.
-        hosts: t nodes; set s holds the k-th of them if bit k of s is 1. These host at most one stage, in all; other
-            nodes as many as they like.
+        hosts: t nodes; in set s the k-th of them has a stage if bit k of s is 1. Each of them hosts one stage at most,
+            before and after the vertex together; the other nodes any number.
     """
     last, nodes, sets = problem.n_units, np.arange(problem.n_nodes)[:, None], np.arange(1 << len(hosts))
     bit = np.zeros((problem.n_nodes, 1), dtype=int)
-    bit[hosts, 0] = 1 << np.arange(len(hosts))
-    booked = sets | bit  # (N, 2^t)
+    bit[list(hosts), 0] = 1 << np.arange(len(hosts))
+    with_node = sets | bit  # (N, 2^t)
     free = (sets & bit) == 0
     costs = np.full((2, last + 1, problem.n_nodes, len(sets)), np.inf)
     costs[0, last] = 0.0
     after = np.full(costs.shape[1:], np.inf)  # what follows a stage, if the node may host it
     after[last] = np.where(free, 0.0, np.inf)
     for j in range(last - 1, -1, -1):
-        here = extend(stage[j, j + 1 :, :, None], after[j + 1 :]).min(axis=0)
+        costs[1, j] = extend(stage[j, j + 1 :, :, None], after[j + 1 :]).min(axis=0)
         if j and problem.n_edges:
-            while True:
-                onward = np.minimum.reduceat(extend(hop[j, :, None], here[problem.head]), problem.tail_starts)
-                nearer = np.minimum(here, onward)
-                if np.array_equal(nearer, here):
-                    break
-                here = nearer
-            costs[0, j] = onward
-            after[j] = np.where(free, onward[nodes, booked], np.inf)
-        costs[1, j] = here
+            costs[1, j], costs[0, j] = _over_hops(problem, hop[j, :, None], costs[1, j], extend)
+            after[j] = np.where(free, costs[0, j][nodes, with_node], np.inf)
     return costs
+
+
+def _over_hops(
+    problem: PipelineProblem, hop: np.ndarray, arrived: np.ndarray, extend: np.ufunc
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the least costs from (j, n, arrived) and (j, n, computed) when any number of hops may come first.
+
+    Bellman-Ford over all edges at once, until nothing changes.
+
+    Args:
+        problem: says which edges leave which node.
+        hop: (E, ...) cost of a hop at cut j.
+        arrived: (N, ...) least cost from (j, n, arrived) without a hop.
+        extend: as for `completions`.
+    """
+    while True:
+        computed = np.minimum.reduceat(extend(hop, arrived[problem.head]), problem.tail_starts)
+        nearer = np.minimum(arrived, computed)
+        if np.array_equal(nearer, arrived):
+            return arrived, computed
+        arrived = nearer
 
 
 def least_sum(problem: PipelineProblem, tables: Tables, limit: float = np.inf) -> Completions:
@@ -106,18 +115,19 @@ def shortest_path(problem: PipelineProblem, found: Completions) -> Path | None:
         j = i + 1 + int(np.argmin(onward))
         stages.append((n, i, j))
         if j == problem.n_units:
-            return stages, hops
-        way = _relays(problem, found, j, n)
-        hops += [(j, e) for e in way]
-        i, n = j, int(problem.head[way[-1]])
+            return Path(tuple(stages), tuple(hops))
+        edges = _relays(problem, found, j, n)
+        hops += [(j, e) for e in edges]
+        i, n = j, int(problem.head[edges[-1]])
 
 
 def _relays(problem: PipelineProblem, found: Completions, j: int, n: int) -> list[int]:
-    """Return the edges of a shortest way from (j, n, computed) to a node where the next stage begins.
+    """Return the edges of a shortest path from (j, n, computed) to a node where the next stage begins.
 
     Depth-first over the edges that meet the known least cost: free hops could otherwise lead in a circle.
     """
-    seen, way = set(), []  # n itself may be come back to: as arrived it is another vertex
+    # n itself is not among the nodes seen: the path may come back to it, as (j, n, arrived) is another vertex.
+    seen, edges = set(), []
     starts = [*problem.tail_starts.tolist(), problem.n_edges]
 
     def descend(node: int) -> bool:
@@ -125,12 +135,12 @@ def _relays(problem: PipelineProblem, found: Completions, j: int, n: int) -> lis
             m = int(problem.head[e])
             if found.hop[j, e] + found.arrived[j, m] > found.computed[j, node] or m in seen:
                 continue
-            way.append(e)
+            edges.append(e)
             seen.add(m)
             if (found.stage[j, j + 1 :, m] + found.computed[j + 1 :, m]).min() <= found.arrived[j, m] or descend(m):
                 return True
-            way.pop()
+            edges.pop()
         return False
 
     descend(n)
-    return way
+    return edges

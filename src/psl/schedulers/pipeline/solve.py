@@ -1,6 +1,6 @@
-"""The front door of the pipeline scheduler."""
+"""`solve`: the methods of the pipeline scheduler, and the plan that each of them makes."""
 
-import dataclasses
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -10,11 +10,12 @@ from psl.networks.edge_network import EdgeNetwork
 from psl.profiles import Profile
 from psl.schedulers.pipeline.alternating import START, alternate
 from psl.schedulers.pipeline.baselines import random_cuts, random_placement, two_tier
-from psl.schedulers.pipeline.choice import Choice
-from psl.schedulers.pipeline.joint import best_choice
+from psl.schedulers.pipeline.checks import LINKS, OBJECTIVES, ROUNDING, check_micro_batch
+from psl.schedulers.pipeline.joint import optimum
 from psl.schedulers.pipeline.label_setting import MAX_LABELS
+from psl.schedulers.pipeline.placement import Placement
 from psl.schedulers.pipeline.plan import PipelinePlan
-from psl.schedulers.pipeline.problem import LINKS, OBJECTIVES, PipelineProblem, check_micro_batch
+from psl.schedulers.pipeline.problem import PipelineProblem
 
 METHODS = ("exact", "alternating", "no-pipeline", "random-cuts", "random-placement", "two-tier")
 
@@ -83,39 +84,47 @@ def solve(
     if micro_batch is not None:
         micro_batch = check_micro_batch(micro_batch, problem.batch_size)
     _check_method(method, objective, micro_batch, problem.batch_size)
-    history: list[dict] = []
-    bar = tqdm(desc=f"pipeline {method}", unit=" improvements", disable=not progress)
+    size = problem.batch_size if method == "no-pipeline" else micro_batch
+    history: list[dict[str, Any]] = []
 
-    def report(event: dict) -> None:
-        history.append(event)
-        bar.update()
-        bar.set_postfix(b=event["micro_batch"], value=f"{event['value']:.4g} s")
+    def best(of: PipelineProblem) -> Placement:
+        return optimum(of, micro_batch, links, objective, max_labels=max_labels)
 
-    def best(of: PipelineProblem, told=report) -> Choice:
-        return best_choice(of, micro_batch, links, objective, max_labels=max_labels, report=told)
+    with tqdm(desc=f"pipeline {method}", unit=" improvements", disable=not progress) as bar:
 
-    optimum = best(problem, None) if method == "random-placement" else None
-    try:
-        if method == "exact":
-            optimum = chosen = best(problem)
-        elif method == "alternating":
-            chosen = alternate(problem, links, start=start, max_labels=max_labels, report=report)
-        elif method == "no-pipeline":
-            options = {"max_labels": max_labels, "report": report}
-            chosen = best_choice(problem, problem.batch_size, links, objective, **options)
-        elif method == "two-tier":
-            chosen = two_tier(problem, best)
-        elif method == "random-cuts":
-            chosen = random_cuts(problem, best, rng)
-        else:
-            chosen = random_placement(problem, best, optimum, rng)
-    except InfeasibleError:
-        best(problem, None)  # if nothing fits at all, that is the error to raise
-        raise
-    if bound and optimum is None:
-        optimum = best(problem, None)
-    bar.close()
-    plan = PipelinePlan(
+        def report(event: dict[str, Any]) -> None:
+            history.append(event)
+            bar.update()
+            bar.set_postfix(b=event["micro_batch"], round_time=f"{event['round_time']:.4g} s")
+
+        def search(of: PipelineProblem) -> Placement:
+            return optimum(of, size, links, objective, max_labels=max_labels, report=report)
+
+        known: Placement | None = None  # the optimum
+        try:
+            if method == "exact":
+                known = chosen = search(problem)
+            elif method == "alternating":
+                chosen = alternate(problem, links, start=start, max_labels=max_labels, report=report)
+            elif method == "no-pipeline":
+                chosen = search(problem)
+            elif method == "two-tier":
+                chosen = two_tier(problem, search)
+            elif method == "random-cuts":
+                chosen = random_cuts(problem, search, rng)
+            else:
+                known = best(problem)
+                chosen = random_placement(problem, search, known, rng)
+        except InfeasibleError:
+            if method != "exact" and known is None:
+                best(problem)  # if nothing fits at all, that is the error to raise
+            raise
+        if bound and known is None:
+            known = best(problem)
+    value = _value(problem, chosen, objective, links)
+    lower_bound = float("nan") if known is None else _lower_bound(known, chosen.micro_batch)
+    exact = lower_bound >= value * (1 - ROUNDING)  # not with NaN
+    return PipelinePlan(
         profile,
         network,
         problem.batch_size,
@@ -125,35 +134,33 @@ def solve(
         objective=objective,
         links=links,
         method=method,
+        lower_bound=value if exact else lower_bound,
+        exact=exact,
         history=tuple(history),
     )
-    if optimum is None:
-        return plan
-    value = _lower_bound(optimum, plan)
-    if value >= plan.value * (1 - 1e-12):  # sums in another order: the last bits are no gap
-        return dataclasses.replace(plan, lower_bound=plan.value, exact=True)
-    return dataclasses.replace(plan, lower_bound=value)
 
 
-def _lower_bound(optimum: Choice, plan: PipelinePlan) -> float:
-    """Return a bound of the plan's objective; an interval at another b is bounded by the least seconds per sample."""
-    if plan.objective == "time":
-        return optimum.lower_bound
-    return optimum.lower_bound * plan.micro_batch / optimum.micro_batch
+def _value(problem: PipelineProblem, placement: Placement, objective: str, links: str) -> float:
+    """Return T or T_i of the plan, s, added up as the plan does: in another order the last bits would be a gap."""
+    terms = problem.latency(placement.path, placement.micro_batch, links)
+    return terms.total if objective == "time" else terms.interval
+
+
+def _lower_bound(known: Placement, micro_batch: int) -> float:
+    """Return a bound of the objective; an interval at another size is bounded by the least seconds per sample."""
+    if known.objective == "time":
+        return known.lower_bound
+    return known.lower_bound * micro_batch / known.micro_batch
 
 
 def _check_method(method: str, objective: str, micro_batch: int | None, batch_size: int) -> None:
     if objective == "interval" and method in ("alternating", "no-pipeline"):
         others = ", ".join(repr(m) for m in METHODS if m not in ("alternating", "no-pipeline"))
-        raise expected(
-            "method", f"one of {others} for objective='interval'", repr(method),
-            "take one of them, or objective='time'",
-        )  # fmt: skip
+        fix = "take one of them, or objective='time'"
+        raise expected("method", f"one of {others} for objective='interval'", repr(method), fix)
     if method == "alternating" and micro_batch is not None:
-        raise expected(
-            "micro_batch", "None for method='alternating', which chooses it", micro_batch,
-            "say start= for its first size, or method='exact' for a fixed one",
-        )  # fmt: skip
+        fix = "say start= for its first size, or method='exact' for a fixed one"
+        raise expected("micro_batch", "None for method='alternating', which chooses it", micro_batch, fix)
     if method == "no-pipeline" and micro_batch not in (None, batch_size):
         fix = "leave micro_batch out, or take another method"
         raise expected("micro_batch", f"batch_size = {batch_size} for method='no-pipeline'", micro_batch, fix)
