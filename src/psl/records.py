@@ -26,7 +26,7 @@ class Record:
     _classes: ClassVar[dict[str, type["Record"]]] = {}
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # the decorator of the subclass sets it
 
-    def __init_subclass__(cls, **kwargs: Any):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         Record._classes[_full_name(cls)] = cls
 

@@ -114,10 +114,14 @@ def boards_frame(efficiency: float = EFFICIENCY) -> pd.DataFrame:
     efficiency = check_efficiency(efficiency)
     rows = [
         {
-            "processor": board.processor, "peak_gflops": board.peak_flops / 1e9,
-            "assumed_gflops": efficiency * board.peak_flops / 1e9, "memory_gib": board.memory / GIB,
-            "source": board.source, "url": board.url, "cycle_source": board.cycle_source,
+            "processor": board.processor,
+            "peak_gflops": board.peak_flops / 1e9,
+            "assumed_gflops": efficiency * board.peak_flops / 1e9,
+            "memory_gib": board.memory / GIB,
+            "source": board.source,
+            "url": board.url,
+            "cycle_source": board.cycle_source,
         }
         for board in BOARDS
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows, index=pd.Index([board.name for board in BOARDS], name="board"))

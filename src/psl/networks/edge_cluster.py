@@ -146,10 +146,11 @@ class EdgeCluster(Record):
     def to_frame(self) -> pd.DataFrame:
         """Return one row per device: name, speed, memory, spectral efficiency, whether its profile is measured."""
         columns = {
-            "speed": self.device_speed, "memory_bytes": self.device_memory,
+            "speed": self.device_speed,
+            "memory_bytes": self.device_memory,
             "spectral_efficiency": self.spectral_efficiency,
             "measured": [own is not None for own in self.profiles or (None,) * self.n_devices],
-        }  # fmt: skip
+        }
         frame = pd.DataFrame(columns).rename_axis("device")
         if self.device_names is not None:
             frame.insert(0, "name", self.device_names)

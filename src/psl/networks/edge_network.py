@@ -256,12 +256,16 @@ class EdgeNetwork(Record):
         out = [[self.graph.edges[node, v]["rate"] for v in self.graph.successors(node)] for node in self.nodes]
         return pd.DataFrame(
             {
-                "role": role, "speed": self.speed, "overhead_s": self.overhead, "memory_bytes": self.memory,
-                "measured": [own is not None for own in self.profiles], "links": [len(rates) for rates in out],
+                "role": role,
+                "speed": self.speed,
+                "overhead_s": self.overhead,
+                "memory_bytes": self.memory,
+                "measured": [own is not None for own in self.profiles],
+                "links": [len(rates) for rates in out],
                 "fastest_bit_s": [max(rates, default=0.0) for rates in out],
             },
             index=pd.Index(self.nodes, name="node"),
-        )  # fmt: skip
+        )
 
     def __repr__(self) -> str:
         relays = int((~self.computes).sum())

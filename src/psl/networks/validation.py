@@ -14,9 +14,17 @@ EDGE_ATTRIBUTES = ("rate", "latency")
 
 #: Names that other tools use for these attributes: a message then says which of ours is meant.
 _MEANT = {
-    "flops": "speed", "compute": "speed", "capacity": "rate", "bandwidth": "rate", "weight": "rate", "bitrate": "rate",
-    "delay": "latency", "ram": "memory", "mem": "memory", "position": "pos",
-}  # fmt: skip
+    "flops": "speed",
+    "compute": "speed",
+    "capacity": "rate",
+    "bandwidth": "rate",
+    "weight": "rate",
+    "bitrate": "rate",
+    "delay": "latency",
+    "ram": "memory",
+    "mem": "memory",
+    "position": "pos",
+}
 
 
 def check_range(name: str, value: Any, unit: str, *, strict: bool = True) -> tuple[float, float]:
