@@ -12,8 +12,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import FlopCounterMode
 
 from psl.errors import check_count
+from psl.models.cut_points import target_of
 from psl.models.shapes import MetaRun
-from psl.models.tracing import TracedModel, target_of, trace
+from psl.models.tracing import TracedModel, trace
 from psl.profiles import Profile
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import fx, nn
 
 from psl.errors import CutError, expected
+from psl.models.cut_points import only_batch_size, target_of
 from psl.models.shapes import cut_shapes
-from psl.models.tracing import TracedModel, only_batch_size, target_of, trace
+from psl.models.tracing import TracedModel, trace
 
 
 @dataclasses.dataclass(frozen=True)
