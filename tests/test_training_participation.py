@@ -11,8 +11,10 @@ from torch import nn
 from psl.errors import CheckpointError, ScenarioError
 from psl.models import thin_resnet
 from psl.training import History, Participation, train
-from psl.training.frameworks import FRAMEWORKS
+from psl.training.config import TrainingConfig
+from psl.training.frameworks import FRAMEWORKS, build_framework
 from psl.training.model_preparation import image_layout
+from psl.training.participation import Attendance
 from psl.training.sampling import Sampler, Samples
 from training_plans import StandInPlanOfDevices, cut_names
 
@@ -296,6 +298,14 @@ def test_frameworks_that_need_everybody_say_why(framework, data, model):
     message = f"participation: .* got {framework}: .*{why.get(framework, 'server steps on the samples of all')}.* Fix: "
     with pytest.raises(ScenarioError, match=message):
         run(data, model, framework, cut=3, participation=TROUBLE)
+
+
+@pytest.mark.parametrize("framework", sorted(set(FRAMEWORKS) - {"fedavg", "edgesplit"}))
+def test_a_round_with_missing_clients_is_refused_where_all_are_needed(framework, model):
+    cut = {"centralised": None, "pipeline": [3]}.get(framework, 3)
+    config = TrainingConfig(framework=framework, n_clients=3, batch_size=8, optimizer=momentum, cut=cut)
+    with pytest.raises(ScenarioError, match=f"participation: expected none for this framework, got {framework}"):
+        build_framework(model, config).round(lambda i, k: None, np.random.default_rng(0), Attendance.full(3, 1))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A whole run: reproducible, side-effect free, bits as computed by hand, its history, its input checks."""
 
 import copy
+import importlib
 import json
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from psl.training.communication import BitCounter
 from psl.training.frameworks import FRAMEWORKS
 from psl.training.model_preparation import image_layout
 from psl.training.sampling import Sampler, Samples
+from psl.training.seeds import Stream, generator, round_generator
 from training_plans import StandInPlan, cut_names
 
 OPTIONS = {"n_clients": 3, "rounds": 2, "batch_size": 8, "cut": 3, "lr": 0.1, "progress": False}
@@ -251,6 +253,15 @@ def test_sampler_visits_every_sample_once_per_epoch_and_needs_no_state():
     assert not np.array_equal(Sampler(np.arange(100, 120), 5, seed=3, client=2).batch(9), sampler.batch(9))
 
 
+def test_every_part_of_a_run_has_random_numbers_of_its_own():
+    """The numbers of the streams are part of every result: they stay as they are."""
+    numbers = {"PARTITION": 0, "BATCHES": 1, "ROUND": 2, "PARTICIPATION": 3, "COMPUTATION": 4, "SCENARIO": 7}
+    assert {stream.name: int(stream) for stream in Stream} == numbers
+    drawn = generator(Stream.PARTICIPATION, 5, 9).random(3)
+    assert np.array_equal(drawn, np.random.default_rng([5, 3, 9]).random(3))
+    assert np.array_equal(round_generator(5, 9).random(3), np.random.default_rng([5, 2, 9]).random(3))
+
+
 # --- bad input ---
 
 
@@ -313,6 +324,30 @@ def test_a_loss_that_is_no_number_is_reported_once(data, model):
         history = train("psl", model, data, **OPTIONS | {"loss": lambda o, y: o.sum(1) * float("nan")})
     assert len(caught) == 1
     assert np.isnan(history.train_loss).all()
+
+
+def test_a_progress_bar_is_closed_on_an_error(data, model, monkeypatch):
+    module = importlib.import_module("psl.training.train")
+    bars = []
+
+    class Bar(module.tqdm):
+        closed = False
+
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            bars.append(self)
+
+        def close(self):
+            super().close()
+            self.closed = True
+
+    def fail(outputs, labels):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(module, "tqdm", Bar)
+    with pytest.raises(ZeroDivisionError):
+        train("psl", model, data, **OPTIONS | {"progress": True, "loss": fail})
+    assert [bar.closed for bar in bars] == [True]
 
 
 @pytest.mark.parametrize(("name", "value"), [("n_clients", 4), ("batch_size", 9), ("phi", 0.25), ("cut", 2)])

@@ -4,8 +4,11 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
 
@@ -29,7 +32,7 @@ class Checkpoint:
         CheckpointError: nothing can be written there.
     """
 
-    def __init__(self, path, fingerprint: dict):
+    def __init__(self, path: str | Path, fingerprint: dict[str, Any]):
         self.path = Path(path)
         self._fingerprint = fingerprint
         self._saved_at = time.monotonic()
@@ -42,11 +45,10 @@ class Checkpoint:
                 raise IsADirectoryError("a folder")
         except OSError as cause:  # now, not after the first rounds
             fix = "give a path in a folder that you may write to"
-            raise expected(
-                f"checkpoint {path}", "a file that can be written", str(cause), fix, CheckpointError
-            ) from cause
+            what = f"checkpoint {path}"
+            raise expected(what, "a file that can be written", str(cause), fix, CheckpointError) from cause
 
-    def load(self) -> dict | None:
+    def load(self) -> dict[str, Any] | None:
         """Return the saved state, None if there is no file.
 
         Raises:
@@ -73,7 +75,7 @@ class Checkpoint:
                 raise expected(f"{self.path}: {key}", want, f"{got} in the checkpoint", fix, CheckpointError)
         return payload["state"]
 
-    def save(self, state: dict) -> None:
+    def save(self, state: dict[str, Any]) -> None:
         """Write the state."""
         payload = {"psl_checkpoint": _FORMAT, "fingerprint": self._fingerprint, "state": state}
         try:
@@ -89,12 +91,12 @@ class Checkpoint:
         return time.monotonic() - self._saved_at >= _SAVE_EVERY_S
 
 
-def _is_ours(payload):
+def _is_ours(payload: dict[Any, Any]) -> bool:
     parts = (payload.get("fingerprint"), payload.get("state"))
     return payload.get("psl_checkpoint") == _FORMAT and all(isinstance(part, dict) for part in parts)
 
 
-def _first_difference(want, got):
+def _first_difference(want: Any, got: Any) -> tuple[Any, Any]:
     """Two values to show; of two lists only the first entries that differ."""
     if isinstance(want, list) and isinstance(got, list):
         for a, b in zip(want, got, strict=False):
@@ -105,19 +107,19 @@ def _first_difference(want, got):
 
 
 @contextmanager
-def deferred_interrupt(enabled: bool = True):
+def deferred_interrupt(enabled: bool = True) -> Iterator[Callable[[], bool]]:
     """Hold back Ctrl-C within the context: yields a function that tells whether it was pressed.
 
     The caller ends its round, saves, and raises KeyboardInterrupt. A second Ctrl-C interrupts at
     once. Outside the main thread, where Python allows no signal handlers, nothing is held back.
     """
-    pressed = []
+    pressed: list[int] = []
     previous = signal.getsignal(signal.SIGINT)
     if not enabled or threading.current_thread() is not threading.main_thread() or not callable(previous):
         yield lambda: False
         return
 
-    def note(number, frame):
+    def note(number: int, frame: FrameType | None) -> None:
         pressed.append(number)
         signal.signal(signal.SIGINT, previous)
 

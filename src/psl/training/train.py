@@ -252,7 +252,9 @@ class _Training:
 
     def _save(self, file: Checkpoint) -> None:
         bits = [self.run.bits.uplink_bits, self.run.bits.downlink_bits]
-        file.save({"curves": self.history.state(), "framework": self.run.state_dict(), "link": bits})
+        file.save(
+            {"curves": self.history.state(), "framework": self.run.state_dict(), "link": bits}
+        )  # format 1's names
 
 
 def _samplers(run: Framework, shares: list[np.ndarray]) -> list[Sampler]:
