@@ -350,6 +350,23 @@ def test_reading_the_batch_size_early_costs_no_cut():
         assert torch.equal(psl.split(model, cut)(x), model(x)), cut
 
 
+def test_sizes_may_be_read_inside_slices():
+    model, x = Net(lambda self, x: self.b(self.a(x[:, : x.size(1)])[: x.size(0)])), torch.randn(5, 6)
+    for cut in psl.cuts(model, (6,)):
+        assert torch.equal(psl.split(model, cut.index)(x), model(x)), cut
+
+
+def test_constants_are_no_state_but_buffers_of_the_model_are():
+    model = Net(lambda self, x: self.b(self.a(x) * self.scale * torch.arange(6.0) + self.shift))
+    model.register_buffer("scale", torch.ones(6))
+    model.register_buffer("shift", torch.zeros(6))
+    server = psl.split(model, "a").server
+    assert [name for name, _ in server.named_buffers() if name in ("scale", "shift")] == ["scale", "shift"]
+    assert server.scale is model.scale
+    assert server.state_dict().keys() == {"b.weight", "b.bias", "scale", "shift"}
+    assert len(list(server.buffers())) == 3
+
+
 def test_a_split_model_is_a_module():
     model = psl.models.thin_resnet()
     parts = psl.split(model, "block1").eval()
