@@ -8,6 +8,10 @@ from solver_common import RESULTS
 
 #: Of each benchmark with rows (part, figure, value): what is shown, where it stands, and its format.
 SHOWN = {
+    "import_time": [
+        ("time of import psl", "imports", "import psl", "{:.0f} ms"),
+        ("time of importing what planning and simulation need", "imports", "planning and simulation", "{:.0f} ms"),
+    ],
     "epsl_solver": [
         ("certified gap of search, C = 5, M = 20, mean", "C=5 M=20", "certified gap of search, mean", "{:.2f} %"),
         ("the same at C = 50, M = 200", "growth", "C=50, M=200: certified gap, mean", "{:.2f} %"),
