@@ -42,7 +42,7 @@ def _describe_optimizers(optimizers: Iterable[torch.optim.Optimizer | None]) -> 
 def fingerprint(run: Framework, samples: Samples, test_samples: Samples, shares: list[np.ndarray]) -> dict[str, Any]:
     """Return plain values that differ where the model, the data, its division, the optimizers or the loss differ.
 
-    The settings of the history stand beside it; where both speak of the same, they are the readable form.
+    A checkpoint holds the settings of the history as well, which say some of the same in readable form.
 
     Args:
         run: the framework before its first round.

@@ -1,4 +1,4 @@
-"""Stragglers and dropouts: which devices' work a round of federated averaging gets to use, and how long it takes."""
+"""Stragglers and dropouts: whose models a round of federated averaging uses, and how long the round takes."""
 
 import dataclasses
 import math
@@ -66,7 +66,7 @@ class PlanWithDeviceTimes(Plan, Protocol):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Participation(Record):
-    """What may go wrong with the devices of a round: they are slower than planned, too late, or gone.
+    """Which devices are slow, late or lost in a round.
 
     In every round the time of device i is ``device_times[i]`` times a log-normal factor of median 1. A device above
     the deadline is late: it has done its work, its optimizer has moved and its bits are sent, but its model is not

@@ -1,4 +1,4 @@
-"""One part of a split model with its optimizer: the step that devices, and the stages of a pipeline, take."""
+"""One part of a split model with its optimizer, and its step: of devices, of pipeline stages, of whole models."""
 
 from collections.abc import Callable
 
@@ -9,9 +9,9 @@ from torch import nn
 class Stage:
     """Consecutive layers of a model that run forward, wait for the gradient of their output, and run backward.
 
-    What comes in and goes out is detached from autograd, as if it crossed a link: a stage knows its neighbours by
-    their tensors alone, so stages may as well run in different processes. Several passes may be under way
-    at a time, in any order; their gradients add up until `step`.
+    What comes in and goes out is detached from autograd, as if it crossed a link. A stage knows only tensors of its
+    neighbours, so stages may run in different processes. Several passes may be under way at a time, in any order;
+    their gradients add up until `step`.
 
     Args:
         module: the layers.

@@ -40,8 +40,8 @@ def split_step(
 ) -> torch.Tensor:
     """Train devices and server on one mini-batch per device and return Σ_i λ_i ℓ̄_i.
 
-    It has three parts: `device_forward`, the server's `server_step`, and `device_backward`. They know each other by
-    tensors alone, so that they may as well run in different processes (`psl.distributed`).
+    It has three parts: `device_forward`, the server's `server_step`, and `device_backward`. They exchange nothing but
+    tensors, so they may run in different processes (`psl.distributed`).
 
     Args:
         devices: the device-side parts.
