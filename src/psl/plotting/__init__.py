@@ -1,20 +1,30 @@
 """Figures: one style, one way to save them, and the drawings that notebooks share."""
 
 from psl.plotting.cell import plot_cell
+from psl.plotting.charts import plain_ticks, plot_curves, plot_points
 from psl.plotting.gantt import GANTT_LOOKS, plot_gantt
 from psl.plotting.network import plot_network, plot_state_graph, state_graph
-from psl.plotting.style import LOOKS, bar_looks, look, save_figure, use_style
+from psl.plotting.results import markdown_table, save_results
+from psl.plotting.style import COLUMN, INK, LOOKS, PAGE, bar_looks, look, save_figure, use_style
 
 __all__ = [
+    "COLUMN",
     "GANTT_LOOKS",
+    "INK",
     "LOOKS",
+    "PAGE",
     "bar_looks",
     "look",
+    "markdown_table",
+    "plain_ticks",
     "plot_cell",
+    "plot_curves",
     "plot_gantt",
     "plot_network",
+    "plot_points",
     "plot_state_graph",
     "save_figure",
+    "save_results",
     "state_graph",
     "use_style",
 ]

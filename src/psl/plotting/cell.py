@@ -2,13 +2,18 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from psl.networks import WirelessCell
+from psl.plotting.style import COLUMN, INK, PAGE
 from psl.units import linear_to_db
 
+_CLIENT, _ASSIGNED = "#0173b2", "#de8f05"
 
-def plot_cell(cell: WirelessCell, assignment: np.ndarray | None = None):
+
+def plot_cell(cell: WirelessCell, assignment: np.ndarray | None = None) -> Figure:
     """Draw a cell: where the clients stand, and the gain of every subchannel.
 
     Args:
@@ -19,11 +24,11 @@ def plot_cell(cell: WirelessCell, assignment: np.ndarray | None = None):
         The matplotlib figure: left the map (filled markers: line of sight), right the gain in dB.
     """
     if cell.positions is None:
-        fig, gains = plt.subplots(figsize=(4.9, 3.4))
+        fig, gains = plt.subplots(figsize=(COLUMN, 2.4))
     else:
-        fig, (place, gains) = plt.subplots(1, 2, figsize=(8.2, 3.4), width_ratios=[1, 1.5])
+        fig, (place, gains) = plt.subplots(1, 2, figsize=(PAGE, 2.7), width_ratios=[1, 1.6])
         _draw_places(place, cell)
-    image = gains.imshow(linear_to_db(cell.uplink_gain), aspect="auto", cmap="Greys_r", interpolation="nearest")
+    image = gains.imshow(linear_to_db(cell.uplink_gain), aspect="auto", cmap="cividis", interpolation="nearest")
     gains.set(xlabel="subchannel", ylabel="client")
     if cell.n_clients <= 12:
         gains.set_yticks(range(cell.n_clients))
@@ -31,25 +36,28 @@ def plot_cell(cell: WirelessCell, assignment: np.ndarray | None = None):
     gains.grid(False)
     fig.colorbar(image, ax=gains, label="gain (dB)")
     if assignment is not None:
-        gains.plot(
-            np.arange(cell.n_subchannels), assignment, "s", color="#d95f0e", markerfacecolor="none", markersize=9,
-            markeredgewidth=2,
-        )  # fmt: skip
+        places = np.arange(cell.n_subchannels)
+        for colour, width in (("white", 2.6), (_ASSIGNED, 1.4)):  # an edge that shows on dark and on light
+            style = {"color": colour, "markerfacecolor": "none", "markeredgewidth": width, "markersize": 6.5}
+            gains.plot(places, assignment, marker="s", linestyle="none", **style)
     return fig
 
 
-def _draw_places(place, cell: WirelessCell) -> None:
-    place.plot(0, 0, marker="*", color="black", markersize=14, linestyle="none", label="base station")
+def _draw_places(place: Axes, cell: WirelessCell) -> None:
+    positions = cell.positions
+    assert positions is not None
+    place.plot(0, 0, marker="*", color=INK, markersize=10, linestyle="none", label="base station")
     if cell.line_of_sight is None:
-        groups = [(np.ones(cell.n_clients, dtype=bool), "client", "#08306b")]
+        groups = [(np.ones(cell.n_clients, dtype=bool), "client", _CLIENT)]
     else:
         seen = cell.line_of_sight.astype(bool)
-        groups = [(seen, "LOS", "#08306b"), (~seen, "NLOS", "white")]
+        groups = [(seen, "LOS", _CLIENT), (~seen, "NLOS", "white")]
     for mask, label, face in groups:
-        x, y = cell.positions[mask].T
-        place.plot(x, y, "o", color="#08306b", markerfacecolor=face, markersize=7, linestyle="none", label=label)
+        x, y = positions[mask].T
+        place.plot(x, y, "o", color=_CLIENT, markerfacecolor=face, markersize=5, linestyle="none", label=label)
     if cell.n_clients <= 12:
-        for i, (x, y) in enumerate(cell.positions):
-            place.annotate(str(i), (x, y), xytext=(5, 4), textcoords="offset points")
+        for i, (x, y) in enumerate(positions.tolist()):
+            place.annotate(str(i), (x, y), xytext=(4, 3), textcoords="offset points")
     place.set(xlabel="x (m)", ylabel="y (m)", aspect="equal")
-    place.legend(loc="upper center", bbox_to_anchor=(0.5, 1.18), ncols=3, fontsize=8, handletextpad=0.2)
+    place.margins(0.12)
+    place.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, handletextpad=0.1, columnspacing=0.8)

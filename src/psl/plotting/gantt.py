@@ -1,65 +1,76 @@
 """The Gantt chart of a simulation."""
 
+from typing import Any
+
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
+from psl.plotting.style import INK, PAGE
+
 #: Bars by kind: lightness tells computations apart, hatching tells transfers from computations.
-GANTT_LOOKS = {
-    "forward": {"facecolor": "#9ecae1", "hatch": ""},
-    "backward": {"facecolor": "#08306b", "hatch": ""},
-    "activation": {"facecolor": "#f7f7f7", "hatch": "////"},
-    "gradient": {"facecolor": "#969696", "hatch": "\\\\\\\\"},
-    "broadcast": {"facecolor": "#d9d9d9", "hatch": "xxxx"},
-    "model": {"facecolor": "#ffffff", "hatch": "...."},
+GANTT_LOOKS: dict[str, dict[str, str]] = {
+    "forward": {"facecolor": "#56b4e9", "hatch": ""},
+    "backward": {"facecolor": "#0b3d66", "hatch": ""},
+    "activation": {"facecolor": "#f7f7f7", "hatch": "//////"},
+    "gradient": {"facecolor": "#b0b0b0", "hatch": "\\\\\\\\\\\\"},
+    "broadcast": {"facecolor": "#d9d9d9", "hatch": "xxxxxx"},
+    "model": {"facecolor": "#ffffff", "hatch": "....."},
 }
 
 
-def plot_gantt(frame: pd.DataFrame, ax=None):
+def plot_gantt(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Draw who does what when: one row per resource, one bar per event, micro-batch numbers where they fit.
 
     Args:
         frame: columns resource, kind, micro_batch, start_s, end_s; `Timeline.to_frame()` has them. Rows follow the
             categories of `resource` if it has any, otherwise the order of first use.
-        ax: matplotlib axes; a new figure of fitting height if None.
+        ax: axes to draw on; a new figure of a page's width and fitting height if None.
 
     Returns:
-        The matplotlib axes.
+        The axes.
     """
-    kinds = frame["kind"].astype(str)
-    names = frame["resource"].astype(str)
+    names, kinds = (np.array([str(value) for value in frame[column]]) for column in ("resource", "kind"))
+    start, end = (np.array(frame[column], dtype=float) for column in ("start_s", "end_s"))
+    numbers = np.array(frame["micro_batch"], dtype=int)
     categories = getattr(frame["resource"].dtype, "categories", None)
-    rows = list(names.unique()) if categories is None else [str(name) for name in categories if name in set(names)]
+    used = dict.fromkeys(names.tolist())
+    rows = list(used) if categories is None else [str(name) for name in categories if str(name) in used]
     if ax is None:
-        _, ax = plt.subplots(figsize=(8.2, 1.1 + 0.32 * len(rows)))
-    span = frame["end_s"].max()
-    several = frame["micro_batch"].max() > 0  # one alone needs no number
+        _, ax = plt.subplots(figsize=(PAGE, 0.8 + 0.22 * len(rows)))
+    span = float(end.max(initial=0.0))
+    several = bool(numbers.max(initial=0) > 0)  # one alone needs no number
     few = len(frame) <= 1200  # beyond, edges would hide the bars
     for row, name in enumerate(rows):
-        for kind, look in GANTT_LOOKS.items():
-            mine = frame[(names == name) & (kinds == kind)]
-            bars = list(zip(mine["start_s"], mine["end_s"] - mine["start_s"], strict=True))
-            if bars:
-                edge = {
-                    "edgecolor": "#252525" if kind != "backward" else "white",
-                    "linewidth": 0.4 if few else 0.1,
-                }
-                ax.broken_barh(bars, (row - 0.4, 0.8), **look, **edge)
-            for (start, width), number in zip(bars, mine["micro_batch"], strict=True):
-                if several and number >= 0 and width > 0.009 * span * (1 + len(str(number))):
-                    _number(ax, start + width / 2, row, number, kind)
-    ax.set(
-        xlabel="time (s)", ylabel="resource", xlim=(0, span * 1.005 if span > 0 else 1), ylim=(len(rows) - 0.4, -0.6)
-    )
+        for kind in GANTT_LOOKS:
+            mine = np.flatnonzero((names == name) & (kinds == kind))
+            if len(mine):
+                style: dict[str, Any] = {**GANTT_LOOKS[kind], "linewidth": 0.3 if few else 0.1}
+                style["edgecolor"] = "white" if kind == "backward" else INK
+                bars = [(float(start[k]), float(end[k] - start[k])) for k in mine]
+                ax.broken_barh(bars, (row - 0.4, 0.8), **style)
+            for k in mine if several else ():
+                width = end[k] - start[k]
+                if numbers[k] >= 0 and width > 0.006 * span * (1 + len(str(numbers[k]))):
+                    _number(ax, float(start[k] + width / 2), row, int(numbers[k]), kind)
+    right = span * 1.005 if span > 0 else 1.0
+    ax.set(xlabel="time (s)", ylabel="resource", xlim=(0, right), ylim=(len(rows) - 0.4, -0.6))
     ax.set_yticks(range(len(rows)), rows)
     ax.grid(False, axis="y")
-    seen = [kind for kind in GANTT_LOOKS if (kinds == kind).any()]
-    patches = [Patch(**GANTT_LOOKS[kind], edgecolor="#252525", linewidth=0.4, label=kind) for kind in seen]
-    ax.legend(handles=patches, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(patches), fontsize=8)
+    seen = [kind for kind in GANTT_LOOKS if kind in kinds]
+    patches = [_patch(kind) for kind in seen]
+    ax.legend(handles=patches, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=max(1, len(patches)))
     return ax
 
 
-def _number(ax, x: float, row: int, number: int, kind: str) -> None:
-    box = None if kind in ("forward", "backward") else {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-    text = {"ha": "center", "va": "center", "fontsize": 7, "clip_on": True}
-    ax.text(x, row, str(number), color="white" if kind == "backward" else "black", bbox=box, **text)
+def _patch(kind: str) -> Patch:
+    style: dict[str, Any] = {**GANTT_LOOKS[kind], "edgecolor": INK, "linewidth": 0.3, "label": kind}
+    return Patch(**style)
+
+
+def _number(ax: Axes, x: float, row: int, number: int, kind: str) -> None:
+    box = None if kind in ("forward", "backward") else {"facecolor": "white", "edgecolor": "none", "pad": 0.4}
+    colour = "white" if kind == "backward" else "black"
+    ax.text(x, row, str(number), color=colour, bbox=box, ha="center", va="center", fontsize=6, clip_on=True)

@@ -1,10 +1,20 @@
 """Pictures of a multi-hop network with a plan on it, and of the state graph that planning searches."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
 import matplotlib.pyplot as plt
 import networkx as nx
 import numpy as np
+from matplotlib.axes import Axes
 
-_PLAN = "#d95f0e"  # what the plan uses; differs from the rest in lightness, width and arrows too
+from psl.networks import EdgeNetwork
+from psl.plotting.style import INK, PAGE
+
+Node = int | str
+
+_PLAN = "#d55e00"  # what the plan uses; differs from the rest in width and arrows too
+_NODE, _FACE = "#0173b2", "#cfe3f1"
 _BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5}  # behind text on lines
 _LABELS = 10  # links whose rates can be read next to each other
 _ALONG = (0.5, 0.45, 0.55, 0.4, 0.6, 0.35, 0.65)  # of a link: where its label may stand
@@ -12,26 +22,41 @@ _CLEAR = 0.06  # of the drawing's height, above and below a label
 _LONG = 3  # times as wide as high: a label with its surroundings
 
 
-def plot_network(network, plan=None, ax=None):
+class Placement(Protocol):
+    """What is drawn of a plan of `pipeline.solve`: its stages and hops.
+
+    Attributes:
+        stages: (node, i, j) for each stage: the node computes units i+1..j.
+        hops: (cut, u, v) for each hop: the activation of a cut travels from node u to node v.
+    """
+
+    @property
+    def stages(self) -> Sequence[tuple[Node, int, int]]: ...
+
+    @property
+    def hops(self) -> Sequence[tuple[int, Node, Node]]: ...
+
+
+def plot_network(network: EdgeNetwork, plan: Placement | None = None, ax: Axes | None = None) -> Axes:
     """Draw a network: nodes by speed, relays hollow, links by rate; with a plan, who computes which units.
 
     The faster a link, the wider its line. Rates are written at all links of a small network, in a larger one only at
     those that the plan uses.
 
     Args:
-        network: an `EdgeNetwork`. Positions come from the nodes' attribute `pos` if all have one, otherwise from
-            networkx's Kamada-Kawai layout.
-        plan: with `stages` ((node, i, j), ...) and `hops` ((cut, u, v), ...), or None.
-        ax: matplotlib axes; a new figure if None.
+        network: positions come from the nodes' attribute `pos` if all have one, otherwise from networkx's
+            Kamada-Kawai layout.
+        plan: whose stages and hops are shown; or None.
+        ax: axes to draw on; a new figure if None.
 
     Returns:
-        The matplotlib axes.
+        The axes.
     """
     graph = network.graph
     place = network.positions or nx.kamada_kawai_layout(graph.to_undirected(as_view=True), weight=None)
     towards, flat = _outward(place)
     if ax is None:
-        _, ax = plt.subplots(figsize=(1.8 + 1.25 * len(graph), 2.4) if flat else (6.8, 4.8))
+        _, ax = plt.subplots(figsize=(1.8 + 1.25 * len(graph), 2.4) if flat else (PAGE, 4.6))
     speed = {n: _speed(graph.nodes[n]) for n in graph}
     fastest = max((s for s in speed.values() if np.isfinite(s)), default=0.0) or 1.0
     size = {n: 300 + 700 * min(speed[n] / fastest, 1.0) ** 0.5 if speed[n] > 0 else 260 for n in graph}
@@ -40,14 +65,14 @@ def plot_network(network, plan=None, ax=None):
     links = list(nx.Graph(graph.to_undirected(as_view=True)).edges)
     rates = np.array([graph.edges[link]["rate"] for link in links])
     wide = [_width(rate, rates) for rate in rates]
-    nx.draw_networkx_edges(graph, place, edgelist=links, width=wide, edge_color="#bdbdbd", arrows=False, ax=ax)
+    nx.draw_networkx_edges(graph, place, edgelist=links, width=wide, edge_color="#cccccc", arrows=False, ax=ax)
     for shown, face in (
-        ([n for n in graph if speed[n] > 0], "#c6dbef"),
+        ([n for n in graph if speed[n] > 0], _FACE),
         ([n for n in graph if not speed[n] > 0], "white"),
     ):
         nx.draw_networkx_nodes(
             graph, place, nodelist=shown, node_size=[size[n] for n in shown], node_color=face, ax=ax,
-            edgecolors=[_PLAN if n in used else "#08306b" for n in shown],
+            edgecolors=[_PLAN if n in used else _NODE for n in shown],
             linewidths=[2.5 if n in used else 1.0 for n in shown],
             node_shape="o",
         ).set_zorder(2)  # fmt: skip
@@ -56,39 +81,40 @@ def plot_network(network, plan=None, ax=None):
             graph, place, edgelist=[(u, v) for _, u, v in plan.hops], width=2.2, edge_color=_PLAN, arrowsize=16,
             node_size=[size[n] for n in graph], ax=ax,
         )  # fmt: skip
-    nx.draw_networkx_labels(graph, place, network.labels, font_size=9, ax=ax)
+    nx.draw_networkx_labels(graph, place, network.labels, font_size=8, ax=ax)
     hops = {frozenset((u, v)) for _, u, v in plan.hops} if plan is not None else set()
     shown = [link for link in links if len(links) <= _LABELS or frozenset(link) in hops]
     for (u, v), (x, y) in _label_places(place, shown).items():
         ax.text(x, y, _rates(network, u, v), fontsize=7, ha="center", va="center", bbox=_BOX)
     for node, text in _notes(network, plan).items():
         (x, y), away = towards[node], 5 + size[node] ** 0.5 / 2
-        style = {
+        style: dict[str, Any] = {
             "ha": "left" if x > 0.4 else "right" if x < -0.4 else "center",
             "va": "bottom" if y > 0.4 else "top" if y < -0.4 else "center",
             "bbox": _BOX,
         }
         offset = (away * x, away * y)
-        ax.annotate(text, place[node], xytext=offset, textcoords="offset points", fontsize=8, **style)
+        at = (float(place[node][0]), float(place[node][1]))
+        ax.annotate(text, at, xytext=offset, textcoords="offset points", fontsize=7.5, **style)
     ax.margins(0.06 if flat else 0.2, 0.5 if flat else 0.14)
     ax.set_axis_off()
     return ax
 
 
-def plot_state_graph(network, n_units: int, plan=None, ax=None):
+def plot_state_graph(network: EdgeNetwork, n_units: int, plan: Placement | None = None, ax: Axes | None = None) -> Axes:
     """Draw the graph whose shortest paths are plans: vertices (cut, node, arrived or computed), for a tiny case.
 
     Units are computed along solid edges (i, n, arrived) → (j, n, computed), activations hop along dashed ones
     (j, n, ·) → (j, m, arrived). Only what lies on some way from the source's raw input to the output is drawn.
 
     Args:
-        network: an `EdgeNetwork` of a few nodes.
+        network: of a few nodes.
         n_units: L, the number of units of the model; 2 to 4 stay readable.
-        plan: with `stages` and `hops`, whose path is highlighted; or None.
-        ax: matplotlib axes; a new figure if None.
+        plan: whose path is highlighted; or None.
+        ax: axes to draw on; a new figure if None.
 
     Returns:
-        The matplotlib axes.
+        The axes.
 
     Source: pipelined split learning (arXiv 2505.04368): bottleneck-aware shortest path [P]; this graph [R].
     """
@@ -112,15 +138,15 @@ def plot_state_graph(network, n_units: int, plan=None, ax=None):
             width=2.6 if chosen else 0.7, edge_color=_PLAN if chosen else "#737373", arrowsize=13 if chosen else 8,
             connectionstyle=f"arc3,rad={bend}",
         )  # fmt: skip
-    for state, shape, face in (("arrived", "o", "white"), ("computed", "s", "#08306b")):
+    for state, shape, face in (("arrived", "o", "white"), ("computed", "s", _NODE)):
         shown = [v for v in states if v[2] == state]
         nx.draw_networkx_nodes(
             states, place, nodelist=shown, node_size=size, node_shape=shape, ax=ax, node_color=face,
-            edgecolors=[_PLAN if v in path else "#252525" for v in shown],
+            edgecolors=[_PLAN if v in path else INK for v in shown],
             linewidths=[2.5 if v in path else 0.8 for v in shown],
         ).set_zorder(3)  # fmt: skip
         label = f"cut j {state} at the node"
-        ax.plot([], [], shape, color="#252525", markerfacecolor=face, markersize=7, label=label)
+        ax.plot([], [], shape, color=INK, markerfacecolor=face, markersize=6, label=label)
     ax.plot([], [], "-", color="#737373", linewidth=1, label="compute")
     ax.plot([], [], "--", color="#737373", linewidth=1, label="hop")
     if plan is not None:
@@ -132,11 +158,11 @@ def plot_state_graph(network, n_units: int, plan=None, ax=None):
     for cut in range(n_units):
         ax.axvline(cut + 0.5, color="#d9d9d9", linewidth=0.8, zorder=0)
     ax.grid(False)
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, fontsize=8, columnspacing=1.2)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, columnspacing=1.2)
     return ax
 
 
-def state_graph(network, n_units: int) -> nx.DiGraph:
+def state_graph(network: EdgeNetwork, n_units: int) -> nx.DiGraph:
     """Return the part of the state graph that lies on some way from (0, source, arrived) to (L, any, computed).
 
     Vertices are (cut, node, "arrived" | "computed"); edge attribute `hop` is True for a hop, False for a computation.
@@ -159,9 +185,10 @@ def state_graph(network, n_units: int) -> nx.DiGraph:
     return states.subgraph([v for v in states if v in reached & useful])
 
 
-def _walk(plan) -> list[tuple]:
+def _walk(plan: Placement) -> list[tuple[int, Node, str]]:
     """Return the vertices of a plan's path through the state graph."""
-    path, hops = [], list(plan.hops)
+    path: list[tuple[int, Node, str]] = []
+    hops = list(plan.hops)
     for node, i, j in plan.stages:
         path += [] if path and path[-1] == (i, node, "arrived") else [(i, node, "arrived")]
         path.append((j, node, "computed"))
@@ -171,12 +198,12 @@ def _walk(plan) -> list[tuple]:
     return path
 
 
-def _label_places(place: dict, shown: list) -> dict:
+def _label_places(place: Mapping[Node, Any], shown: list[tuple[Node, Node]]) -> dict[tuple[Node, Node], np.ndarray]:
     """Return (x, y) of the label of each of some links: off the other ones, the nodes and earlier labels."""
     span = np.ptp(np.array(list(place.values()), dtype=float), axis=0)
     unit = np.where(span > 0, span, 1.0) * (_LONG, 1)
     at = {n: np.array(xy, dtype=float) / unit for n, xy in place.items()}
-    places: dict = {}
+    places: dict[tuple[Node, Node], np.ndarray] = {}
     for u, v in shown:
         others = [(at[a], at[b]) for a, b in shown if {a, b} != {u, v}]
         texts = [*at.values(), *places.values()]
@@ -197,7 +224,7 @@ def _distance(point: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
     return float(np.hypot(*(point - a - t * along)))
 
 
-def _outward(place: dict) -> tuple[dict, bool]:
+def _outward(place: Mapping[Node, Any]) -> tuple[dict[Node, tuple[float, float]], bool]:
     """Return the direction in which each node's note stands, and whether all nodes stand in a row."""
     xy = np.array(list(place.values()), dtype=float)
     span = np.ptp(xy, axis=0)
@@ -211,7 +238,7 @@ def _outward(place: dict) -> tuple[dict, bool]:
     return dict(zip(place, unit.tolist(), strict=True)), False
 
 
-def _speed(attributes: dict) -> float:
+def _speed(attributes: Mapping[str, Any]) -> float:
     """Return a node's speed; one known by a measured profile counts as the fastest, as it has no FLOP/s."""
     return float("inf") if attributes.get("profile") is not None else float(attributes.get("speed") or 0.0)
 
@@ -223,7 +250,7 @@ def _width(rate: float, rates: np.ndarray) -> float:
     return 0.8 + 2.7 * float(np.log(rate / finite.min()) / np.log(finite.max() / finite.min()))
 
 
-def _rates(network, u, v) -> str:
+def _rates(network: EdgeNetwork, u: Node, v: Node) -> str:
     there, back = (_unit(network.graph.edges[edge]["rate"], "bit/s") for edge in ((u, v), (v, u)))
     a, b = network.labels[u], network.labels[v]
     return there if there == back else f"{a}→{b} {there}\n{b}→{a} {back}"
@@ -238,8 +265,8 @@ def _unit(value: float, unit: str) -> str:
     return f"{value:.3g} {unit}"
 
 
-def _notes(network, plan) -> dict:
-    notes = {}
+def _notes(network: EdgeNetwork, plan: Placement | None) -> dict[Node, str]:
+    notes: dict[Node, str] = {}
     for n in network.graph:
         attributes = network.graph.nodes[n]
         speed = _speed(attributes)

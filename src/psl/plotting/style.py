@@ -1,72 +1,126 @@
-"""One look for all figures, and the one way to write them: SVG, PNG, the CSV behind it, a caption."""
+"""One look for all figures: seaborn's, with one colour per method; and the one way to write a figure."""
 
+import os
 from pathlib import Path
+from typing import Any, cast
 
-import matplotlib as mpl
 import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from psl.errors import PSLError, expected
 
-#: Line styles by framework or method. Colours differ in lightness, and each has its own marker and
-#: dashes, so that figures read in greyscale.
-LOOKS = {
-    "epsl": {"color": "#08306b", "marker": "o", "linestyle": "-"},
-    "psl": {"color": "#d95f0e", "marker": "s", "linestyle": "--"},
-    "psl-small": {"color": "#fe9929", "marker": "D", "linestyle": "-."},
-    "sfl": {"color": "#238b45", "marker": "^", "linestyle": ":"},
-    "sl": {"color": "#807dba", "marker": "v", "linestyle": (0, (5, 1))},
-    "fedavg": {"color": "#969696", "marker": "P", "linestyle": (0, (3, 1, 1, 1))},
-    "centralised": {"color": "#252525", "marker": "x", "linestyle": (0, (1, 1))},
-}
+#: Widths of a figure in inches: one column, or the whole page, of a paper in two columns.
+COLUMN, PAGE = 3.5, 7.16
 
-_HATCHES = ["", "///", "...", "xxx", "\\\\\\", "+++", "ooo"]
-_GREYS = ["#08306b", "#4292c6", "#c6dbef", "#f0f0f0", "#bdbdbd", "#737373", "#252525"]
+#: The colour of lines that stand for no method: bounds, targets, references.
+INK = "#252525"
+
+_NAMES = ("blue", "orange", "green", "vermilion", "pink", "brown", "rose", "grey", "yellow", "sky")
+_PALETTE: dict[str, str] = dict(zip(_NAMES, sns.color_palette("colorblind").as_hex(), strict=True))
+_SOLID, _DASHED, _DOTTED, _DASH_DOT, _LONG, _DASH_DOT_DOT = (
+    "-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1.2, 1, 1.2)), (0, (7, 2)), (0, (4, 1, 1, 1, 1, 1)),
+)  # fmt: skip
+
+
+def _line(colour: str, marker: str, linestyle: Any) -> dict[str, Any]:
+    return {"color": _PALETTE.get(colour, colour), "marker": marker, "linestyle": linestyle}
+
+
+#: Line styles by framework or method. A method has the same colour, marker and dashes in every figure. Colours are
+#: those of seaborn's colour-blind palette; markers and dashes tell lines apart in greyscale.
+LOOKS: dict[str, dict[str, Any]] = {
+    "epsl": _line("vermilion", "o", _SOLID),
+    "epsl-1": _line("orange", "X", _DASH_DOT_DOT),
+    "epsl-mean": _line("brown", "p", _LONG),
+    "epsl-each": _line("grey", "^", _DASH_DOT),
+    "epsl-cut": _line("green", "P", _DASHED),
+    "psl": _line("blue", "s", _DASHED),
+    "psl-small": _line("sky", "D", _DASH_DOT),
+    "psl-small-1": _line("pink", "d", _DASH_DOT_DOT),
+    "sfl": _line("green", "^", _DOTTED),
+    "sl": _line("brown", "v", _LONG),
+    "fedavg": _line("grey", "P", _DASH_DOT_DOT),
+    "centralised": _line(INK, "x", _DOTTED),
+    # EdgeSplit
+    "edgesplit": _line("pink", "o", _DASHED),
+    "adaptive-equal": _line("sky", "s", _DASH_DOT),
+    "common-optimal": _line("orange", "D", _LONG),
+    # pipelined split learning
+    "pipeline": _line("blue", "^", _SOLID),
+    "alternating": _line("sky", "v", _DASHED),
+    "two-tier": _line("orange", "h", _DASHED),
+    "no-pipeline": _line("grey", "D", _DOTTED),
+    "random-cuts": _line("green", "P", _DASH_DOT),
+    "random-placement": _line("brown", "X", _LONG),
+}
 
 
 def use_style() -> None:
-    """Set matplotlib's defaults to the project's look; call it once, at the top of a notebook."""
-    mpl.rcParams.update(
-        {
-            "figure.figsize": (6.4, 3.6),
-            "figure.dpi": 110,
-            "savefig.dpi": 160,
+    """Set seaborn's theme and matplotlib's defaults to the project's look; call it once, at the top of a notebook."""
+    sns.set_theme(
+        context="paper",
+        style="ticks",
+        palette="colorblind",
+        rc={
+            "figure.figsize": (COLUMN, 2.4),
+            "figure.dpi": 130,
+            "savefig.dpi": 220,
             "figure.constrained_layout.use": True,
-            "font.size": 10,
+            "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same everywhere
+            "font.size": 8,
+            "axes.labelsize": 8,
+            "axes.titlesize": 8,
+            "xtick.labelsize": 7.5,
+            "ytick.labelsize": 7.5,
+            "legend.fontsize": 7.5,
+            "legend.title_fontsize": 7.5,
+            "legend.frameon": False,
             "axes.spines.top": False,
             "axes.spines.right": False,
+            "axes.linewidth": 0.8,
             "axes.grid": True,
             "axes.axisbelow": True,
-            "grid.alpha": 0.3,
-            "lines.markersize": 4.5,
-            "legend.frameon": False,
+            "grid.linewidth": 0.5,
+            "grid.alpha": 0.25,
+            "lines.linewidth": 1.3,
+            "lines.markersize": 3.5,
             "svg.hashsalt": "psl",  # the same data gives the same file
             "svg.fonttype": "none",
-        }
+        },
     )
 
 
-def look(name: str) -> dict:
+def look(name: str) -> dict[str, Any]:
     """Return the line style of a framework or method; raises `PSLError` for an unknown one."""
     if name not in LOOKS:
         raise expected("look", "one of " + ", ".join(LOOKS), repr(name), "add it to psl.plotting.LOOKS", PSLError)
     return dict(LOOKS[name])
 
 
-def bar_looks(n: int) -> list[dict]:
-    """Return `n` bar styles that differ in lightness and hatching."""
+def bar_looks(n: int) -> list[dict[str, Any]]:
+    """Return the styles of the `n` parts of stacked bars: from dark to light, so that they differ in greyscale."""
     return [
-        {"facecolor": _GREYS[k % len(_GREYS)], "hatch": _HATCHES[k % len(_HATCHES)], "edgecolor": "#252525"}
-        for k in range(n)
+        {"facecolor": c, "hatch": "", "edgecolor": "white"} for c in sns.color_palette("mako", n + 2).as_hex()[1:-1]
     ]
 
 
-def save_figure(fig, name: str, data: pd.DataFrame, caption: str, *, notebook: str, folder="figures") -> None:
+def save_figure(
+    fig: Figure,
+    name: str,
+    data: pd.DataFrame,
+    caption: str,
+    *,
+    notebook: str,
+    folder: str | os.PathLike[str] = "figures",
+) -> None:
     """Write ``name.svg``, ``.png``, ``.csv`` (the numbers drawn) and ``.txt`` (the caption) to a folder.
 
     Args:
-        fig: matplotlib figure.
+        fig: the figure.
         name: starts with the notebook's number, for example ``"04_latency_by_framework"``.
-        data: what the figure shows; written with its index if that has a name.
+        data: what the figure shows; written with its index if any of the index's levels has a name.
         caption: what is shown and what to notice; the notebook's name is added.
         notebook: file name of the notebook that makes the figure.
         folder: created if missing.
@@ -77,13 +131,20 @@ def save_figure(fig, name: str, data: pd.DataFrame, caption: str, *, notebook: s
     if name[:3] != notebook[:2] + "_":
         raise expected("name", f"a name that starts with {notebook[:2]}_", repr(name), "rename the figure", PSLError)
     for axes in fig.axes:
-        if axes.axison and axes.get_label() != "<colorbar>" and not (axes.get_xlabel() and axes.get_ylabel()):
-            raise expected(
-                name, "labelled axes with units", "an axis without a label", "set_xlabel, set_ylabel", PSLError
-            )
+        if axes.axison and axes.get_label() != "<colorbar>" and not _labelled(axes):
+            got, fix = "an axis without a label", "set_xlabel, set_ylabel"
+            raise expected(name, "labelled axes with units", got, fix, PSLError)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     fig.savefig(folder / f"{name}.svg", metadata={"Date": None})
-    fig.savefig(folder / f"{name}.png", metadata={"Software": None})
-    data.to_csv(folder / f"{name}.csv", index=data.index.name is not None, float_format="%.6g")
+    fig.savefig(folder / f"{name}.png", metadata=cast(dict, {"Software": None}))
+    indexed = any(level is not None for level in data.index.names)
+    data.to_csv(folder / f"{name}.csv", index=indexed, float_format="%.6g")
     (folder / f"{name}.txt").write_text(f"{caption.strip()} Made by notebooks/{notebook}.\n")
+
+
+def _labelled(axes: Axes) -> bool:
+    """Return whether both axes have a label; one of the panels that share an axis is enough."""
+    x = any(other.get_xlabel() for other in axes.get_shared_x_axes().get_siblings(axes))
+    y = any(other.get_ylabel() for other in axes.get_shared_y_axes().get_siblings(axes))
+    return x and y
