@@ -73,8 +73,10 @@ $(READY): requirements.txt pyproject.toml
 	  echo "psl: expected Python 3.11 or newer, got `$(PYTHON) --version 2>&1`." \
 	       "Fix: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --prefer-binary -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --prefer-binary --no-compile -r requirements.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@# pip compiles on one core only. Some packages contain files that do not compile, and are never imported.
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib src || true
 	@# JupyterLab asks about news at its first start; not here.
 	$(BIN)/jupyter-labextension disable --level=sys_prefix @jupyterlab/apputils-extension:announcements
 	@touch $@

@@ -67,6 +67,13 @@ def test_one_version_and_a_name_of_its_own():
     assert newest.groups() == (version, str(citation["date-released"]))
 
 
+def test_every_file_of_the_package_is_installed():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    others = [path for path in (ROOT / "src").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    others = [path for path in others if ".egg-info" not in str(path)]
+    assert all(any(path.match(name) for name in settings["package-data"]["psl"]) for path in others)
+
+
 def test_no_file_names_a_package_index_or_a_folder_of_this_machine():
     if not (ROOT / ".git").exists():
         pytest.skip("no git here: files under version control cannot be told from others")
