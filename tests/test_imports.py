@@ -76,6 +76,7 @@ def test_planning_and_simulation_import_no_torch():
     assert not set(imported(PLANNING)) & {"torch", "torchvision", "sionna", "sklearn", "matplotlib", "IPython"}
 
 
+@pytest.mark.slow
 def test_training_imports_no_drawing_and_no_channel_models():
     assert not set(imported("import psl; psl.train, psl.profile, psl.data")) & {"sionna", "matplotlib", "networkx"}
 
@@ -120,6 +121,7 @@ def is_module(package, name):
     return getattr(importlib.import_module(package), name).__class__.__name__ == "module"
 
 
+@pytest.mark.slow
 def test_a_function_named_like_its_module_stays_a_function():
     code = f"""
 import importlib, sys
