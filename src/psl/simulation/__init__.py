@@ -1,7 +1,7 @@
 """Discrete-event simulation of plans, from profile and network alone: it never sees the formulas that it checks."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from psl.errors import expected
 from psl.networks.edge_network import EdgeNetwork
@@ -9,7 +9,7 @@ from psl.plans import Plan
 from psl.profiles import Profile
 from psl.simulation.edgesplit import edgesplit_jobs
 from psl.simulation.epsl import epsl_jobs
-from psl.simulation.pipeline import pipeline_jobs
+from psl.simulation.pipeline import PipelinedPath, pipeline_jobs
 from psl.simulation.timeline import KINDS, Recorder, Timeline
 
 __all__ = ["KINDS", "Timeline", "lower_bound", "simulate", "simulate_path"]
@@ -77,7 +77,7 @@ def simulate_path(
 
     Source: ours [B]; the system is pipelined split learning (arXiv 2505.04368).
     """
-    path = _Path(profile, network, batch_size, micro_batch, tuple(stages), tuple(hops))
+    path = PipelinedPath(profile, network, batch_size, micro_batch, stages, hops)
     jobs = pipeline_jobs(path, order=order, max_in_flight=max_in_flight, equal=equal_micro_batches)
     return jobs.timeline("pipeline", order)
 
@@ -99,34 +99,19 @@ def lower_bound(plan: Plan, *, equal_micro_batches: bool = False) -> float:
     return _jobs(plan, equal_micro_batches=equal_micro_batches).lower_bound()
 
 
-class _Path(NamedTuple):
-    """What the simulation needs of a pipelined plan."""
-
-    profile: Profile
-    network: EdgeNetwork
-    batch_size: int
-    micro_batch: int
-    stages: tuple[tuple[int | str, int, int], ...]
-    hops: tuple[tuple[int, int | str, int | str], ...]
-
-
 def _jobs(
-    plan: Plan, order: str = "1f1b", max_in_flight: int | None = None, equal_micro_batches: bool = False
+    plan: Any, order: str = "1f1b", max_in_flight: int | None = None, equal_micro_batches: bool = False
 ) -> Recorder:
     scheduler = plan.scheduler if isinstance(plan, Plan) and not isinstance(plan, type) else None
-    if scheduler not in ("epsl", "edgesplit", "pipeline"):
+    if scheduler == "pipeline":
+        return pipeline_jobs(plan, order=order, max_in_flight=max_in_flight, equal=equal_micro_batches)
+    if scheduler not in ("epsl", "edgesplit"):
         got = plan.__name__ if isinstance(plan, type) else type(plan).__name__
         want = "a plan of epsl.solve, edgesplit.solve or pipeline.solve"
         raise expected("plan", want, got, "pass what solve returned")
-    planned: Any = plan  # what else is needed of it, the functions below declare
-    if scheduler == "pipeline":
-        return pipeline_jobs(planned, order=order, max_in_flight=max_in_flight, equal=equal_micro_batches)
-    defaults: dict[str, tuple[Any, Any]] = {
-        "order": (order, "1f1b"),
-        "max_in_flight": (max_in_flight, None),
-        "equal_micro_batches": (equal_micro_batches, False),
-    }
-    for name, (value, default) in defaults.items():
-        if value != default:
-            raise expected(name, f"its default with a plan of {scheduler}", repr(value), "use it with pipelined plans")
-    return epsl_jobs(planned) if scheduler == "epsl" else edgesplit_jobs(planned)
+    given = {"order": order, "max_in_flight": max_in_flight, "equal_micro_batches": equal_micro_batches}
+    for name, default in {"order": "1f1b", "max_in_flight": None, "equal_micro_batches": False}.items():
+        if given[name] != default:
+            want = f"its default with a plan of {scheduler}"
+            raise expected(name, want, repr(given[name]), "use it with pipelined plans")
+    return epsl_jobs(plan) if scheduler == "epsl" else edgesplit_jobs(plan)

@@ -1,8 +1,6 @@
 """One round of EdgeSplit: every device with its own cut, its own band and its own share of the server."""
 
-from typing import Protocol
-
-import numpy as np
+from typing import Any
 
 from psl.networks.edge_cluster import EdgeCluster
 from psl.profiles import Profile
@@ -10,30 +8,8 @@ from psl.simulation.epsl import transfer
 from psl.simulation.timeline import Recorder
 
 
-class EdgeSplitRound(Protocol):
-    """What the simulation needs of an `EdgeSplitPlan`."""
-
-    @property
-    def profile(self) -> Profile: ...
-
-    @property
-    def cluster(self) -> EdgeCluster: ...
-
-    @property
-    def batch_size(self) -> int: ...
-
-    @property
-    def local_steps(self) -> int: ...
-
-    @property
-    def cuts(self) -> np.ndarray: ...
-
-    @property
-    def bandwidth(self) -> np.ndarray: ...
-
-
-def edgesplit_jobs(plan: EdgeSplitRound) -> Recorder:
-    """Return the jobs of one round of a plan of `edgesplit.solve`.
+def edgesplit_jobs(plan: Any) -> Recorder:
+    """Return the jobs of one round of an `EdgeSplitPlan`.
 
     Each of the N devices downloads its part of the model, takes H local steps (forward, upload, server forward and
     backward on an N-th of the server, download, backward) and uploads its part. Devices share nothing but the
@@ -41,7 +17,9 @@ def edgesplit_jobs(plan: EdgeSplitRound) -> Recorder:
 
     Source: EdgeSplit (arXiv 2403.15815): a depth and a band per device [P], the round's costs [R]; its simulation [B].
     """
-    profile, cluster, b = plan.profile, plan.cluster, plan.batch_size
+    profile: Profile = plan.profile
+    cluster: EdgeCluster = plan.cluster
+    b: int = plan.batch_size
     n_devices, n_units = cluster.n_devices, profile.n_units
     server_speed = cluster.server_speed / n_devices
     jobs = Recorder()

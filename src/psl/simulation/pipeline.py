@@ -1,7 +1,8 @@
 """The micro-batches of a pipelined plan, one by one through its stages and hops."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import networkx as nx
 import numpy as np
@@ -17,26 +18,15 @@ ORDERS = ("1f1b", "flush")
 _FORWARD, _BACKWARD = 0, 1  # positions in the pairs of an `Operation`
 
 
-class PipelinedPlan(Protocol):
-    """What is simulated: stages (node, i, j) and hops (cut, u, v) in the order of the path, as in `PipelinePlan`."""
+class PipelinedPath(NamedTuple):
+    """What is simulated of a `PipelinePlan`: stages (node, i, j) and hops (cut, u, v) in the order of the path."""
 
-    @property
-    def profile(self) -> Profile: ...
-
-    @property
-    def network(self) -> EdgeNetwork: ...
-
-    @property
-    def batch_size(self) -> int: ...
-
-    @property
-    def micro_batch(self) -> int: ...
-
-    @property
-    def stages(self) -> tuple[tuple[int | str, int, int], ...]: ...
-
-    @property
-    def hops(self) -> tuple[tuple[int, int | str, int | str], ...]: ...
+    profile: Profile
+    network: EdgeNetwork
+    batch_size: int
+    micro_batch: int
+    stages: Sequence[tuple[int | str, int, int]]
+    hops: Sequence[tuple[int, int | str, int | str]]
 
 
 @dataclass(frozen=True)
@@ -51,9 +41,7 @@ class Operation:
     delay: tuple[float, float] = (0.0, 0.0)  # s on the way, after the resource is free again
 
 
-def pipeline_jobs(
-    plan: PipelinedPlan, *, order: str = "1f1b", max_in_flight: int | None = None, equal: bool = False
-) -> Recorder:
+def pipeline_jobs(plan: Any, *, order: str = "1f1b", max_in_flight: int | None = None, equal: bool = False) -> Recorder:
     """Return the jobs of one mini-batch of a pipelined plan: M micro-batches forward, then backward, then done.
 
     * A node is one processor, whichever and however many of the plan's stages it holds. Forward and backward of a
@@ -69,7 +57,7 @@ def pipeline_jobs(
     * `max_in_flight` = W: the source starts micro-batch m + W only after its backward of micro-batch m.
 
     Args:
-        plan: the plan; a node may host several stages, and a link may serve several hops.
+        plan: a `PipelinePlan` or a `PipelinedPath`; a node may host several stages, and a link may serve several hops.
         order: "1f1b" or "flush".
         max_in_flight: W, micro-batches; None for no limit.
         equal: let the last micro-batch have b samples too, instead of what is left.
@@ -129,7 +117,7 @@ def _pass(jobs: Recorder, operations: list[Operation], way: int, m: int, n: int,
     return chain
 
 
-def _operations(plan: PipelinedPlan, jobs: Recorder) -> list[Operation]:
+def _operations(plan: PipelinedPath, jobs: Recorder) -> list[Operation]:
     """Return the stages and hops in the order in which a micro-batch meets them."""
     graph, half = plan.network.graph, plan.network.duplex == "half"
     operations, hops, number = [], list(plan.hops), 0
@@ -151,7 +139,7 @@ def _operations(plan: PipelinedPlan, jobs: Recorder) -> list[Operation]:
     return operations
 
 
-def _stage(plan: PipelinedPlan, jobs: Recorder, node: int | str, i: int, j: int) -> Operation:
+def _stage(plan: PipelinedPath, jobs: Recorder, node: int | str, i: int, j: int) -> Operation:
     attributes = plan.network.graph.nodes[node]
     resource = jobs.resource(f"node {_name(plan.network.graph, node)}")
     own = attributes.get("profile")

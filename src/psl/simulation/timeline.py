@@ -58,19 +58,11 @@ class Timeline(Record):
     stage_fixed: np.ndarray
 
     def __post_init__(self) -> None:
-        self._set(
-            resources=tuple(self.resources),
-            resource=_frozen(self.resource, np.int64),
-            kind=_frozen(self.kind, np.int64),
-            micro_batch=_frozen(self.micro_batch, np.int64),
-            stage=_frozen(self.stage, np.int64),
-            samples=_frozen(self.samples, np.int64),
-            start=_frozen(self.start, np.float64),
-            end=_frozen(self.end, np.float64),
-            stage_resource=_frozen(self.stage_resource, np.int64),
-            stage_activation=_frozen(self.stage_activation, np.float64),
-            stage_fixed=_frozen(self.stage_fixed, np.float64),
-        )
+        self._set(resources=tuple(self.resources))
+        for name in ("resource", "kind", "micro_batch", "stage", "samples", "stage_resource"):
+            self._set(**{name: _frozen(getattr(self, name), np.int64)})
+        for name in ("start", "end", "stage_activation", "stage_fixed"):
+            self._set(**{name: _frozen(getattr(self, name), np.float64)})
 
     @property
     def makespan(self) -> float:
