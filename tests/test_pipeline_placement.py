@@ -146,7 +146,7 @@ def test_finer_classes_of_the_interval_change_nothing(monkeypatch):
 
 
 def test_hosts_beyond_the_bounds_tables_are_remembered_by_labels(monkeypatch):
-    monkeypatch.setattr("psl.schedulers.pipeline.label_setting._TABLE", 1.0)
+    monkeypatch.setattr("psl.schedulers.pipeline.completion_bounds._TABLE", 1.0)
     for seed in range(0, 400, 10):
         problem, b = instance(seed)
         value, _, _ = brute_force(problem.profile, problem.network, problem.batch_size, b, "once")

@@ -38,9 +38,10 @@ def completions(problem: PipelineProblem, stage: np.ndarray, hop: np.ndarray, ex
     computed = np.full((last + 1, problem.n_nodes), np.inf)
     computed[last] = 0.0
     for j in range(last - 1, -1, -1):
-        arrived[j] = extend(stage[j, j + 1 :], computed[j + 1 :]).min(axis=0)
+        here = extend(stage[j, j + 1 :], computed[j + 1 :]).min(axis=0)
         if j and problem.n_edges:
-            arrived[j], computed[j] = _over_hops(problem, hop[j], arrived[j], extend)
+            here, computed[j] = _over_hops(problem, hop[j], here, extend)
+        arrived[j] = here
     return Completions(arrived, computed, stage, hop)
 
 
@@ -64,10 +65,12 @@ def completions_by_hosts(
     after = np.full(costs.shape[1:], np.inf)  # what follows a stage, if the node may host it
     after[last] = np.where(free, 0.0, np.inf)
     for j in range(last - 1, -1, -1):
-        costs[1, j] = extend(stage[j, j + 1 :, :, None], after[j + 1 :]).min(axis=0)
+        here = extend(stage[j, j + 1 :, :, None], after[j + 1 :]).min(axis=0)
         if j and problem.n_edges:
-            costs[1, j], costs[0, j] = _over_hops(problem, hop[j, :, None], costs[1, j], extend)
-            after[j] = np.where(free, costs[0, j][nodes, with_node], np.inf)
+            here, computed = _over_hops(problem, hop[j, :, None], here, extend)
+            costs[0, j] = computed
+            after[j] = np.where(free, computed[nodes, with_node], np.inf)
+        costs[1, j] = here
     return costs
 
 
@@ -87,7 +90,7 @@ def _over_hops(
     while True:
         computed = np.minimum.reduceat(extend(hop, arrived[problem.head]), problem.tail_starts)
         nearer = np.minimum(arrived, computed)
-        if np.array_equal(nearer, arrived):
+        if (nearer == arrived).all():
             return arrived, computed
         arrived = nearer
 
