@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import psl
+from psl import studies
 from psl.errors import ScenarioError
 from psl.studies import run_study
 
@@ -53,7 +54,7 @@ def process_and_result(seed):
     return os.getpid(), train(seed)
 
 
-def test_what_is_finished_is_kept(tmp_path):
+def test_what_is_finished_is_kept(tmp_path, monkeypatch):
     calls, cache = tmp_path / "calls", tmp_path / "cache"
     calls.mkdir()
     settings = [{"folder": calls, "number": number} for number in range(4)]
@@ -66,6 +67,9 @@ def test_what_is_finished_is_kept(tmp_path):
         file.write_bytes(file.read_bytes()[:3])
     assert run_study(touch, settings, n_jobs=1, cache=cache, progress=False) == [0, 1, 4, 9]
     assert len(list(calls.iterdir())) == 9, "a damaged result is computed again"
+    monkeypatch.setattr(studies, "_library", lambda: "another version of psl")
+    run_study(touch, settings, n_jobs=1, cache=cache, progress=False)
+    assert len(list(calls.iterdir())) == 13, "what another version computed is computed again"
 
 
 def test_a_run_may_write_to_its_arrays():

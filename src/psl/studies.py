@@ -1,5 +1,7 @@
 """Many independent runs, on all cores or on a cluster, with what is finished kept: a thin layer over joblib."""
 
+import functools
+import hashlib
 import inspect
 import os
 import pickle
@@ -38,8 +40,9 @@ def run_study(
         settings: one mapping of keyword arguments per run.
         n_jobs: runs at a time; -1 for all cores of the machine, or all workers of the cluster.
         cache: folder that keeps every finished result, so that a study that was interrupted computes only what is
-            missing when it is called again. A result is kept for the source code of `run` and for its setting. Use
-            another folder when something changes that `run` calls. Results are pickled: read only your own.
+            missing when it is called again. A result is kept for the source code of `run` and of psl, and for its
+            setting. Use another folder when something else changes that `run` uses. Results are pickled: read only
+            your own.
         progress: show a progress bar.
         description: what the bar calls the runs.
 
@@ -105,7 +108,7 @@ class _Kept:
 
     def file(self, setting: Mapping[str, Any]) -> Path:
         """Return the file of a setting's result."""
-        return self.folder / f"{joblib.hash((self.name, self.source, dict(setting)))}.pickle"
+        return self.folder / f"{joblib.hash((self.name, self.source, _library(), dict(setting)))}.pickle"
 
     def find(self, settings: list[Mapping[str, Any]]) -> Iterator[tuple[int, Any]]:
         """Yield the results that are there, with the numbers of their settings."""
@@ -120,3 +123,12 @@ class _Kept:
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_bytes(pickle.dumps(result))
         temporary.replace(file)
+
+
+@functools.cache
+def _library() -> str:
+    """Return a hash of psl's sources: what another version computed is not a result of this one."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
