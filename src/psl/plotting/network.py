@@ -22,7 +22,7 @@ _CLEAR = 0.06  # of the drawing's height, above and below a label
 _LONG = 3  # times as wide as high: a label with its surroundings
 
 
-class Placement(Protocol):
+class Route(Protocol):
     """What is drawn of a plan of `pipeline.solve`: its stages and hops.
 
     Attributes:
@@ -37,7 +37,7 @@ class Placement(Protocol):
     def hops(self) -> Sequence[tuple[int, Node, Node]]: ...
 
 
-def plot_network(network: EdgeNetwork, plan: Placement | None = None, ax: Axes | None = None) -> Axes:
+def plot_network(network: EdgeNetwork, plan: Route | None = None, ax: Axes | None = None) -> Axes:
     """Draw a network: nodes by speed, relays hollow, links by rate; with a plan, who computes which units.
 
     The faster a link, the wider its line. Rates are written at all links of a small network, in a larger one only at
@@ -101,7 +101,7 @@ def plot_network(network: EdgeNetwork, plan: Placement | None = None, ax: Axes |
     return ax
 
 
-def plot_state_graph(network: EdgeNetwork, n_units: int, plan: Placement | None = None, ax: Axes | None = None) -> Axes:
+def plot_state_graph(network: EdgeNetwork, n_units: int, plan: Route | None = None, ax: Axes | None = None) -> Axes:
     """Draw the graph whose shortest paths are plans: vertices (cut, node, arrived or computed), for a tiny case.
 
     Units are computed along solid edges (i, n, arrived) → (j, n, computed), activations hop along dashed ones
@@ -185,7 +185,7 @@ def state_graph(network: EdgeNetwork, n_units: int) -> nx.DiGraph:
     return states.subgraph([v for v in states if v in reached & useful])
 
 
-def _walk(plan: Placement) -> list[tuple[int, Node, str]]:
+def _walk(plan: Route) -> list[tuple[int, Node, str]]:
     """Return the vertices of a plan's path through the state graph."""
     path: list[tuple[int, Node, str]] = []
     hops = list(plan.hops)
@@ -265,7 +265,7 @@ def _unit(value: float, unit: str) -> str:
     return f"{value:.3g} {unit}"
 
 
-def _notes(network: EdgeNetwork, plan: Placement | None) -> dict[Node, str]:
+def _notes(network: EdgeNetwork, plan: Route | None) -> dict[Node, str]:
     notes: dict[Node, str] = {}
     for n in network.graph:
         attributes = network.graph.nodes[n]
