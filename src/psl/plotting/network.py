@@ -132,7 +132,7 @@ def plot_state_graph(network: EdgeNetwork, n_units: int, plan: Route | None = No
     for u, v, hop in states.edges(data="hop"):
         chosen = (u, v) in on_path
         # One unit: straight, between the vertices on the way; longer computations pass below these and each other.
-        bend = 0.16 if hop else 0.1 * (v[0] - u[0]) * (v[0] - u[0] > 1)
+        bend = 0.16 if hop else 0.13 * (v[0] - u[0]) * (v[0] - u[0] > 1)
         nx.draw_networkx_edges(
             states, place, edgelist=[(u, v)], ax=ax, node_size=size, style="dashed" if hop else "solid",
             width=2.6 if chosen else 0.7, edge_color=_PLAN if chosen else "#737373", arrowsize=13 if chosen else 8,
