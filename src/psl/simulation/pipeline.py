@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import networkx as nx
-import numpy as np
-
 from psl.errors import PSLError, check_choice, check_count, expected
 from psl.networks.edge_network import EdgeNetwork
 from psl.profiles import Profile
+from psl.simulation.epsl import transfer
 from psl.simulation.timeline import Recorder
 
 #: order= of a pipeline: what a node does first, and whether backward waits for all of forward.
@@ -104,22 +102,24 @@ def micro_batches(batch_size: int, micro_batch: int, equal: bool = False) -> lis
     return [micro_batch] * (count - 1) + [micro_batch if equal else batch_size - (count - 1) * micro_batch]
 
 
-def _pass(jobs: Recorder, operations: list[Operation], way: int, m: int, n: int, after: tuple[int, ...]) -> list[int]:
+def _pass(
+    jobs: Recorder, operations: list[Operation], direction: int, m: int, n: int, after: tuple[int, ...]
+) -> list[int]:
     """Add the jobs of micro-batch m with n samples, forward or backward, and return their numbers."""
     chain = []
     for operation in operations:
-        seconds = operation.overhead + n * operation.per_sample[way]
-        priority = (1 - way, m) if operation.kinds[0] == "forward" else (m, 1 - way)
+        seconds = operation.overhead + n * operation.per_sample[direction]
+        priority = (1 - direction, m) if operation.kinds[0] == "forward" else (m, 1 - direction)
         label = {"micro_batch": m, "stage": operation.number, "samples": n}
-        job = jobs.event(operation.kinds[way], operation.resources[way], seconds, after, priority, **label)
+        job = jobs.event(operation.kinds[direction], operation.resources[direction], seconds, after, priority, **label)
         chain.append(job)
-        after = (jobs.add(None, operation.delay[way], (job,)) if operation.delay[way] > 0 else job,)
+        after = (jobs.add(None, operation.delay[direction], (job,)) if operation.delay[direction] > 0 else job,)
     return chain
 
 
 def _operations(plan: PipelinedPath, jobs: Recorder) -> list[Operation]:
     """Return the stages and hops in the order in which a micro-batch meets them."""
-    graph, half = plan.network.graph, plan.network.duplex == "half"
+    graph = plan.network.graph
     operations, hops, number = [], list(plan.hops), 0
     here, done = plan.network.source, 0
     for position, (node, i, j) in enumerate(plan.stages):
@@ -131,7 +131,7 @@ def _operations(plan: PipelinedPath, jobs: Recorder) -> list[Operation]:
             cut, u, v = hops.pop(0)
             if u != here or not (graph.has_edge(u, v) and graph.has_edge(v, u)):
                 raise _broken(f"hop {number} to leave node {here} over a link with both directions", (cut, u, v))
-            operations.append(_hop(plan.profile, jobs, graph, number, cut, u, v, half))
+            operations.append(_hop(plan, jobs, number, cut, u, v))
             here, number = v, number + 1
     if hops or done != plan.profile.n_units or operations[-1].kinds[0] != "forward":
         left = f"units up to {done}, {len(hops)} hops left over"
@@ -141,39 +141,31 @@ def _operations(plan: PipelinedPath, jobs: Recorder) -> list[Operation]:
 
 def _stage(plan: PipelinedPath, jobs: Recorder, node: int | str, i: int, j: int) -> Operation:
     attributes = plan.network.graph.nodes[node]
-    resource = jobs.resource(f"node {_name(plan.network.graph, node)}")
+    resource = jobs.resource(f"node {plan.network.labels[node]}")
     own = attributes.get("profile")
-    table, speed = (plan.profile, attributes.get("speed", 0.0)) if own is None else (own, 1.0)
+    table, speed = (plan.profile, attributes["speed"]) if own is None else (own, 1.0)
     if not speed > 0:
         raise expected(f"node {node}", "a speed above 0, as it holds a stage", f"{speed:g}", "place it elsewhere")
     forward, backward = table.fwd_cost[j] - table.fwd_cost[i], table.bwd_cost[j] - table.bwd_cost[i]
     per_sample = float(forward / speed), float(backward / speed)
     number = jobs.stage(resource, plan.profile, i, j)
-    overhead = float(attributes.get("overhead", 0.0))
-    return Operation(("forward", "backward"), number, (resource, resource), overhead, per_sample)
+    return Operation(("forward", "backward"), number, (resource, resource), attributes["overhead"], per_sample)
 
 
-def _hop(
-    profile: Profile, jobs: Recorder, graph: nx.DiGraph, number: int, cut: int, u: int | str, v: int | str, half: bool
-) -> Operation:
-    there, back = graph.edges[u, v], graph.edges[v, u]
-    a, b = _name(graph, u), _name(graph, v)
-    if half:  # one name for both directions, in the network's own order of nodes
-        a, b = (a, b) if list(graph).index(u) < list(graph).index(v) else (b, a)
+def _hop(plan: PipelinedPath, jobs: Recorder, number: int, cut: int, u: int | str, v: int | str) -> Operation:
+    network = plan.network
+    there, back = network.graph.edges[u, v], network.graph.edges[v, u]
+    a, b = network.labels[u], network.labels[v]
+    if network.duplex == "half":  # one name for both directions, in the network's own order of nodes
+        a, b = (a, b) if network.index[u] < network.index[v] else (b, a)
         link = jobs.resource(f"link {a}–{b}", fifo=True)
         resources = link, link
     else:
         resources = jobs.resource(f"link {a}→{b}", fifo=True), jobs.resource(f"link {b}→{a}", fifo=True)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        bits, rates = np.array([profile.act_bits[cut], profile.grad_bits[cut]]), (there["rate"], back["rate"])
-        forward, backward = np.where(bits > 0, bits / np.array(rates, dtype=float), 0.0)  # nothing takes no time
-    delay = float(there.get("latency", 0.0)), float(back.get("latency", 0.0))
-    return Operation(("activation", "gradient"), number, resources, 0.0, (float(forward), float(backward)), delay)
-
-
-def _name(graph: nx.DiGraph, node: int | str) -> str:
-    """Return a node's name, in quotes where 1 and "1" are two nodes."""
-    return repr(node) if sum(str(other) == str(node) for other in graph) > 1 else str(node)
+    forward = transfer(float(plan.profile.act_bits[cut]), there["rate"])
+    backward = transfer(float(plan.profile.grad_bits[cut]), back["rate"])
+    delay = there["latency"], back["latency"]
+    return Operation(("activation", "gradient"), number, resources, 0.0, (forward, backward), delay)
 
 
 def _broken(want: str, got: Any) -> PSLError:
