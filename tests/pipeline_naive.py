@@ -1,7 +1,7 @@
 """The published style of search for pipeline placements, on a graph built once: one Dijkstra per distinct threshold.
 
-The same state graph as `psl.schedulers.pipeline.shortest_path`, edge by edge from the equations; nodes and links may be
-booked twice.
+The same state graph as `psl.schedulers.pipeline.shortest_path`, edge by edge from the equations; a path may come
+back to a node or a link.
 """
 
 import heapq

@@ -201,6 +201,7 @@ def test_plans_keep_the_network_s_own_names():
         ({"hops": [(1, "clients", "server")]}, "got a path that ends at 'clients'"),
         ({"hops": [(2, u, v) for _, u, v in HOPS]}, "got a path that ends at 'clients'"),
         ({"hops": [*HOPS, (3, "server", "relay")]}, r"expected no hop beside the path of the stages, got \(3"),
+        ({"batch_size": 7.5}, "batch_size: expected a whole number, got 7.5"),
         ({"batch_size": 700}, "stage 1-3 on node 'server': expected at most 1000 bytes of memory, got 1406"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The pipeline scheduler's front door: the joint optimum against brute force, methods, limits and bad input."""
+"""`solve` of the pipeline scheduler: the joint optimum against brute force, methods, limits and bad input."""
 
 import dataclasses
 import json

@@ -16,8 +16,8 @@ from psl.schedulers.pipeline.path import Hops, Path, Stages, describe
 from psl.schedulers.pipeline.problem import PipelineProblem, Tables
 from psl.schedulers.pipeline.shortest_path import least_bottleneck
 
-#: Told of every step of a search: "block" ("placement" or "micro-batch"), "micro_batch", and "round_time" in seconds,
-#: which is the interval where that is the objective.
+#: Is told of every step of a search by a dict: "block", which says whether "placement" or "micro-batch" was chosen;
+#: "micro_batch", b; "round_time", s. Where the interval is minimised, "round_time" is the interval.
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -25,8 +25,8 @@ Report = Callable[[dict[str, Any]], None]
 class Placement:
     """A path with a micro-batch size and its times, and what is known about better ones: the result of all searches."""
 
-    problem: PipelineProblem = field(repr=False, compare=False)
-    path: Path = field(repr=False)  # by places
+    problem: PipelineProblem = field(compare=False)
+    path: Path  # by places; `stages` and `hops` have the nodes' names
     micro_batch: int  # b
     objective: str  # "time" or "interval"
     fill_time: float  # T_f, s
@@ -125,9 +125,10 @@ def relax(problem: PipelineProblem, micro_batch: int, objective: str = "time") -
 def _relaxed(problem: PipelineProblem, tables: Tables, objective: str, cutoff: float) -> Placement | None:
     """Return the plain shortest path, or None if nothing is below the cutoff; exact.
 
-    One minimax pass gives θ_min, the least interval; the path of least fill time at θ_min is a first candidate. Then
-    come the path of least fill time over all edges, over edges of occupancy below min(θ_k, (best − S_k)/(M − 1)), and
-    so on: S_k, the fill time of the last one, never falls again, so a path with a larger occupancy cannot win.
+    One minimax pass gives θ_min, the least interval. The path of least fill time over all edges and the one over edges
+    of occupancy up to θ_min are the first candidates. Then come paths of least fill time over edges of occupancy below
+    min(θ_k, (best − S_k)/(M − 1)). Here θ_k and S_k are interval and fill time of the path before. As S_k never falls
+    again, no path with a larger occupancy can win.
     """
     least = float(least_bottleneck(problem, tables).arrived[0, problem.source])
     if not np.isfinite(least):

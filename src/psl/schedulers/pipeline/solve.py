@@ -35,7 +35,7 @@ def solve(
     max_labels: int = MAX_LABELS,
     progress: bool = False,
 ) -> PipelinePlan:
-    """Choose where to cut the model, which node runs which part, the ways between them and the micro-batch size.
+    """Choose where to cut the model, which node runs which stage, the hops between them and the micro-batch size.
 
     ==================  ============================================================================================
     "exact"             default [B]: the joint optimum over stages, hops and micro-batch size
@@ -55,22 +55,23 @@ def solve(
             stream of micro-batches as pipeline-parallel partitioners see it. With b free, that means the fewest seconds
             per sample, T_i / b; these never rise with b, and the smallest b that reaches those of b = B is taken.
         links: "once": an undirected link serves at most one hop of the plan; "shared": the hops over a link add up, per
-            direction in full duplex; "separate": every hop counts by itself, as published, which promises too much.
+            direction in full duplex; "separate": every hop counts by itself, as published, and T may be far too short.
         method: see the table.
         seed: of the random baselines; the same seed gives the same plan.
         start: first micro-batch size of "alternating".
         bound: give the plans of the other methods the optimum of "exact" as `lower_bound`; False leaves it NaN and
             saves time.
-        max_labels: of the search that keeps nodes and links from being booked twice, per micro-batch size; beyond
-            them the best plan known is returned with `exact=False`.
+        max_labels: of the label setting that keeps a plan from using a node or link twice, per micro-batch size; after
+            so many the best plan known is returned with `exact=False`.
         progress: show a progress bar of improvements.
 
     Returns:
-        The plan; `plan.exact` says whether it is proven optimal, and `plan.gap` how far from it it can be at most.
+        The plan; `plan.exact` says whether it is proven optimal, `plan.gap` how far from the optimum it is at most. Its
+        `history` has a step's "round_time" in seconds; for objective="interval" that is the interval.
 
     Raises:
         ScenarioError: an argument is out of range, or does not go with the method.
-        InfeasibleError: the model fits nowhere, or no way leads through nodes that hold it.
+        InfeasibleError: the model fits nowhere, or no path leads through nodes that hold it.
 
     Source: pipelined split learning (arXiv 2505.04368): joint splitting, placement and micro-batch size [P]; see the
         marks above.
