@@ -304,6 +304,7 @@ def test_fetch_of_sets_that_are_not_downloaded(capsys):
     assert "https://doi.org/10.7910/DVN/DBW86T" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_command_line_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "psl.data", "fetch", "digits"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

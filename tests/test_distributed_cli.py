@@ -39,6 +39,7 @@ def torchrun(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
+@pytest.mark.slow
 def test_torchrun_starts_a_server_and_clients(tmp_path):
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
     command = ["-m", "psl.distributed", "edgesplit", *ARGUMENTS, "--cut", "pool1", "linear1", "10", "--rounds", "2"]

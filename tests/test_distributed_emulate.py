@@ -61,6 +61,7 @@ def ours():
     return [name for name in found if name.startswith(f"psl-{os.getpid()}-")]
 
 
+@pytest.mark.slow
 @kernel
 def test_the_kernel_keeps_the_rates_of_a_star_in_both_directions():
     up, down, everybody = [8e6, 40e6], [16e6, 80e6], 4e6
@@ -73,6 +74,7 @@ def test_the_kernel_keeps_the_rates_of_a_star_in_both_directions():
     assert not ours()
 
 
+@pytest.mark.slow
 @kernel
 def test_members_of_a_chain_reach_each_other_over_the_slowest_link():
     with chain([float("inf"), 8e6], [8e6, float("inf")]) as network:
@@ -80,6 +82,7 @@ def test_members_of_a_chain_reach_each_other_over_the_slowest_link():
         assert seconds_on_the_way(network, 2, 0, 50_000) == pytest.approx(0.05, rel=0.1)
 
 
+@pytest.mark.slow
 @kernel
 def test_namespaces_and_what_runs_in_them_go_with_an_exception():
     with pytest.raises(RuntimeError, match="on purpose"), chain([1e6], [1e6]) as network:
@@ -92,6 +95,7 @@ def test_namespaces_and_what_runs_in_them_go_with_an_exception():
     assert sleeper.wait(timeout=5) == -9
 
 
+@pytest.mark.slow
 @kernel
 def test_a_network_that_cannot_be_made_leaves_nothing():
     broken = Namespaces(2, [VirtualLink(0, 1, 1e6, 1e6), VirtualLink(0, 1, 1e6, 1e6)])
@@ -101,6 +105,7 @@ def test_a_network_that_cannot_be_made_leaves_nothing():
     assert not ours()
 
 
+@pytest.mark.slow
 @kernel
 def test_leftovers_of_processes_that_are_gone_are_swept():
     gone = subprocess.Popen(["true"])
@@ -190,6 +195,7 @@ def burn(seconds):
         pass
 
 
+@pytest.mark.slow
 def test_computing_is_stretched_by_its_cpu_time_not_by_its_waiting():
     noted = []
     compute = Compute(factor=100.0, overhead=0.02, record=lambda *row: noted.append(row))
@@ -214,6 +220,7 @@ def test_what_takes_longer_than_emulated_is_counted():
     assert compute.overrun == 0, "nothing is emulated"
 
 
+@pytest.mark.slow
 def test_computations_that_share_a_turn_do_not_overlap(tmp_path):
     busy, overlaps = [], []
 

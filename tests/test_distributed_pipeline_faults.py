@@ -183,6 +183,7 @@ def wait_for(condition):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_pulse_tells_the_silent_from_the_slow_and_the_failed():
     names, store = ["stage 0", "stage 1"], HashStore()
     failures = []

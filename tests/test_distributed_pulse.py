@@ -27,6 +27,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_who_serves_the_store_and_is_stopped_is_noticed_within_the_timeout(number):
     failures = []

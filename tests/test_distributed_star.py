@@ -216,6 +216,7 @@ def test_emulation_needs_the_cpu(monkeypatch):
     assert World.here(None, None, 3, ranks=[2, 3]).equip(job, 3).device == "cuda:1"
 
 
+@pytest.mark.slow
 def test_psl_itself_starts_nothing():
     code = "import psl, threading, torch.distributed as d; print(threading.active_count(), d.is_initialized())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -81,6 +81,7 @@ def test_matching_never_excludes_a_plan_that_exists():
             assert matching.feasible(u * (1 + 1e-12), v * (1 + 1e-12)), f"seed {seed}"
 
 
+@pytest.mark.slow
 def test_matching_raises_the_bound_with_one_subchannel_each():
     # M = C: sharing subchannels in fractions is far too optimistic, whole ones must be matched.
     better = 0

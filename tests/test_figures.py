@@ -143,6 +143,7 @@ def test_notebooks_take_parameters_teach_and_close_with_a_check(path):
     assert not any(o.output_type == "error" for c in code for o in c.outputs)
 
 
+@pytest.mark.slow
 def test_papermill_runs_a_notebook_with_parameters(tmp_path):
     out = tmp_path / "out.ipynb"
     arguments = ["-p", "QUICK", "True", "-p", "FIGURES", str(tmp_path / "figures"), "--kernel", "python3"]

@@ -81,6 +81,7 @@ def test_training_imports_no_drawing_and_no_channel_models():
     assert not set(imported("import psl; psl.train, psl.profile, psl.data")) & {"sionna", "matplotlib", "networkx"}
 
 
+@pytest.mark.slow
 def test_names_that_are_listed_are_there():
     assert dir(psl) == sorted(psl.__all__) == sorted(set(psl.__all__))
     for name in psl.__all__:

@@ -16,6 +16,7 @@ def instance(seed):
     return profile, network, int(rng.choice([1, 4, 16]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "links", "first", "count"),
     [("time", "once", 0, 50), ("time", "separate", 50, 12), ("time", "shared", 62, 12), ("interval", "once", 74, 12)],

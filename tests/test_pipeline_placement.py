@@ -37,6 +37,7 @@ def found_by(call):
         return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", range(8))
 def test_equals_brute_force(block):
     repaired = impossible = 0

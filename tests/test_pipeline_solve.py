@@ -104,6 +104,7 @@ def test_the_alternation_never_gets_worse_nor_beats_the_optimum():
     assert stuck > 5
 
 
+@pytest.mark.slow
 def test_baselines_decide_what_their_name_says_and_nothing_better():
     above = dict.fromkeys(("no-pipeline", "two-tier", "random-cuts", "random-placement"), 0)
     for seed in range(80):

@@ -29,6 +29,7 @@ def touch(folder, number, fails=()):
     return number**2
 
 
+@pytest.mark.slow
 def test_results_come_in_order_and_do_not_depend_on_the_workers():
     settings = [{"seed": seed} for seed in range(4)]
     one = run_study(train, settings, n_jobs=1, progress=False)
@@ -36,6 +37,7 @@ def test_results_come_in_order_and_do_not_depend_on_the_workers():
     assert len({tuple(losses) for losses in one}) == 4
 
 
+@pytest.mark.slow
 def test_a_study_on_a_local_dask_cluster_of_two_workers():
     distributed = pytest.importorskip("distributed")
     settings = [{"seed": seed} for seed in range(2)]
