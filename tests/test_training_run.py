@@ -19,7 +19,7 @@ from psl.training.communication import BitCounter
 from psl.training.frameworks import FRAMEWORKS
 from psl.training.model_preparation import image_layout
 from psl.training.sampling import Sampler, Samples
-from psl.training.seeds import Stream, generator, round_generator
+from psl.training.seeds import Stream, generator
 from training_plans import StandInPlan, cut_names
 
 OPTIONS = {"n_clients": 3, "rounds": 2, "batch_size": 8, "cut": 3, "lr": 0.1, "progress": False}
@@ -259,7 +259,7 @@ def test_every_part_of_a_run_has_random_numbers_of_its_own():
     assert {stream.name: int(stream) for stream in Stream} == numbers
     drawn = generator(Stream.PARTICIPATION, 5, 9).random(3)
     assert np.array_equal(drawn, np.random.default_rng([5, 3, 9]).random(3))
-    assert np.array_equal(round_generator(5, 9).random(3), np.random.default_rng([5, 2, 9]).random(3))
+    assert np.array_equal(generator(Stream.ROUND, 5, 9).random(3), np.random.default_rng([5, 2, 9]).random(3))
 
 
 # --- bad input ---

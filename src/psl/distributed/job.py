@@ -18,11 +18,10 @@ from psl.distributed.segments import Segments
 from psl.distributed.wire.groups import BACKENDS, check_device
 from psl.errors import DataError, check_choice, check_count, check_number, expected
 from psl.records import Record
-from psl.training.config import TrainingConfig, cross_entropy, optimizer_factory, resolve
+from psl.training.config import TrainingConfig, check_plan_fits, cross_entropy, optimizer_factory, resolve
 from psl.training.frameworks import FRAMEWORKS, Framework, build_framework, framework_class
 from psl.training.model_preparation import check_model, image_layout, prepare_model
 from psl.training.partition import check_rule
-from psl.training.plan_defaults import check_plan_fits
 from psl.training.sampling import open_dataset
 
 #: Frameworks of a server and clients; a pipeline has `PipelineJob`.

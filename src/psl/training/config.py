@@ -3,25 +3,21 @@
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from psl.errors import CutError, check_choice, check_count, check_number, expected
+from psl.errors import CutError, PSLError, check_choice, check_count, check_number, expected
+from psl.models.tracing import trace
 from psl.plans import Plan
 from psl.training.participation import Participation
 from psl.training.partition import PartitionRule, check_rule
-from psl.training.plan_defaults import (
-    argument_or_planned,
-    check_plan,
-    contradiction,
-    is_planned_cut,
-    planned_arguments,
-    planned_cuts,
-)
+
+if TYPE_CHECKING:
+    from psl.training.frameworks.base import Framework
 
 #: Where EPSL may take the server's Jacobian, see `psl.training.frameworks.epsl`.
 LINEARISE_RULES = ("representative", "mean", "each", "cut")
@@ -31,28 +27,6 @@ _OPTIMIZERS = {"sgd": (torch.optim.SGD, 0.05), "adam": (torch.optim.Adam, 1e-3)}
 def cross_entropy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the cross entropy of each row, (rows,); the default loss."""
     return F.cross_entropy(outputs, labels, reduction="none")
-
-
-class FrameworkTraits:
-    """What a framework's class says of itself: which arguments it takes, and whether clients may be missing."""
-
-    name: ClassVar[str]
-    splits: ClassVar[bool] = False  # needs a cut
-    several_cuts: ClassVar[bool] = False  # or a list of cuts
-    averages: ClassVar[bool] = False  # takes local_steps mini-batches per round
-    pooled: ClassVar[bool] = False  # one batch of n_clients × batch_size from all data
-    waits_for_all: ClassVar[str | None] = "its server steps on the samples of all clients at once"  # or None
-
-    @classmethod
-    def check_participation(cls, participation: object) -> None:
-        """Refuse stragglers and dropouts, unless they are None, where a round needs all clients.
-
-        Raises:
-            ScenarioError: with the reason.
-        """
-        if participation is not None and cls.waits_for_all is not None:
-            fix = "leave it out, or train fedavg or edgesplit"
-            raise expected("participation", "none for this framework", f"{cls.name}: {cls.waits_for_all}", fix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +68,9 @@ class TrainingConfig:
         trainable = [p for p in module.parameters() if p.requires_grad]
         return self.optimizer(trainable) if trainable else None
 
-    def evaluates_after(self, index: int) -> bool:
-        """Whether the test accuracy is wanted after round `index`, counted from 0."""
-        return (index + 1) % self.eval_every == 0 or index + 1 == self.rounds
-
 
 def resolve(
-    kind: type[FrameworkTraits],
+    kind: "type[Framework]",
     *,
     rounds: int,
     n_clients: int | None = None,
@@ -130,11 +100,17 @@ def resolve(
         CutError: the cut is missing.
         DataError: the rule of the partition is none.
     """
-    check_plan(plan)
-    planned = planned_arguments(plan)
+    if plan is not None and not isinstance(plan, Plan):
+        want = "a plan with framework_round_time and the rest of psl.plans.Plan"
+        raise expected("plan", want, type(plan).__name__, "pass what a scheduler's solve returns")
+    planned = {} if plan is None else plan.training_arguments()
 
     def choose(name: str, value: Any, otherwise: Any) -> Any:
-        return argument_or_planned(name, value, planned, otherwise)
+        if value is None:
+            return planned.get(name, otherwise)
+        if name in planned and value != planned[name]:  # the plan's simulated time would be wrong
+            raise _contradiction(name, planned[name], value)
+        return value
 
     rounds = check_count("rounds", rounds)
     local_steps = check_count("local_steps", choose("local_steps", local_steps, 1))
@@ -229,23 +205,53 @@ def check_cuts(cut: object, n_clients: int | None = None) -> list[int | str]:
 
 
 def _choose_cut(
-    kind: type[FrameworkTraits], cut: object, plan: Plan | None, n_clients: int
+    kind: "type[Framework]", cut: object, plan: Plan | None, n_clients: int
 ) -> int | str | list[int | str] | None:
     """Return the cut or the list of cuts that a framework takes, else the plan's; None if it does not split."""
     if not kind.splits:
         return None
-    planned = planned_cuts(plan)
-    if kind.several_cuts:
-        if cut is None and planned is not None:
-            return list(planned)
-        cuts = check_cuts(cut, None if kind.pooled else n_clients)
-        if plan is not None and planned is not None:
-            same = len(cuts) == len(planned)
-            if not same or not all(is_planned_cut(plan, j, c) for j, c in zip(planned, cuts, strict=True)):
-                raise contradiction("cut", planned, cuts)
-        return cuts
-    common = planned[0] if planned and len(set(planned)) == 1 else None  # of plans with a cut per client
-    chosen = check_cut(common if cut is None else cut)
-    if plan is not None and common is not None and not is_planned_cut(plan, common, chosen):
-        raise contradiction("cut", common, repr(chosen))
+    planned = None if plan is None else _planned_cuts(plan)
+    if planned is not None and not kind.several_cuts:  # a plan with a cut per client may decide one for all
+        planned = planned[:1] if len(set(planned)) == 1 else None
+    if cut is None and planned is not None:
+        return [*planned] if kind.several_cuts else planned[0]
+    chosen = check_cuts(cut, None if kind.pooled else n_clients) if kind.several_cuts else check_cut(cut)
+    if plan is not None and planned is not None:
+        cuts, names = chosen if isinstance(chosen, list) else [chosen], plan.profile.names
+        if len(cuts) != len(planned) or any(c not in (j, names[j]) for c, j in zip(cuts, planned, strict=True)):
+            raise _contradiction("cut", planned if kind.several_cuts else planned[0], chosen)
     return chosen
+
+
+def _contradiction(name: str, planned: object, got: object) -> PSLError:
+    return expected(name, f"the plan's {planned!r}", repr(got), "leave it out, or solve a plan for it")
+
+
+def _planned_cuts(plan: Plan) -> list[int] | None:
+    """Return the numbers of all cuts that a plan decides, one per client or stage boundary; None if it decides none."""
+    cut = plan.training_arguments().get("cut")
+    if cut is None:
+        return None
+    return [int(number) for number in (cut if isinstance(cut, list | tuple) else [cut])]
+
+
+def check_plan_fits(plan: Plan, model: nn.Module) -> None:
+    """Refuse a plan that was solved for another model, whose simulated time would be wrong.
+
+    Args:
+        plan: its number of units and the names of its cuts are compared.
+        model: the model to train.
+
+    Raises:
+        ScenarioError: they differ.
+    """
+    names = trace(model).cut_names
+    fix = "solve a plan with this model's profile, or pass its numbers as n_clients=, batch_size=, cut= and so on"
+    if plan.profile.n_units != len(names) - 1:
+        raise expected("plan", f"one of a model of {len(names) - 1} units", plan.profile.n_units, fix)
+    for cut in _planned_cuts(plan) or []:
+        if cut >= len(names):
+            raise expected("plan", f"one whose cuts are in 0..{len(names) - 1}", cut, fix)
+        name = plan.profile.names[cut]
+        if name != names[cut]:
+            raise expected("plan", f"one whose cut {cut} is {names[cut]!r}, as in the model", repr(name), fix)

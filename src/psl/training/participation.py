@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
@@ -46,22 +46,6 @@ class Attendance:
             return shares * self.counted
         kept = np.where(self.counted, shares, 0.0)
         return kept / kept.sum()
-
-
-@runtime_checkable
-class PlanWithDeviceTimes(Plan, Protocol):
-    """A plan that knows how long each device takes, such as EdgeSplit's.
-
-    Attributes:
-        method: what made the plan: the scheduler's method, or the framework of a baseline.
-        device_times: (C,) s of a round.
-    """
-
-    @property
-    def method(self) -> str: ...
-
-    @property
-    def device_times(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -129,8 +113,9 @@ class Participation(Record):
             ScenarioError: the times are needed but unknown, or not C numbers.
         """
         times = self.device_times
-        if times is None and isinstance(plan, PlanWithDeviceTimes) and framework in (plan.scheduler, plan.method):
-            times = plan.device_times
+        # A baseline's plan, such as FedAvg's in EdgeSplit's scenario, has its framework as method.
+        if times is None and plan is not None and framework in (plan.scheduler, getattr(plan, "method", None)):
+            times = getattr(plan, "device_times", None)  # EdgeSplit's plans know them, the others do not
         if times is None:
             if math.isfinite(self.deadline) or self.slowdown > 0:
                 fix = f"pass device_times=, or a plan for {framework}"

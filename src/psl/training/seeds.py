@@ -33,14 +33,9 @@ def generator(stream: Stream, seed: int, *keys: int) -> np.random.Generator:
     return np.random.default_rng([seed, int(stream), *keys])
 
 
-def round_generator(seed: int, index: int) -> np.random.Generator:
-    """Return the random numbers of round `index`, counted from 0."""
-    return generator(Stream.ROUND, seed, index)
-
-
 def seed_round(seed: int, index: int, device: torch.device) -> np.random.Generator:
-    """Seed torch for round `index` and return the round's random numbers; torch's seed is the first of them."""
-    rng = round_generator(seed, index)
+    """Seed torch for round `index`, counted from 0; return the round's random numbers, the first of which it took."""
+    rng = generator(Stream.ROUND, seed, index)
     _seed_torch(int(rng.integers(2**63)), device)
     return rng
 

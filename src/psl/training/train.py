@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from psl.errors import CheckpointError, expected
 from psl.plans import Plan
 from psl.training.checkpoint import Checkpoint, deferred_interrupt
-from psl.training.config import resolve
+from psl.training.config import check_plan_fits, resolve
 from psl.training.evaluation import evaluate
 from psl.training.fingerprint import fingerprint, settings_of
 from psl.training.frameworks import Framework, build_framework, framework_class
@@ -23,7 +23,6 @@ from psl.training.history import History, HistoryBuilder
 from psl.training.model_preparation import check_model, image_layout, prepare_model
 from psl.training.participation import Participation
 from psl.training.partition import partition as divide
-from psl.training.plan_defaults import check_plan_fits
 from psl.training.sampling import Sampler, Samples, open_dataset
 from psl.training.seeds import Party, own_random_state, seed_computation, seed_round
 
@@ -162,7 +161,10 @@ class _Training:
     def __init__(self, run: Framework, samples: Samples, tests: Samples, shares: list[np.ndarray]):
         self.run, self.config = run, run.config
         self.samples, self.tests, self.shares = samples, tests, shares
-        self.samplers = _samplers(run, shares)
+        parts, rows = shares, self.config.batch_size
+        if run.pooled:  # one sampler of all data
+            parts, rows = [np.concatenate(shares)], self.config.n_clients * rows
+        self.samplers = [Sampler(part, rows, self.config.seed, client) for client, part in enumerate(parts)]
         self.settings = settings_of(run)
         self.history = HistoryBuilder(self.config.participation is not None)
         self.file: Checkpoint | None = None
@@ -240,7 +242,8 @@ class _Training:
         loss = float(run.round(draw, rng, attendance, seed_for))
         if attendance is None or attendance.participants > 0:
             self._warn_once_of_divergence(loss, index)
-        accuracy = evaluate(run, self.tests) if config.evaluates_after(index) else None
+        evaluated = (index + 1) % config.eval_every == 0 or index + 1 == config.rounds
+        accuracy = evaluate(run, self.tests) if evaluated else None
         self.history.add_round(loss, accuracy, run.bits, attendance)
 
     def _warn_once_of_divergence(self, loss: float, index: int) -> None:
@@ -251,15 +254,5 @@ class _Training:
         warnings.warn(text, RuntimeWarning, stacklevel=5)  # points at the caller of `train`
 
     def _save(self, file: Checkpoint) -> None:
-        bits = [self.run.bits.uplink_bits, self.run.bits.downlink_bits]
-        file.save(
-            {"curves": self.history.state(), "framework": self.run.state_dict(), "link": bits}
-        )  # format 1's names
-
-
-def _samplers(run: Framework, shares: list[np.ndarray]) -> list[Sampler]:
-    """One sampler per client; frameworks that pool the data have one, of n_clients × batch_size."""
-    config = run.config
-    if run.pooled:
-        return [Sampler(np.concatenate(shares), config.n_clients * config.batch_size, config.seed, 0)]
-    return [Sampler(share, config.batch_size, config.seed, client) for client, share in enumerate(shares)]
+        link = [self.run.bits.uplink_bits, self.run.bits.downlink_bits]
+        file.save({"curves": self.history.state(), "framework": self.run.state_dict(), "link": link})

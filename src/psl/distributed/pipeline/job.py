@@ -13,11 +13,10 @@ from psl.distributed.wire.groups import backend_for, check_device
 from psl.errors import check_choice, expected
 from psl.models.shapes import cut_shapes
 from psl.models.tracing import trace
-from psl.training.config import TrainingConfig, resolve
+from psl.training.config import TrainingConfig, check_plan_fits, resolve
 from psl.training.frameworks.pipeline import Pipeline
 from psl.training.model_preparation import image_layout, prepare_model
 from psl.training.partition import partition as divide
-from psl.training.plan_defaults import check_plan_fits
 from psl.training.sampling import Sampler, Samples
 
 _RESOLVED = ("rounds", "n_clients", "batch_size", "cut", "micro_batch")

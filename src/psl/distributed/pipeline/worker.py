@@ -29,7 +29,7 @@ from psl.distributed.wire.pulse import Pulse
 from psl.distributed.wire.transport import START
 from psl.errors import CheckpointError, expected
 from psl.training.model_preparation import image_layout
-from psl.training.seeds import round_generator
+from psl.training.seeds import Stream, generator
 
 _NEVER = timedelta(days=1)  # a message may take any time while its sender lives; see `Pulse`
 
@@ -145,7 +145,7 @@ class Member:
         job, rank, log = self.job, self.rank, self._log
         last = self.count - 1
         inputs = labels = None
-        torch.manual_seed(int(round_generator(job.seed, index).integers(2**63)))
+        torch.manual_seed(int(generator(Stream.ROUND, job.seed, index).integers(2**63)))
         if self.layers is not None:
             self.layers.zero_grad()
         order = self._books.order(index) if rank == 0 else Order.NOTHING

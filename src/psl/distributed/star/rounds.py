@@ -13,7 +13,7 @@ from psl.distributed.star.peer import Peer
 from psl.training.communication import BitCounter, exchanged
 from psl.training.evaluation import hits
 from psl.training.frameworks.local_training import Average
-from psl.training.seeds import round_generator, seed_computation
+from psl.training.seeds import Stream, generator, seed_computation
 
 Each = Callable[[list[Peer], Callable[[Peer], object]], dict[Peer, object]]
 
@@ -133,7 +133,7 @@ class Parallel(Star):
     """PSL and EPSL: all clients at once, each with its own client-side model."""
 
     def round(self, index, peers, shares):
-        rng, losses = round_generator(self.job.seed, index), []
+        rng, losses = generator(Stream.ROUND, self.job.seed, index), []
         rng.integers(2**63)  # torch's seed of the round, drawn first in `psl.train` too
         for k in range(self.job.steps):
             loss, peers = self.train_together(index, k, peers, shares / shares.sum(), rng)

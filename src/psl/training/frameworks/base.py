@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 
 from psl.errors import CutError, expected
 from psl.training.communication import BitCounter
-from psl.training.config import FrameworkTraits, TrainingConfig
+from psl.training.config import TrainingConfig
 from psl.training.participation import Attendance
 from psl.training.seeds import Party
 
@@ -23,8 +23,17 @@ def no_seed(party: Party, client: int, step: int) -> None:
     """Leave torch's random numbers as they are."""
 
 
-class Framework(FrameworkTraits, ABC):
-    """Base of the frameworks: a subclass fills `modules` and `optimizers`, and defines `round`.
+class Round(NamedTuple):
+    """What a framework is given for one round: the arguments of `Framework.round`."""
+
+    draw: Draw
+    rng: np.random.Generator
+    attendance: Attendance | None
+    seed_for: SeedFor
+
+
+class Framework(ABC):
+    """Base of the frameworks: a subclass fills `modules` and `optimizers`, and defines `train_round`.
 
     Optimizers stay with the client (or server) that steps with them from round to round, and their
     state, such as momentum, is never exchanged or averaged: it stays local like the data. With one
@@ -43,6 +52,24 @@ class Framework(FrameworkTraits, ABC):
         steps: mini-batches per client and round.
     """
 
+    name: ClassVar[str]
+    splits: ClassVar[bool] = False  # needs a cut
+    several_cuts: ClassVar[bool] = False  # or a list of cuts
+    averages: ClassVar[bool] = False  # takes local_steps mini-batches per round
+    pooled: ClassVar[bool] = False  # one batch of n_clients × batch_size from all data
+    waits_for_all: ClassVar[str | None] = "its server steps on the samples of all clients at once"  # or None
+
+    @classmethod
+    def check_participation(cls, participation: object) -> None:
+        """Refuse stragglers and dropouts, unless they are None, where a round needs all clients.
+
+        Raises:
+            ScenarioError: with the reason.
+        """
+        if participation is not None and cls.waits_for_all is not None:
+            fix = "leave it out, or train fedavg or edgesplit"
+            raise expected("participation", "none for this framework", f"{cls.name}: {cls.waits_for_all}", fix)
+
     def __init__(self, model: nn.Module, config: TrainingConfig, weights: np.ndarray | None = None):
         self.model, self.config = model, config
         self.weights = np.full(config.n_clients, 1 / config.n_clients) if weights is None else weights
@@ -51,13 +78,8 @@ class Framework(FrameworkTraits, ABC):
         self.optimizers: dict[str, torch.optim.Optimizer | None] = {}
         self.steps = config.local_steps if self.averages else 1
 
-    @abstractmethod
     def round(
-        self,
-        draw: Draw,
-        rng: np.random.Generator,
-        attendance: Attendance | None = None,
-        seed_for: SeedFor = no_seed,
+        self, draw: Draw, rng: np.random.Generator, attendance: Attendance | None = None, seed_for: SeedFor = no_seed
     ) -> torch.Tensor | float:
         """Run one round and return its training loss Σ_i λ_i ℓ̄_i, averaged over local steps.
 
@@ -72,6 +94,12 @@ class Framework(FrameworkTraits, ABC):
         Raises:
             ScenarioError: an attendance, in a framework that needs all clients in every round.
         """
+        self.check_participation(attendance)
+        return self.train_round(Round(draw, rng, attendance, seed_for))
+
+    @abstractmethod
+    def train_round(self, this: Round) -> torch.Tensor | float:
+        """Do the work of `round`."""
 
     @abstractmethod
     def client_models(self) -> list[nn.Module]:

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from psl.training.config import TrainingConfig
-from psl.training.frameworks.base import Draw, Framework, SeedFor, no_seed
-from psl.training.participation import Attendance
+from psl.training.frameworks.base import Framework, Round
 from psl.training.stage import Stage, full_step
 
 
@@ -26,12 +25,9 @@ class Centralised(Framework):
         self.optimizers["model"] = config.make_optimizer(model)
         self._whole = Stage(model, self.optimizers["model"], first=True)
 
-    def round(
-        self, draw: Draw, rng: np.random.Generator, attendance: Attendance | None = None, seed_for: SeedFor = no_seed
-    ) -> torch.Tensor:
-        """Take one step on the round's mini-batch; see `Framework.round`."""
-        self.check_participation(attendance)
-        return full_step(self._whole, draw(0, 0), self.config.loss)
+    def train_round(self, this: Round) -> torch.Tensor:
+        """Take one step on the round's mini-batch."""
+        return full_step(self._whole, this.draw(0, 0), self.config.loss)
 
     def client_models(self) -> list[nn.Module]:
         """Return the model."""

@@ -63,17 +63,9 @@ class EPSL(PSL):
         self, smashed: list[torch.Tensor], labels: list[torch.Tensor], weights: np.ndarray, rng: np.random.Generator
     ) -> ServerGradients:
         """Run the server forward, aggregate, and run it backward; see `aggregated_backward`."""
-        config = self.config
-        return aggregated_backward(
-            self.server,
-            smashed,
-            labels,
-            weights,
-            n_agg=aggregated_rows(config.phi, config.batch_size),
-            rule=config.linearise,
-            rng=rng,
-            loss=config.loss,
-        )
+        rule, loss = self.config.linearise, self.config.loss
+        n_agg = aggregated_rows(self.config.phi, self.config.batch_size)
+        return aggregated_backward(self.server, smashed, labels, weights, n_agg=n_agg, rule=rule, rng=rng, loss=loss)
 
 
 def aggregate(gradients: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -200,8 +192,9 @@ def _at_mean(server: nn.Module, rows: _Rows, loss: Callable) -> ServerGradients:
     if len(leaf):
         found.append((rows.own, _forward(server, leaf, groups)))
     mean_leaf = weighted_sum(rows.weights, rows.smashed[rows.aggregated]).requires_grad_()  # (n_A, …)
-    with groups.unseen():
-        mean_outputs = _forward_mean(server, mean_leaf)
+    want, fix = "n_A of at least 2 for this model's BatchNorm", "take a larger phi or batch_size, or another linearise="
+    with groups.unseen(), one_row_refused(len(mean_leaf), 'linearise="mean"', want, fix):
+        mean_outputs = server(mean_leaf)
 
     objective, z = rows.output_gradients(_in_order(found), loss)
     tops, seeds = [mean_outputs], [aggregate(z[:, : rows.n_agg], rows.weights)]
@@ -234,13 +227,6 @@ def _forward(server: nn.Module, inputs: torch.Tensor, groups: GroupStatistics) -
 def _forward_plain(server: nn.Module, inputs: torch.Tensor, groups: GroupStatistics) -> torch.Tensor:
     with torch.no_grad():
         return _forward(server, inputs, groups)
-
-
-def _forward_mean(server: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    fix = "take a larger phi or batch_size, or another linearise="
-    want = "n_A of at least 2 for this model's BatchNorm"
-    with one_row_refused(len(inputs), 'linearise="mean"', want, fix):
-        return server(inputs)
 
 
 def _in_order(found: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 
 from psl.training.communication import exchanged
 from psl.training.config import TrainingConfig
-from psl.training.frameworks.base import Batch, Draw, Framework, SeedFor, no_seed
+from psl.training.frameworks.base import Batch, Framework, Round
 from psl.training.participation import Attendance
 
 
@@ -33,14 +33,9 @@ class LocalTraining(Framework):
         super().__init__(model, config, weights)
         self.modules["model"] = model
 
-    def round(
-        self, draw: Draw, rng: np.random.Generator, attendance: Attendance | None = None, seed_for: SeedFor = no_seed
-    ) -> torch.Tensor | float:
-        """Run the local steps and the average; see `Framework.round`.
-
-        The loss is over the devices that count, NaN if none does.
-        """
-        here = attendance or Attendance.full(self.config.n_clients, self.steps)
+    def train_round(self, this: Round) -> torch.Tensor | float:
+        """Run the local steps and the average; the loss is over the devices that count, NaN if none does."""
+        here = this.attendance or Attendance.full(self.config.n_clients, self.steps)
         weights = here.weights(self.weights)
         state = [t for t in self.model.state_dict(keep_vars=True).values() if isinstance(t, torch.Tensor)]
         start = _copies(state)
@@ -53,8 +48,8 @@ class LocalTraining(Framework):
         for client in range(self.config.n_clients):
             copy_into(state, start)
             for step in range(here.steps[client]):
-                seed_for("device", client, step)
-                value = self.local_step(client, draw(client, step))
+                this.seed_for("device", client, step)
+                value = self.local_step(client, this.draw(client, step))
                 if here.counted[client]:
                     total = total + weights[client] * value
             if not here.sends_model[client]:

@@ -11,8 +11,7 @@ from psl.models.splitting import boundaries, stages
 from psl.models.tracing import trace
 from psl.training.batchnorm import one_row_refused
 from psl.training.config import TrainingConfig, check_cuts
-from psl.training.frameworks.base import Draw, Framework, SeedFor, no_seed, refuse_raw_data
-from psl.training.participation import Attendance
+from psl.training.frameworks.base import Framework, Round, refuse_raw_data
 from psl.training.stage import Stage, loss_and_gradient
 
 
@@ -66,12 +65,9 @@ class Pipeline(Framework):
         """Return the arguments that bear on this framework but not on all, by name."""
         return super().settings() | {"cut": self.cut, "micro_batch": self.micro_batch}
 
-    def round(
-        self, draw: Draw, rng: np.random.Generator, attendance: Attendance | None = None, seed_for: SeedFor = no_seed
-    ) -> torch.Tensor | float:
-        """Send the round's mini-batch through, then step; see `Framework.round`."""
-        self.check_participation(attendance)
-        inputs, labels = draw(0, 0)
+    def train_round(self, this: Round) -> torch.Tensor | float:
+        """Send the round's mini-batch through, then step."""
+        inputs, labels = this.draw(0, 0)
         for stage in self.stages:
             stage.zero_grad()
         micro_batches = zip(inputs.split(self.micro_batch), labels.split(self.micro_batch), strict=True)

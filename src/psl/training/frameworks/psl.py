@@ -1,11 +1,9 @@
 """Parallel split learning: all clients at once, with one server-side model."""
 
-import numpy as np
 import torch
 
-from psl.training.frameworks.base import Draw, SeedFor, no_seed
+from psl.training.frameworks.base import Round
 from psl.training.frameworks.split_step import SplitFramework
-from psl.training.participation import Attendance
 
 
 class PSL(SplitFramework):
@@ -16,11 +14,8 @@ class PSL(SplitFramework):
 
     name = "psl"
 
-    def round(
-        self, draw: Draw, rng: np.random.Generator, attendance: Attendance | None = None, seed_for: SeedFor = no_seed
-    ) -> torch.Tensor | float:
-        """Train all clients at once; see `Framework.round`."""
-        self.check_participation(attendance)
+    def train_round(self, this: Round) -> torch.Tensor | float:
+        """Train all clients at once."""
         clients = range(self.config.n_clients)
-        losses = [self.train_clients(clients, self.weights, k, draw, rng, seed_for) for k in range(self.steps)]
+        losses = [self.train_clients(clients, self.weights, k, this) for k in range(self.steps)]
         return sum(losses) / self.steps

@@ -1,14 +1,12 @@
 """Split federated learning: parallel split learning whose client-side models are averaged."""
 
-import numpy as np
 import torch
 from torch import nn
 
 from psl.training.communication import exchanged
-from psl.training.frameworks.base import Draw, SeedFor, no_seed
+from psl.training.frameworks.base import Round
 from psl.training.frameworks.local_training import Average, copy_into
 from psl.training.frameworks.psl import PSL
-from psl.training.participation import Attendance
 
 
 class SFL(PSL):
@@ -22,11 +20,9 @@ class SFL(PSL):
     name = "sfl"
     averages = True
 
-    def round(
-        self, draw: Draw, rng: np.random.Generator, attendance: Attendance | None = None, seed_for: SeedFor = no_seed
-    ) -> torch.Tensor | float:
-        """Train all clients at once, then average their models; see `Framework.round`."""
-        loss = super().round(draw, rng, attendance, seed_for)
+    def train_round(self, this: Round) -> torch.Tensor | float:
+        """Train all clients at once, then average their models."""
+        loss = super().train_round(this)
         for copies in zip(*map(exchanged, self.clients), strict=True):  # one tensor of every client
             average = Average(copies[:1])
             for weight, tensor in zip(self.weights, copies, strict=True):

@@ -4,9 +4,8 @@ import numpy as np
 import torch
 
 from psl.training.communication import exchanged
-from psl.training.frameworks.base import Draw, SeedFor, no_seed
+from psl.training.frameworks.base import Round
 from psl.training.frameworks.split_step import SplitFramework
-from psl.training.participation import Attendance
 
 
 class SL(SplitFramework):
@@ -19,14 +18,11 @@ class SL(SplitFramework):
     one_client_model = True
     waits_for_all = "its clients hand one model on, a missing one stops all"
 
-    def round(
-        self, draw: Draw, rng: np.random.Generator, attendance: Attendance | None = None, seed_for: SeedFor = no_seed
-    ) -> torch.Tensor | float:
-        """Train one client after the other; see `Framework.round`."""
-        self.check_participation(attendance)
+    def train_round(self, this: Round) -> torch.Tensor | float:
+        """Train one client after the other."""
         total = 0.0
         for client, weight in enumerate(self.weights):
-            total = total + weight * self.train_clients([client], np.ones(1), 0, draw, rng, seed_for)
+            total = total + weight * self.train_clients([client], np.ones(1), 0, this)
             if self.config.n_clients > 1:
                 for tensor in exchanged(self.clients[0]):
                     self.bits.down(self.bits.up(tensor))

@@ -13,7 +13,7 @@ from psl.errors import CutError, expected
 from psl.models import split
 from psl.training.communication import BitCounter
 from psl.training.config import TrainingConfig, check_cut, cross_entropy
-from psl.training.frameworks.base import Batch, Draw, Framework, SeedFor, refuse_raw_data
+from psl.training.frameworks.base import Batch, Framework, Round, refuse_raw_data
 from psl.training.stage import Stage
 
 
@@ -203,32 +203,24 @@ class SplitFramework(Framework):
         """Return the arguments that bear on this framework but not on all, by name."""
         return super().settings() | {"cut": self.cut}
 
-    def train_clients(
-        self,
-        clients: Sequence[int],
-        weights: np.ndarray,
-        step: int,
-        draw: Draw,
-        rng: np.random.Generator,
-        seed_for: SeedFor,
-    ) -> torch.Tensor:
+    def train_clients(self, clients: Sequence[int], weights: np.ndarray, step: int, this: Round) -> torch.Tensor:
         """Train some clients, by number, and the server on one mini-batch each; returns Σ_i λ_i ℓ̄_i.
 
         Args:
             clients: their numbers.
             weights: λ_i of these clients, summing to 1.
             step: local step of the round.
-            draw, rng, seed_for: as in `Framework.round`.
+            this: the round.
         """
 
         def batches() -> Iterator[Batch]:
             for i in clients:
-                seed_for("device", i, step)
-                yield draw(i, step)
+                this.seed_for("device", i, step)
+                yield this.draw(i, step)
 
         def server(smashed: list[torch.Tensor], labels: list[torch.Tensor]) -> ServerGradients:
-            seed_for("server", clients[0], step)
-            return self.update_server(smashed, labels, weights, rng)
+            this.seed_for("server", clients[0], step)
+            return self.update_server(smashed, labels, weights, this.rng)
 
         return split_step([self.devices[i] for i in clients], batches(), server, self.bits)
 
