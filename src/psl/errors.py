@@ -52,12 +52,7 @@ def missing_package(what: str, cause: ModuleNotFoundError, otherwise: str = "") 
 
 
 # What pip calls a package, where that is not its name; torchvision goes with torch.
-_DISTRIBUTIONS = {
-    "torch": "torch torchvision",
-    "sionna": "sionna-no-rt",
-    "sklearn": "scikit-learn",
-    "PIL": "pillow",
-}
+_DISTRIBUTIONS = {"torch": "torch torchvision", "sionna": "sionna-no-rt", "sklearn": "scikit-learn", "PIL": "pillow"}
 
 
 def check_array(

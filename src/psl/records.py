@@ -54,24 +54,15 @@ class Record:
         got = data.get("type") if isinstance(data, dict) else type(data).__name__
         found = _class_named(str(got))
         if found is None or not issubclass(found, cls):
-            raise expected(
-                f"{cls.__name__}.from_dict",
-                f"a dict with type={_full_name(cls)!r}",
-                f"type={got!r}",
-                "pass what to_dict() of the same class returned",
-                PSLError,
-            )
+            want, fix = f"a dict with type={_full_name(cls)!r}", "pass what to_dict() of the same class returned"
+            raise expected(f"{cls.__name__}.from_dict", want, f"type={got!r}", fix, PSLError)
         fields = [f for f in dataclasses.fields(found) if f.init]
         names = {f.name for f in fields}
         required = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
         if missing := [name for name in required if name not in data]:
-            raise expected(
-                f"{found.__name__}.from_dict",
-                "a dict with all fields",
-                f"none named {', '.join(map(repr, missing))}",
-                "pass what to_dict() returned",
-                PSLError,
-            )
+            want, fix = "a dict with all fields", "pass what to_dict() returned"
+            got = f"none named {', '.join(map(repr, missing))}"
+            raise expected(f"{found.__name__}.from_dict", want, got, fix, PSLError)
         return found._from_values({k: _decode(v) for k, v in data.items() if k in names})
 
     def save(self, path: str | os.PathLike[str]) -> Path:

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -103,16 +103,8 @@ class UnitTimer:
         operations = np.diff(counted.bwd_cost, prepend=0.0)
         unit = int(np.flatnonzero(operations)[-1]) if operations.any() else 0
         last = backward[unit] * counted.last_bwd_cost / operations[unit] if unit else 0.0
-        return Profile.measured(
-            names=counted.names,
-            fwd_seconds=np.cumsum(forward),
-            bwd_seconds=np.cumsum(backward),
-            act_bits=counted.act_bits,
-            grad_bits=counted.grad_bits,
-            param_bits=counted.param_bits,
-            act_memory=counted.act_memory,
-            last_bwd_seconds=last,
-        )
+        seconds = {"fwd_cost": np.cumsum(forward), "bwd_cost": np.cumsum(backward), "last_bwd_cost": last}
+        return replace(counted, **seconds, unit="s")
 
 
 def _without(units: np.ndarray, excess: np.ndarray) -> np.ndarray:

@@ -281,7 +281,7 @@ class WirelessCell(Record):
             frame.insert(1, "line_of_sight", self.line_of_sight.astype(bool))
         return frame
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return (
             f"WirelessCell({self.n_clients} clients, {self.n_subchannels} subchannels, "
             f"{self.bandwidth.sum() / 1e6:.4g} MHz, server {self.server_speed / 1e9:.4g} GFLOP/s)"
