@@ -35,9 +35,13 @@ def data():
 
 
 @pytest.fixture(scope="session")
-def nursery():
+def nursery(tmp_path_factory, worker_id):
     """Where the worker processes of all tests start."""
     from psl.distributed import Nursery
 
+    if worker_id != "master":  # pytest-xdist's workers have folders beside each other
+        mark = tmp_path_factory.getbasetemp().parent / "nursery"
+        assert not mark.exists(), "expected tests of real processes in one worker, found them in two"
+        mark.touch()
     with Nursery() as nursery:
         yield nursery
