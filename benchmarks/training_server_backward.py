@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torchvision.models import resnet18
 
-from psl.aggregation import aggregated_rows, server_rows
+from psl.gradient_aggregation import aggregated_rows, server_rows
 from psl.models import profile
 from psl.training.frameworks.epsl import aggregated_backward
 from training_common import batches, build, seconds, write

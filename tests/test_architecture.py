@@ -13,22 +13,23 @@ FILES = sorted(SOURCE.rglob("*.py"))
 MAY_IMPORT = {
     "errors": set(),
     "units": set(),
-    "aggregation": set(),
+    "gradient_aggregation": set(),
     "studies": {"errors"},
     "records": {"errors"},
     "profile_tables": {"errors"},
     "profiles": {"errors", "records", "profile_tables"},
     "plans": {"errors", "profiles"},
     "networks": {"errors", "records", "profiles", "units"},
-    "schedulers": {"errors", "aggregation", "records", "profiles", "plans", "networks"},
+    "schedulers": {"errors", "gradient_aggregation", "records", "profiles", "plans", "networks"},
     "models": {"errors", "profiles"},
     "data": {"errors"},
-    "training": {"errors", "aggregation", "records", "plans", "models", "data"},
+    "training": {"errors", "gradient_aggregation", "records", "plans", "models", "data"},
     "distributed": {
-        "errors", "aggregation", "records", "profiles", "plans", "networks", "models", "data", "training", "simulation",
+        "errors", "gradient_aggregation", "records", "profiles", "plans", "networks", "models", "data", "training",
+        "simulation",
     },
     "plotting": {"errors", "units", "networks", "plans"},
-    "simulation": {"errors", "aggregation", "records", "profiles", "plans", "networks", "plotting"},
+    "simulation": {"errors", "gradient_aggregation", "records", "profiles", "plans", "networks", "plotting"},
 }  # fmt: skip
 NO_TORCH = set(MAY_IMPORT) - {"models", "data", "training", "distributed"}
 

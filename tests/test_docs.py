@@ -1,4 +1,4 @@
-"""The documentation agrees with the code: every file and name in the table of equations exists, links lead somewhere."""
+"""The documentation agrees with the code: files and names in the table of equations exist, links lead somewhere."""
 
 import ast
 import re

@@ -269,7 +269,12 @@ def test_round_trip_and_repr(tmp_path):
             assert again == plan and again.round_time == plan.round_time and again.gap == plan.gap
             assert edgesplit.EdgeSplitPlan.load(plan.save(tmp_path / "plan.json")) == plan
             assert again.cuts.dtype.kind == "i" and not again.cuts.flags.writeable
-            for part in (method, f"round {plan.round_time:.6g} s", "optimum", f"{cluster.n_devices} devices"):
+            for part in (
+                method,
+                f"round {plan.round_time:.6g} s",
+                "optimal" if plan.exact else "optimum",
+                f"{cluster.n_devices} devices",
+            ):
                 assert part in repr(plan)
     blind = solve(profile, cluster, bound=False)
     assert np.isnan(blind.lower_bound) and np.isnan(blind.gap) and "no lower bound" in repr(blind)

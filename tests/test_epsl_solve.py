@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epsl_scenarios import random_cell, random_profile
-from psl.aggregation import aggregated_rows, server_rows
 from psl.errors import InfeasibleError, ScenarioError
+from psl.gradient_aggregation import aggregated_rows, server_rows
 from psl.schedulers import epsl
 from psl.schedulers.epsl.local_search import State, bounds, local_search, neighbours
 from psl.schedulers.epsl.power import round_time

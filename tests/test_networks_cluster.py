@@ -132,7 +132,10 @@ def test_bad_shares_of_the_peak(efficiency, message):
         ({"boards": []}, r"boards: expected a list of names"),
         ({"efficiency": 1.5}, r"efficiency: expected a value of at most 1, got 1\.5"),
         ({"heterogeneity": -1}, r"heterogeneity: expected values of at least 0"),
-        ({"spectral_efficiency_range": (5, 1)}, r"spectral_efficiency_range: expected the lowest value first, got \(5, 1\)"),
+        (
+            {"spectral_efficiency_range": (5, 1)},
+            r"efficiency_range: expected the lowest value first, got \(5, 1\)",
+        ),
     ],
 )
 def test_bad_samples(options, message):

@@ -198,7 +198,7 @@ def test_a_plan_for_another_model_is_refused(data, model):
     ):
         train("edgesplit", model, data, rounds=1, plan=plan, progress=False)
     plan = plan_for(names, [2, 7, 12])
-    with pytest.raises(ScenarioError, match=r"plan: expected one of a model of 10 units, got 12"):
+    with pytest.raises(ScenarioError, match=r"plan: expected one for a model of 10 units, got one for 12"):
         train("edgesplit", cnn(n_classes=4), data, rounds=1, plan=plan, progress=False)
     plan = plan_for(names, [2, 7, 30])
     with pytest.raises(ScenarioError, match=r"plan: expected one whose cuts are in 0\.\.12, got 30"):

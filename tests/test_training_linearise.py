@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from psl.aggregation import aggregated_rows
 from psl.errors import ScenarioError
+from psl.gradient_aggregation import aggregated_rows
 from psl.training.batchnorm import GroupStatistics
 from psl.training.config import LINEARISE_RULES, cross_entropy
 from psl.training.frameworks.epsl import aggregated_backward

@@ -298,7 +298,7 @@ def test_every_part_of_a_run_has_random_numbers_of_its_own():
         ({"rounds": 0}, ScenarioError, r"rounds: expected at least 1, got 0"),
         ({"model": "resnet"}, ScenarioError, r"model: expected a torch.nn.Module, got str"),
         ({"model": cnn().requires_grad_(False), "framework": "fedavg"}, ScenarioError, r"at least one trainable"),
-        ({"plan": SimpleNamespace(cut=3)}, ScenarioError, r"plan: expected a plan with .*, got SimpleNamespace.*solve"),
+        ({"plan": SimpleNamespace(cut=3)}, ScenarioError, r"plan: expected a plan of epsl.solve, .*, got SimpleNamespace.*solve"),
     ],
 )  # fmt: skip
 def test_bad_input_says_what_was_expected(options, error, message, data, model):
@@ -315,7 +315,7 @@ def test_a_plan_for_another_model_is_refused(data, model):
     with pytest.raises(ScenarioError, match=f"plan: expected one whose cut 3 is '{names[3]}'.*, got 'conv9'"):
         train("psl", model, data, plan=plan_for([*names[:3], "conv9", *names[4:]], cut=3), **options)
     longer = plan_for(map(str, range(100)), cut=3)
-    with pytest.raises(ScenarioError, match=f"plan: expected one of a model of {len(names) - 1} units, got 99"):
+    with pytest.raises(ScenarioError, match=f"expected one for a model of {len(names) - 1} units, got one for 99"):
         train("psl", model, data, plan=longer, **options)
 
 

@@ -19,18 +19,19 @@ class Profile(Record):
 
     Args:
         names: L+1 names of the cuts; the first is the raw input, the last the output.
-        fwd_cost: (L+1,) ρ_j, FLOP of the forward pass of units 1..j; one multiply-add is 2 FLOP.
-        bwd_cost: (L+1,) ϖ_j, FLOP of the backward pass of units 1..j.
+        fwd_cost: (L+1,) ρ_j, FLOP (or seconds, see `unit`) of the forward pass of units 1..j; one multiply-add
+            is 2 FLOP.
+        bwd_cost: (L+1,) ϖ_j, the same of the backward pass.
         act_bits: (L+1,) ψ_j, bits of the activation at cut j.
         grad_bits: (L+1,) χ_j, bits of its gradient.
         param_bits: (L+1,) δ_j, bits of the parameters of units 1..j (per model, not per sample).
         act_memory: (L+1,) a_j, bytes of activations that units 1..j keep for their backward pass.
-        last_bwd_cost: ϖ_last, backward FLOP of the last layer alone.
+        last_bwd_cost: ϖ_last, the backward pass of the last layer alone.
         unit: ``"FLOP"``, or ``"s"`` for a measured profile: seconds on a reference device in place
             of FLOP. A node of speed 1.0 is then that device, one of speed 0.5 half as fast.
 
     Raises:
-        ScenarioError: wrong lengths, NaN, negative entries, or cumulative arrays that fall or do not
+        ScenarioError: wrong lengths, NaN, negative entries, or cumulative arrays that decrease or do not
             start at 0.
 
     Source: EPSL (arXiv 2303.15991): costs per cut [P]; their definition [R].

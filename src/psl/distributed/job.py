@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import nn
 
-from psl.aggregation import aggregated_rows
 from psl.data import NAMES
 from psl.distributed.edge.emulate import EdgeEmulation
 from psl.distributed.segments import Segments
 from psl.distributed.wire.groups import BACKENDS, check_device
 from psl.errors import DataError, check_choice, check_count, check_number, expected
+from psl.gradient_aggregation import aggregated_rows
 from psl.records import Record
 from psl.training.config import TrainingConfig, check_plan_fits, cross_entropy, optimizer_factory, resolve
 from psl.training.frameworks import FRAMEWORKS, Framework, build_framework, framework_class

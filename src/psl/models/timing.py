@@ -30,8 +30,9 @@ def measure(
     """Measure the forward and backward seconds of every unit of a model on a device.
 
     The whole model runs as it does in training. A clock is read at each cut, in the forward pass and, by a gradient
-    hook, in the backward pass. The result holds each unit's median over `repeats`. Reading clocks takes time too:
-    passes without clocks are timed in between, and the difference is subtracted from the units in equal parts.
+    hook, in the backward pass. The result holds each unit's median over `repeats`. Reading the clock
+    takes time as well. Passes without clock readings are timed in between, and the difference is subtracted from all
+    units in equal parts.
 
     Args:
         model: `nn.Module` with one input and one output that torch.fx can trace; a copy is run, in train mode.

@@ -28,7 +28,7 @@ class EdgeCluster(Record):
         bandwidth: W, Hz.
         server_speed: server speed s_srv, in the unit of `device_speed`.
         resource_block: width of a block, Hz, of which every device gets a whole number, at least one; None for
-            bandwidth that can be shared in any parts.
+            bandwidth that is divisible at will.
         device_names: N names, for tables and messages; optional.
         profiles: N measured profiles (unit "s") of the model that is planned, one per device, or None for devices
             known by their speed; optional. A device's own profile gives its forward and backward seconds in place of
@@ -81,7 +81,7 @@ class EdgeCluster(Record):
 
     @property
     def n_blocks(self) -> int:
-        """Whole resource blocks in the band; 0 where bandwidth can be shared in any parts."""
+        """Whole resource blocks in the band; 0 where bandwidth is divisible at will."""
         return int(np.floor(self.bandwidth / self.resource_block * (1 + _ROUNDING))) if self.resource_block else 0
 
     def describe(self, device: int) -> str:

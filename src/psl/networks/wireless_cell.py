@@ -67,8 +67,8 @@ class WirelessCell(Record):
     client_power: np.ndarray
     total_power: float
     downlink_psd: float
-    positions: np.ndarray | None = None
-    line_of_sight: np.ndarray | None = None
+    positions: np.ndarray | None = field(default=None, kw_only=True)
+    line_of_sight: np.ndarray | None = field(default=None, kw_only=True)
     profiles: tuple[Profile | None, ...] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:

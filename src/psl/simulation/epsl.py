@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from psl.aggregation import aggregated_rows, server_rows
+from psl.gradient_aggregation import aggregated_rows, server_rows
 from psl.simulation.timeline import Recorder
 
 

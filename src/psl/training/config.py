@@ -101,8 +101,11 @@ def resolve(
         DataError: the rule of the partition is none.
     """
     if plan is not None and not isinstance(plan, Plan):
-        want = "a plan with framework_round_time and the rest of psl.plans.Plan"
-        raise expected("plan", want, type(plan).__name__, "pass what a scheduler's solve returns")
+        want, fix = (
+            "a plan of epsl.solve, edgesplit.solve or pipeline.solve",
+            "pass what solve returned, or read a file: EPSLPlan.load",
+        )
+        raise expected("plan", want, type(plan).__name__, fix)
     planned = {} if plan is None else plan.training_arguments()
 
     def choose(name: str, value: Any, otherwise: Any) -> Any:
@@ -248,7 +251,9 @@ def check_plan_fits(plan: Plan, model: nn.Module) -> None:
     names = trace(model).cut_names
     fix = "solve a plan with this model's profile, or pass its numbers as n_clients=, batch_size=, cut= and so on"
     if plan.profile.n_units != len(names) - 1:
-        raise expected("plan", f"one of a model of {len(names) - 1} units", plan.profile.n_units, fix)
+        raise expected(
+            "plan", f"one for a model of {len(names) - 1} units", f"one for {plan.profile.n_units} units", fix
+        )
     for cut in _planned_cuts(plan) or []:
         if cut >= len(names):
             raise expected("plan", f"one whose cuts are in 0..{len(names) - 1}", cut, fix)

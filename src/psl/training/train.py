@@ -62,7 +62,7 @@ def train(
     Args:
         framework: ``"centralised"``, ``"fedavg"``, ``"sl"``, ``"sfl"``, ``"psl"``, ``"epsl"``,
             ``"edgesplit"`` or ``"pipeline"``.
-        model: single-input, single-output module; for a split one that `psl.cuts` can trace.
+        model: single-input, single-output module; frameworks that split need one that `psl.cuts` can trace.
         dataset: name for `psl.data.load`, or a pair (train, test) of torch data sets.
         n_clients: C; default the plan's, else 5.
         rounds: rounds to train, including those of a checkpoint.
@@ -72,7 +72,7 @@ def train(
         cut: number or name of the cut, for sl, sfl, psl, epsl; for edgesplit a list of C, one per client,
             or one for all, where the last cut leaves the whole model on the device; for
             pipeline the increasing list of boundaries between the stages, ``[]`` for one stage. Default the plan's.
-        phi: φ in [0, 1], share of the slots whose last-layer gradients epsl aggregates; default the
+        phi: φ in [0, 1], share of the mini-batch's rows whose last-layer gradients epsl aggregates; default the
             plan's, else 0.5.
         linearise: how epsl sends aggregated gradients through the server:
             ``"representative"``, ``"mean"``, ``"each"`` or ``"cut"`` (`psl.training.frameworks.epsl`).
@@ -82,7 +82,7 @@ def train(
         lr: learning rate; default 0.05 for sgd, 0.001 for adam.
         seed: draws partition, mini-batches, representatives, dropout, and who misses a round.
         plan: a scheduler's plan for this model; supplies defaults and the simulated time of a round.
-        checkpoint: file that the run is saved to, about every 10 s, at the end, and at Ctrl-C; a
+        checkpoint: file to which the run is saved about every 10 s, at the end, and at Ctrl-C; a
             run whose file exists continues from it, bit for bit as if never interrupted.
         device: where to train; default the CPU.
         loss: maps outputs and labels to one loss per row; default the cross entropy.

@@ -159,7 +159,9 @@ class EdgeSplitPlan(Record):
 
     def __repr__(self) -> str:
         proof = "no lower bound"
-        if not np.isnan(self.gap):
+        if self.exact:
+            proof = "optimal"
+        elif not np.isnan(self.gap):
             proof = f"optimum {self.lower_bound:.6g} s, gap {100 * self.gap:.3g} %"
         if self.method == "alternating" and self.gap > _SUBOPTIMAL:
             proof += ", closed by method='exact'"

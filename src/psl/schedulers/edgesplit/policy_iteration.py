@@ -35,7 +35,7 @@ def best_split(problem: EdgeSplitProblem, report: Report | None = None) -> tuple
 
 
 def best_continuous(problem: EdgeSplitProblem, report: Report) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return (N,) cuts, (N,) Hz and the optimal round time, seconds, for bandwidth that can be shared in any parts.
+    """Return (N,) cuts, (N,) Hz and the optimal round time, seconds, for bandwidth that is divisible at will.
 
     Policy iteration: the cuts that need least bandwidth at T, then the least T for these cuts, until T stays. Every T
     is the optimum for some cuts, hence no less than the optimum; and it falls until the cuts that need least at T need

@@ -45,10 +45,10 @@ def solve(
     "common-optimal"  one cut for all, the best, with optimal bandwidth [R]
     ================  ===============================================================================================
 
-    The alternation ends at the optimum if bandwidth can be shared in any parts and every cut has something to send.
-    A measured profile without `param_bits` breaks the second: its last cut sends nothing. There, in whole resource
-    blocks, and if stopped early, the alternation can end at several times the optimum: `plan.gap` and the plan's repr
-    say so, and method="exact" closes the gap.
+    The alternation ends at the optimum if bandwidth is divisible at will and every cut has something to send.
+    A measured profile without `param_bits` violates the second condition: its last cut sends nothing. There, in whole
+    resource blocks, and if stopped early, the alternation can end at several times the optimum: `plan.gap` and the
+    plan's repr say so, and method="exact" closes the gap.
 
     With resource blocks every method gives whole blocks; equal then means as even as possible.
 
@@ -60,7 +60,7 @@ def solve(
         method: see the table.
         min_cut: the shallowest cut allowed; 1 keeps raw data on the devices.
         max_steps: stop the alternation after so many steps, to show what that costs; None goes on to its end.
-        seed: as in every `solve`; all methods here are deterministic and draw nothing.
+        seed: taken as in every `solve`; no method here uses random numbers.
         bound: compute the optimum as `lower_bound`; False leaves it NaN and saves time.
         progress: show a progress bar of improvements.
 

@@ -9,7 +9,7 @@ from psl.schedulers.epsl.power import optimal_power, round_time, uniform_power
 from psl.schedulers.epsl.problem import RoundProblem
 from psl.schedulers.epsl.subchannels import greedy, round_robin
 
-#: What each method optimises; the rest is a random cut, subchannels dealt in turn and uniform power.
+#: What each method optimises; the rest is a random cut, round-robin subchannels and uniform power.
 BASELINES = {
     "random": "nothing",
     "power-only": "power",

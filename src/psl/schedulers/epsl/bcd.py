@@ -24,7 +24,7 @@ def block_coordinate_descent(
 ) -> tuple[int, np.ndarray, np.ndarray]:
     """Alternate greedy subchannels, optimal power and the best cut until nothing improves.
 
-    It starts from the middle cut, subchannels dealt in turn and uniform power. A block that finds nothing better keeps
+    It starts from the middle cut, round-robin subchannels and uniform power. A block that finds nothing better keeps
     what there is, so the round time never rises. New subchannels are compared with the power that is optimal for them.
 
     Args:

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from psl.aggregation import aggregated_rows, server_rows
 from psl.errors import check_choice, check_count
+from psl.gradient_aggregation import aggregated_rows, server_rows
 from psl.networks.wireless_cell import WirelessCell
 from psl.profiles import Profile
 from psl.records import Record

@@ -79,7 +79,7 @@ class EPSLPlan(Record):
 
     @property
     def gap(self) -> float:
-        """Certified relative distance from the optimum at most: round_time / lower_bound − 1; NaN without a bound."""
+        """Upper bound on the relative distance from the optimum, round_time / lower_bound − 1; NaN without one."""
         return max(self.round_time / self.lower_bound - 1.0, 0.0) if self.lower_bound > 0 else float("nan")
 
     @property
@@ -124,7 +124,9 @@ class EPSLPlan(Record):
         ).rename_axis("client")
 
     def __repr__(self) -> str:
-        if self.lower_bound > 0:
+        if self.exact:
+            proof = "optimal"
+        elif self.lower_bound > 0:
             proof = f"lower bound {self.lower_bound:.6g} s, gap {100 * self.gap:.3g} %"
         else:
             proof = "no lower bound"

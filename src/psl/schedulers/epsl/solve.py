@@ -41,7 +41,7 @@ def solve(
     ===============  ================================================================================================
     "search"         default [B]: all cuts that could be best, local search over moves and swaps of subchannels
     "bcd"            block-coordinate descent: greedy subchannels, optimal power, best cut, in turn [P, R]
-    "random"         random cut, subchannels dealt in turn, uniform power [R]
+    "random"         random cut, subchannels round-robin, uniform power [R]
     "power-only"     "random" with optimal power [R]
     "cut-only"       "random" with the best cut [R]
     "channels-only"  "random" with greedy subchannels [R]

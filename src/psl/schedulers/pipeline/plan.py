@@ -95,7 +95,7 @@ class PipelinePlan(Record):
 
     @property
     def gap(self) -> float:
-        """Certified relative distance from the optimum at most: value / lower_bound − 1; NaN without a bound."""
+        """Upper bound on the relative distance from the optimum, value / lower_bound − 1; NaN without one."""
         return max(self.value / self.lower_bound - 1.0, 0.0) if self.lower_bound > 0 else float("nan")
 
     @property
@@ -143,8 +143,10 @@ class PipelinePlan(Record):
     def framework_round_time(self, framework: str, local_steps: int = 1) -> float:
         """Return T, s; a plan for a pipeline times no other framework."""
         if framework != "pipeline":
-            fix = "compare with a plan of another scheduler"
-            raise expected("framework", "'pipeline'", repr(framework), fix)
+            fix = "train without plan=, or solve a plan for this framework with epsl.solve or edgesplit.solve"
+            raise expected(
+                "framework", "'pipeline', which is all that a plan of pipeline.solve can time", repr(framework), fix
+            )
         return self.round_time
 
     def to_frame(self) -> pd.DataFrame:

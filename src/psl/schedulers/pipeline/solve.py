@@ -53,7 +53,7 @@ def solve(
         micro_batch: b, to fix it; None chooses the best.
         objective: "time": T = T_f + (⌈B/b⌉ − 1) T_i, seconds per mini-batch; "interval": T_i alone, for an endless
             stream of micro-batches as pipeline-parallel partitioners see it. With b free, that means the fewest seconds
-            per sample, T_i / b; these never rise with b, and the smallest b that reaches those of b = B is taken.
+            per sample, T_i / b; T_i / b never increases with b, and the smallest b with the T_i / b of b = B is taken.
         links: "once": an undirected link serves at most one hop of the plan; "shared": the hops over a link add up, per
             direction in full duplex; "separate": every hop counts by itself, as published, and T may be far too short.
         method: see the table.
@@ -61,8 +61,8 @@ def solve(
         start: first micro-batch size of "alternating".
         bound: give the plans of the other methods the optimum of "exact" as `lower_bound`; False leaves it NaN and
             saves time.
-        max_labels: of the label setting that keeps a plan from using a node or link twice, per micro-batch size; after
-            so many the best plan known is returned with `exact=False`.
+        max_labels: most labels per micro-batch size in the search that keeps a plan from using a node or link twice.
+            Beyond them the best plan known is returned with `exact=False`.
         progress: show a progress bar of improvements.
 
     Returns:

@@ -33,8 +33,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from psl.aggregation import aggregated_rows
 from psl.errors import expected
+from psl.gradient_aggregation import aggregated_rows
 from psl.training.batchnorm import GroupStatistics, one_row_refused
 from psl.training.config import cross_entropy
 from psl.training.frameworks.psl import PSL
