@@ -1,5 +1,6 @@
 """The figure machinery: what makes a figure stale, how it is written, and that notebooks take parameters."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -21,6 +22,10 @@ from psl import plotting
 from psl.errors import PSLError
 
 ROOT = Path(__file__).parent.parent
+publish = importlib.util.module_from_spec(
+    importlib.util.spec_from_file_location("publish", ROOT / "tools" / "publish.py")
+)
+publish.__spec__.loader.exec_module(publish)
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 
 
@@ -139,8 +144,43 @@ def test_notebooks_take_parameters_teach_and_close_with_a_check(path):
     code = [c for c in notebook.cells if c.cell_type == "code"]
     assert "assert" in code[-1].source, "ends with a check"
     assert len(notebook.cells) - len(code) >= 4, "prose between the cells"
+    assert "build/lab" in tagged[0].source, "a run in JupyterLab leaves the committed figures alone"
+    assert not any("os.environ" in c.source for c in code), "parameters come from papermill alone"
     assert any(c.outputs for c in code), "committed with its outputs"
+    assert not any(publish.is_progress(o) or "0%|" in str(o) for c in code for o in c.outputs), "no bar stays at 0 %"
     assert not any(o.output_type == "error" for c in code for o in c.outputs)
+
+
+def test_outputs_are_published_without_traces_of_the_run(tmp_path):
+    cell = nbformat.v4.new_code_cell("1 + 1")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "kept.ipynb")
+    bar = {publish.WIDGET: {"model_id": "1"}, "text/plain": "  0%|          | 0/8"}
+    cell.outputs = [
+        nbformat.v4.new_output("stream", name="stderr", text="a warning"),
+        nbformat.v4.new_output("display_data", bar),
+        nbformat.v4.new_output("execute_result", {"text/plain": "2"}, execution_count=5),
+    ]
+    injected = nbformat.v4.new_code_cell("QUICK = True", metadata={"tags": ["injected-parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[injected, cell]), tmp_path / "done.ipynb")
+    publish.publish_notebook(tmp_path / "done.ipynb", tmp_path / "kept.ipynb")
+    (published,) = nbformat.read(tmp_path / "kept.ipynb", 4).cells
+    assert published.source == "1 + 1"
+    assert [output.data for output in published.outputs] == [{"text/plain": "2"}]
+    assert published.execution_count == published.outputs[0].execution_count == 1
+
+
+def test_results_stand_in_one_file_that_says_what_made_it(tmp_path):
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "RESULTS.md").touch()
+    (tmp_path / "02_results.md").write_text("## Second\n\nMade by notebooks/02_b.ipynb.\n")
+    (tmp_path / "01_results.md").write_text("## First\n\nMade by notebooks/01_a.ipynb.\n")
+    (tmp_path / "01_line.txt").write_text("A line. Made by notebooks/01_a.ipynb.\n")
+    publish.write_gallery(tmp_path, "make figures FULL=1")
+    results = (tmp_path / "RESULTS.md").read_text()
+    assert results.index("`make figures FULL=1`") < results.index("## First") < results.index("## Second")
+    assert "[mnist](mnist/RESULTS.md)" in results
+    gallery = (tmp_path / "README.md").read_text()
+    assert gallery.index("`make figures FULL=1`") < gallery.index("![01_line](01_line.png)")
 
 
 @pytest.mark.slow

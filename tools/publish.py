@@ -43,9 +43,13 @@ def write_gallery(figures: Path, command: str) -> None:
     for caption in sorted(figures.glob("*.txt")):
         lines += ["", f"## {caption.stem}", "", f"![{caption.stem}]({caption.stem}.png)", "", caption.read_text()]
     (figures / "README.md").write_text("\n".join(lines).rstrip() + "\n")
-    parts = [part.read_text().strip() for part in sorted(figures.glob("[0-9][0-9]_results.md"))]
-    head = f"# Results\n\nWritten by `{command}`, every part by the notebook that it names."
-    (figures / "RESULTS.md").write_text("\n\n".join([head, *parts]) + "\n")
+    lines = ["# Results", f"Written by `{command}`, every part by the notebook that it names."]
+    lines += [
+        f"On other data: [{other.parent.name}]({other.parent.name}/RESULTS.md)"
+        for other in sorted(figures.glob("*/RESULTS.md"))
+    ]
+    lines += [part.read_text().strip() for part in sorted(figures.glob("[0-9][0-9]_results.md"))]
+    (figures / "RESULTS.md").write_text("\n\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
