@@ -40,7 +40,7 @@ def execute(signature: Path, figures: Path, parameters: dict[str, str]) -> None:
             cwd=str(ROOT / "notebooks"),
             kernel_name="python3",
             progress_bar=False,
-            extra_arguments=["--log-level=ERROR"],  # of the kernel
+            extra_arguments=["--log-level=CRITICAL"],  # of the kernel: errors of cells come by another way
         )
     except PapermillExecutionError as error:
         sys.exit(f"{error}\n{name}: a cell raised; what ran before it is in {part.relative_to(ROOT)}")
