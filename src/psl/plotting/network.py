@@ -121,7 +121,7 @@ def plot_state_graph(network: EdgeNetwork, n_units: int, plan: Route | None = No
     states = state_graph(network, n_units)
     nodes = list(network.graph)
     if ax is None:
-        _, ax = plt.subplots(figsize=(2.4 + 1.7 * n_units, 1.4 + 1.1 * len(nodes)))
+        _, ax = plt.subplots(figsize=(2.4 + 1.7 * n_units, 1.4 + 1.1 * len(nodes) + 0.22 * (n_units - 1)))
     place = {
         (j, n, state): (j + (0.25 if state == "computed" else -0.25), -nodes.index(n) - 0.16 * (state == "arrived"))
         for j, n, state in states
@@ -132,7 +132,7 @@ def plot_state_graph(network: EdgeNetwork, n_units: int, plan: Route | None = No
     for u, v, hop in states.edges(data="hop"):
         chosen = (u, v) in on_path
         # One unit: straight, between the vertices on the way; longer computations pass below these and each other.
-        bend = 0.16 if hop else 0.13 * (v[0] - u[0]) * (v[0] - u[0] > 1)
+        bend = 0.16 if hop else 0.12 * (v[0] - u[0]) * (v[0] - u[0] > 1)
         nx.draw_networkx_edges(
             states, place, edgelist=[(u, v)], ax=ax, node_size=size, style="dashed" if hop else "solid",
             width=2.6 if chosen else 0.7, edge_color=_PLAN if chosen else "#737373", arrowsize=13 if chosen else 8,
@@ -151,7 +151,8 @@ def plot_state_graph(network: EdgeNetwork, n_units: int, plan: Route | None = No
     ax.plot([], [], "--", color="#737373", linewidth=1, label="hop")
     if plan is not None:
         ax.plot([], [], "-", color=_PLAN, linewidth=2.6, label="plan")
-    ax.set(xlabel="cut j", ylabel="node", xlim=(-0.6, n_units + 0.6), ylim=(-len(nodes) + 0.35, 0.6))
+    lowest = -len(nodes) + 0.35 - 0.2 * (n_units - 1)  # room for the longest computation of the last row
+    ax.set(xlabel="cut j", ylabel="node", xlim=(-0.6, n_units + 0.6), ylim=(lowest, 0.6))
     ax.set_xticks(range(n_units + 1))
     ax.set_yticks([-k for k in range(len(nodes))], [network.labels[n] for n in nodes])
     ax.tick_params(left=True, bottom=True, labelleft=True, labelbottom=True)
