@@ -38,7 +38,8 @@ GALLERIES  := $(sort $(foreach notebook,$(EXECUTED),$(call figures_of,$(notebook
 
 # The notebooks whose outputs are compared (cells marked NBVAL_CHECK_OUTPUT): those that take seconds.
 GUARDED    := $(wildcard notebooks/00_*.ipynb notebooks/01_*.ipynb notebooks/02_*.ipynb)
-PYTEST     := $(BIN)/python -m pytest -n
+# One thread for each process: workers share out the cores.
+PYTEST     := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n
 
 ifneq ($(filter notebooks,$(MAKECMDGOALS)),)
 ifneq ($(DATASET)-$(QUICK),digits-0)
@@ -56,7 +57,7 @@ help:
 	@echo "make figures    execute the notebooks on all cores, write figures/. Settings:"
 	@echo "                  DATASET=mnist  on MNIST, into figures/mnist/"
 	@echo "                  QUICK=1        a short run, into build/digits-quick/figures/"
-	@echo "                  FULL=1         notebook 07 measures all scenarios (half an hour more) and writes into figures/;"
+	@echo "                  FULL=1         notebook 07 measures all scenarios and writes into figures/;"
 	@echo "                                 else it measures a few, into build/digits-short/figures/"
 	@echo "make notebooks  the same, and put the outputs into notebooks/ (07's only with FULL=1)"
 	@echo "make lab        open the notebooks in JupyterLab; their figures go to build/lab/ (LAB='--no-browser --port 9999')"
