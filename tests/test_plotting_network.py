@@ -164,3 +164,11 @@ def test_a_row_of_nodes_is_drawn_wide_with_notes_that_take_turns():
     assert ax.figure.get_size_inches()[0] == pytest.approx(1.8 + 5 * 1.25)
     notes = [text for text in ax.texts if "FLOP/s" in text.get_text()]
     assert [note.get_va() for note in notes] == ["top", "bottom", "top", "bottom", "top"]
+
+
+def test_the_picture_of_split_learning_shows_every_device_and_both_directions():
+    for n_devices in (1, 3):
+        axes = plotting.plot_split_learning(n_devices)
+        texts = " ".join(text.get_text() for text in axes.texts)
+        assert f"device {n_devices}" in texts and f"device {n_devices + 1}" not in texts
+        assert "activations" in texts and "gradients" in texts and "server" in texts

@@ -5,6 +5,7 @@ from psl.plotting.charts import plain_ticks, plot_curves, plot_points
 from psl.plotting.gantt import GANTT_LOOKS, plot_gantt
 from psl.plotting.network import plot_network, plot_state_graph, state_graph
 from psl.plotting.results import markdown_table, save_results
+from psl.plotting.split_learning import MESSAGES, plot_split_learning
 from psl.plotting.style import COLUMN, INK, LOOKS, PAGE, bar_looks, look, save_figure, use_style
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "GANTT_LOOKS",
     "INK",
     "LOOKS",
+    "MESSAGES",
     "PAGE",
     "bar_looks",
     "look",
@@ -22,6 +24,7 @@ __all__ = [
     "plot_gantt",
     "plot_network",
     "plot_points",
+    "plot_split_learning",
     "plot_state_graph",
     "save_figure",
     "save_results",
