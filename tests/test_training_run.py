@@ -298,7 +298,7 @@ def test_every_part_of_a_run_has_random_numbers_of_its_own():
         ({"rounds": 0}, ScenarioError, r"rounds: expected at least 1, got 0"),
         ({"model": "resnet"}, ScenarioError, r"model: expected a torch.nn.Module, got str"),
         ({"model": cnn().requires_grad_(False), "framework": "fedavg"}, ScenarioError, r"at least one trainable"),
-        ({"plan": SimpleNamespace(cut=3)}, ScenarioError, r"plan: expected a plan of epsl.solve, .*, got SimpleNamespace.*solve"),
+        ({"plan": SimpleNamespace(cut=3)}, ScenarioError, r"plan: expected a plan of .*, got SimpleNamespace.*solve"),
     ],
 )  # fmt: skip
 def test_bad_input_says_what_was_expected(options, error, message, data, model):
