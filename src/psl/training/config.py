@@ -101,11 +101,8 @@ def resolve(
         DataError: the rule of the partition is none.
     """
     if plan is not None and not isinstance(plan, Plan):
-        want, fix = (
-            "a plan of epsl.solve, edgesplit.solve or pipeline.solve",
-            "pass what solve returned, or read a file: EPSLPlan.load",
-        )
-        raise expected("plan", want, type(plan).__name__, fix)
+        want = "a plan of epsl.solve, edgesplit.solve or pipeline.solve"
+        raise expected("plan", want, type(plan).__name__, "pass what solve returned, or read a file: EPSLPlan.load")
     planned = {} if plan is None else plan.training_arguments()
 
     def choose(name: str, value: Any, otherwise: Any) -> Any:
