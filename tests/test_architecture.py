@@ -45,7 +45,9 @@ def room_of(path):
 
 def imports_of(path, top_level_only=False):
     tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    # What is imported for type checkers alone (under an if) ties files together as well.
+    top = [*tree.body, *(inner for node in tree.body if isinstance(node, ast.If) for inner in node.body)]
+    nodes = top if top_level_only else list(ast.walk(tree))
     found = set()
     for node in nodes:
         if isinstance(node, ast.Import):

@@ -18,10 +18,11 @@ from psl.distributed.wire.groups import BACKENDS, check_device
 from psl.errors import DataError, check_choice, check_count, check_number, expected
 from psl.gradient_aggregation import aggregated_rows
 from psl.records import Record
-from psl.training.config import TrainingConfig, check_plan_fits, cross_entropy, optimizer_factory, resolve
+from psl.training.config import TrainingConfig, cross_entropy, optimizer_factory
 from psl.training.frameworks import FRAMEWORKS, Framework, build_framework, framework_class
 from psl.training.model_preparation import check_model, image_layout, prepare_model
 from psl.training.partition import check_rule
+from psl.training.resolve import check_plan_fits, resolve
 from psl.training.sampling import open_dataset
 
 #: Frameworks of a server and clients; a pipeline has `PipelineJob`.

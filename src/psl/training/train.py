@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 from psl.errors import CheckpointError, expected
 from psl.plans import Plan
 from psl.training.checkpoint import Checkpoint, deferred_interrupt
-from psl.training.config import check_plan_fits, resolve
 from psl.training.evaluation import evaluate
 from psl.training.fingerprint import fingerprint, settings_of
 from psl.training.frameworks import Framework, build_framework, framework_class
@@ -23,6 +22,7 @@ from psl.training.history import History, HistoryBuilder
 from psl.training.model_preparation import check_model, image_layout, prepare_model
 from psl.training.participation import Participation
 from psl.training.partition import partition as divide
+from psl.training.resolve import check_plan_fits, resolve
 from psl.training.sampling import Sampler, Samples, open_dataset
 from psl.training.seeds import Party, own_random_state, seed_computation, seed_round
 

@@ -13,10 +13,11 @@ from psl.distributed.wire.groups import backend_for, check_device
 from psl.errors import check_choice, expected
 from psl.models.shapes import cut_shapes
 from psl.models.tracing import trace
-from psl.training.config import TrainingConfig, check_plan_fits, resolve
+from psl.training.config import TrainingConfig
 from psl.training.frameworks.pipeline import Pipeline
 from psl.training.model_preparation import image_layout, prepare_model
 from psl.training.partition import partition as divide
+from psl.training.resolve import check_plan_fits, resolve
 from psl.training.sampling import Sampler, Samples
 
 _RESOLVED = ("rounds", "n_clients", "batch_size", "cut", "micro_batch")

@@ -1,0 +1,157 @@
+"""From the arguments of `psl.train` and a plan to the configuration of a run."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from psl.errors import PSLError, check_choice, check_count, check_number, expected
+from psl.models.tracing import trace
+from psl.plans import Plan
+from psl.training.config import (
+    LINEARISE_RULES,
+    TrainingConfig,
+    check_cut,
+    check_cuts,
+    cross_entropy,
+    optimizer_factory,
+)
+from psl.training.frameworks.base import Framework
+from psl.training.participation import Participation
+from psl.training.partition import check_rule
+
+
+def resolve(
+    kind: type[Framework],
+    *,
+    rounds: int,
+    n_clients: int | None = None,
+    batch_size: int | None = None,
+    local_steps: int | None = None,
+    cut: int | str | Sequence[int | str] | None = None,
+    phi: float | None = None,
+    linearise: str | None = None,
+    micro_batch: int | None = None,
+    partition: str | float | Sequence[Any] = "iid",
+    participation: Participation | None = None,
+    optimizer: str | Callable[..., torch.optim.Optimizer] = "sgd",
+    lr: float | None = None,
+    loss: Callable[..., torch.Tensor] | None = None,
+    seed: int = 0,
+    eval_every: int = 1,
+    plan: Plan | None = None,
+) -> TrainingConfig:
+    """Return the configuration of a run: each argument as given, else the plan's, else the library's default.
+
+    Args:
+        kind: the framework's class.
+        plan: a plan or None; the others are as in `psl.train`.
+
+    Raises:
+        ScenarioError: an argument is out of range, unknown, or contradicts the plan.
+        CutError: the cut is missing.
+        DataError: the rule of the partition is none.
+    """
+    if plan is not None and not isinstance(plan, Plan):
+        want = "a plan of epsl.solve, edgesplit.solve or pipeline.solve"
+        raise expected("plan", want, type(plan).__name__, "pass what solve returned, or read a file: EPSLPlan.load")
+    planned = {} if plan is None else plan.training_arguments()
+
+    def choose(name: str, value: Any, otherwise: Any) -> Any:
+        if value is None:
+            return planned.get(name, otherwise)
+        if name in planned and value != planned[name]:  # the plan's simulated time would be wrong
+            raise _contradiction(name, planned[name], value)
+        return value
+
+    rounds = check_count("rounds", rounds)
+    local_steps = check_count("local_steps", choose("local_steps", local_steps, 1))
+    n_clients = check_count("n_clients", choose("n_clients", n_clients, 5))
+    batch_size = check_count("batch_size", choose("batch_size", batch_size, 64))
+    phi = check_number("phi", choose("phi", phi, 0.5), minimum=0, maximum=1, fix="pass a share in [0, 1]")
+    linearise = check_choice("linearise", "representative" if linearise is None else linearise, LINEARISE_RULES)
+    micro_batch = choose("micro_batch", micro_batch, None)
+    round_time = float("nan")
+    if plan is not None:
+        round_time = plan.framework_round_time(kind.name, local_steps=local_steps if kind.averages else 1)
+    cuts = _choose_cut(kind, cut, plan, n_clients)
+    if participation is not None:
+        if not isinstance(participation, Participation):
+            got = type(participation).__name__
+            raise expected("participation", "psl.training.Participation", got, "pass Participation(device_times, …)")
+        kind.check_participation(participation)
+        participation = participation.for_run(kind.name, plan, n_clients, round_time)
+    return TrainingConfig(
+        framework=kind.name,
+        n_clients=n_clients,
+        batch_size=batch_size,
+        optimizer=optimizer_factory(optimizer, lr),
+        rounds=rounds,
+        loss=cross_entropy if loss is None else loss,
+        local_steps=local_steps,
+        cut=cuts,
+        phi=phi,
+        linearise=linearise,
+        micro_batch=None if micro_batch is None else check_count("micro_batch", micro_batch),
+        partition=check_rule(partition, n_clients),
+        participation=participation,
+        seed=check_count("seed", seed, minimum=0),
+        eval_every=check_count("eval_every", eval_every),
+        round_time=round_time,
+    )
+
+
+def _choose_cut(
+    kind: type[Framework], cut: object, plan: Plan | None, n_clients: int
+) -> int | str | list[int | str] | None:
+    """Return the cut or the list of cuts that a framework takes, else the plan's; None if it does not split."""
+    if not kind.splits:
+        return None
+    planned = None if plan is None else _planned_cuts(plan)
+    if planned is not None and not kind.several_cuts:  # a plan with a cut per client may decide one for all
+        planned = planned[:1] if len(set(planned)) == 1 else None
+    if cut is None and planned is not None:
+        return [*planned] if kind.several_cuts else planned[0]
+    chosen = check_cuts(cut, None if kind.pooled else n_clients) if kind.several_cuts else check_cut(cut)
+    if plan is not None and planned is not None:
+        cuts, names = chosen if isinstance(chosen, list) else [chosen], plan.profile.names
+        if len(cuts) != len(planned) or any(c not in (j, names[j]) for c, j in zip(cuts, planned, strict=True)):
+            raise _contradiction("cut", planned if kind.several_cuts else planned[0], chosen)
+    return chosen
+
+
+def _contradiction(name: str, planned: object, got: object) -> PSLError:
+    return expected(name, f"the plan's {planned!r}", repr(got), "leave it out, or solve a plan for it")
+
+
+def _planned_cuts(plan: Plan) -> list[int] | None:
+    """Return the numbers of all cuts that a plan decides, one per client or stage boundary; None if it decides none."""
+    cut = plan.training_arguments().get("cut")
+    if cut is None:
+        return None
+    return [int(number) for number in (cut if isinstance(cut, list | tuple) else [cut])]
+
+
+def check_plan_fits(plan: Plan, model: nn.Module) -> None:
+    """Refuse a plan that was solved for another model, whose simulated time would be wrong.
+
+    Args:
+        plan: its number of units and the names of its cuts are compared.
+        model: the model to train.
+
+    Raises:
+        ScenarioError: they differ.
+    """
+    names = trace(model).cut_names
+    fix = "solve a plan with this model's profile, or pass its numbers as n_clients=, batch_size=, cut= and so on"
+    if plan.profile.n_units != len(names) - 1:
+        raise expected(
+            "plan", f"one for a model of {len(names) - 1} units", f"one for {plan.profile.n_units} units", fix
+        )
+    for cut in _planned_cuts(plan) or []:
+        if cut >= len(names):
+            raise expected("plan", f"one whose cuts are in 0..{len(names) - 1}", cut, fix)
+        name = plan.profile.names[cut]
+        if name != names[cut]:
+            raise expected("plan", f"one whose cut {cut} is {names[cut]!r}, as in the model", repr(name), fix)
