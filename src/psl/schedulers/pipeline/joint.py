@@ -2,6 +2,7 @@
 
 import dataclasses
 import heapq
+from contextlib import suppress
 
 import numpy as np
 
@@ -127,11 +128,9 @@ def joint(
     bounds = SizeBounds(problem)
     best: Placement | None = None
     solved = 0
-    try:
+    with suppress(InfeasibleError):  # there may be a placement that takes more labels to find
         best = alternate(problem, links, max_labels=min(max_labels, _START_LABELS), report=report)
         solved = best.solved
-    except InfeasibleError:
-        pass  # or only not found with so few labels
     open_bound = np.inf  # the least bound among sizes that were given up without a proof
     heap = [(value, k) for k, value in enumerate(bounds.total.tolist())]
     heapq.heapify(heap)
