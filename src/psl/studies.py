@@ -7,6 +7,7 @@ import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -83,11 +84,11 @@ def _numbered(run: Callable[..., Any], number: int, setting: dict[str, Any]) -> 
 def one_thread() -> Iterator[None]:
     """Let NumPy, SciPy and torch compute with one thread: sums then have one order, whatever the machine."""
     with threadpool_limits(1):
-        try:
-            import torch  # here: planning and simulation do without it
-        except ImportError:
+        if find_spec("torch") is None:  # planning and simulation do without it
             yield
             return
+        import torch
+
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
