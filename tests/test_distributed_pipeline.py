@@ -20,7 +20,7 @@ import psl.distributed.pipeline.messages as wire
 from distributed_models import assert_same_run, momentum, pixel_loss, small_data, small_model
 from pipeline_models import PICKLING
 from psl.distributed import EdgeEmulation, PipelineJob, run
-from psl.distributed.edge.namespaces import unavailable
+from psl.distributed.edge.namespaces import PAYLOAD, unavailable
 from psl.distributed.pipeline.messages import Order, Partner, agree, begin_round
 from psl.distributed.pipeline.stages import EdgeStage
 from psl.distributed.pipeline.worker import World
@@ -173,6 +173,8 @@ def test_relays_and_links_are_emulated_and_the_result_stays(nursery, links):
     assert (alone["end_s"] - alone["start_s"]).min() == pytest.approx(one, rel=0.25)  # other work may only delay
     # Four micro-batches over the first hop, the last one over the second hop too, and all the way back.
     least = 4 * (one - 5e-3) + one + 5e-3 + 2 * one
+    if links == "kernel":  # its token bucket lets two frames pass at once in each of four directions that were idle
+        least -= 4 * 2 * 8 * PAYLOAD / 4e6
     assert (found.round_times > least).all()
     assert left_behind(nursery) == ([], [])
 
