@@ -76,3 +76,8 @@ def check_lower_bound(name: str, lower_bound: float, round_time: float) -> float
         want = f"at most the plan's own round time, {round_time:.9g} s"
         raise expected(f"{name}.lower_bound", want, f"{value:.9g} s, the bound of another scenario", fix)
     return value
+
+
+def meets_bound(value: float, lower_bound: float) -> bool:
+    """Tell whether a plan is proven optimal: it is as good as its lower bound, up to sums in another order."""
+    return value <= lower_bound * (1 + 1e-12)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from psl.errors import check_choice
 from psl.networks.edge_cluster import EdgeCluster
-from psl.plans import check_lower_bound
+from psl.plans import check_lower_bound, meets_bound
 from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.edgesplit.baselines import baseline
@@ -111,7 +111,7 @@ class EdgeSplitPlan(Record):
     @property
     def exact(self) -> bool:
         """Whether the plan is proven optimal: its round is as short as the lower bound."""
-        return self.round_time <= self.lower_bound * (1 + 1e-12)
+        return meets_bound(self.round_time, self.lower_bound)
 
     def training_arguments(self) -> dict[str, Any]:
         """Return what the plan decides for `psl.train`: n_clients, batch_size, local_steps and cut (one per device)."""

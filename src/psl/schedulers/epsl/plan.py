@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from psl.networks.wireless_cell import WirelessCell
-from psl.plans import check_lower_bound
+from psl.plans import check_lower_bound, meets_bound
 from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.epsl.checks import check_assignment, check_batch, check_cut, check_power, check_profile
@@ -85,7 +85,7 @@ class EPSLPlan(Record):
     @property
     def exact(self) -> bool:
         """Whether the plan is proven optimal: its round is as short as the lower bound."""
-        return self.round_time <= self.lower_bound * (1 + 1e-12)
+        return meets_bound(self.round_time, self.lower_bound)
 
     def training_arguments(self) -> dict[str, Any]:
         """Return what the plan decides for `psl.train`: n_clients, batch_size, phi and cut."""
