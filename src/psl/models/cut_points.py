@@ -1,139 +1,248 @@
-"""Find the nodes of a traced graph at which the model can be cut, and name them."""
+"""Where a model can be cut: the positions between two operations, and the tensors that cross there."""
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
+
+from psl.models.graphs import ModelGraph, Operator, is_random, may_alias, overwritten
+
+#: Identifies an operation in every mode: module path, name of the operator, and which of these in the module it is.
+Key = tuple[str, str, int]
+
+# Operators that look at nothing but the sizes of a tensor.
+_SIZES = {"aten::sym_size", "aten::sym_numel", "aten::sym_stride", "aten::sym_storage_offset"}
 
 
-def target_of(node: fx.Node) -> str:
-    """Return the name that a node refers to: of a module, an attribute or a method."""
-    return str(node.target)
-
-
-def reachable(nodes: Sequence[fx.Node]) -> list[fx.Node]:
-    """Return the nodes that depend on any of `nodes`, and these themselves, in the order of the graph."""
-    found = set(nodes)
-    ordered: Iterable[fx.Node] = nodes[0].graph.nodes if nodes else []
-    for node in ordered:
-        if any(source in found for source in node.all_input_nodes):
-            found.add(node)
-    return [node for node in ordered if node in found]
-
-
-def units_of(graph: fx.Graph, cut_nodes: Sequence[fx.Node]) -> dict[fx.Node, int]:
-    """Return the unit (1..L) that computes each node that depends on the input; 0 is the input."""
-    position = {node: j for j, node in enumerate(cut_nodes)}
-    unit: dict[fx.Node, int] = {}
-    for node in graph.nodes:
-        sources = [n for n in node.all_input_nodes if n in unit]
-        if node in position:
-            unit[node] = position[node]
-        elif sources:
-            # What reads a cut is computed after it; so is everything that reads such a value.
-            after = max(unit[n] + 1 if n in position else unit[n] for n in sources)
-            unit[node] = min(after, len(cut_nodes) - 1)
-    return unit
-
-
-def find_cut_nodes(graph: fx.Graph, model: nn.Module, constants: dict[str, torch.Tensor]) -> list[fx.Node]:
-    """Return the nodes of the cuts: every path from the input to the output passes them, and each is one tensor.
+@dataclass(eq=False)
+class Crossing:
+    """A position in the order of execution, with what crosses there.
 
     Args:
-        graph: of the traced model.
-        model: whose parameters and modules the graph uses; none of them may be used on both sides of a cut.
-        constants: tensors that forward() makes from nothing, by the target of their node.
+        position: operations up to this number, in `ModelGraph.calls`, run before; -1 is before the first.
+        tensors: the nodes of the tensors that are computed before and read after, or are returned at the end.
+        torn: names of parameters and buffers used on both sides that cannot be on both.
     """
-    (inlet,) = (node for node in graph.nodes if node.op == "placeholder")
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    after_input = set(reachable([inlet]))
-    before_output = {output}
-    for node in reversed(list(graph.nodes)):
-        if any(user in before_output for user in node.users):
-            before_output.add(node)
-    on_path = [node for node in graph.nodes if node in after_input and node in before_output]
-    # The batch size is the same at every cut: a part can ask its own input for it (x.view(n, -1)).
-    on_path = [node for node in on_path if not only_batch_size(node)]
-    position = {node: k for k, node in enumerate(on_path)}
-    # Every path passes a node if no edge leads from a node before it to one behind it.
-    furthest = 0  # position that edges from the nodes so far reach
-    dominators = []
-    for k, node in enumerate(on_path[:-1]):
-        if furthest <= k and not _returns_tuple(node):
-            dominators.append(node)
-        furthest = max([furthest, *(position[user] for user in node.users if user in position)])
-    return _keep_state_together(graph, dominators, model, constants)
+
+    position: int
+    tensors: tuple[fx.Node, ...]
+    torn: tuple[str, ...] = ()
 
 
-def only_batch_size(node: fx.Node) -> bool:
-    """Return whether the value is the batch size, ``x.size(0)`` or ``x.shape[0]``, or a shape read for nothing else."""
-    if node.op == "call_method" and node.target == "size" and len(node.args) == 2:
-        return bool(node.args[1] == 0)
-    if node.target is operator.getitem and isinstance(node.args[0], fx.Node) and _is_shape(node.args[0]):
-        return bool(node.args[1] == 0)
-    return _is_shape(node) and all(only_batch_size(user) for user in node.users)
+@dataclass(eq=False)
+class Analysis:
+    """What can be computed where in a model's graph.
+
+    Args:
+        graph: the model's operations.
+        trainable: names of parameters that train, tied ones by their first name, and by name the name of what it is.
+        state_of: for every ``get_attr`` target the name under which a shared tensor is known.
+
+    Attributes:
+        carried: operations that run once, where they stand: those that depend on values of the data, on parameters
+            that train, on buffers that forward changes, or on a random draw.
+        position: number of each call in the order of execution; inputs and attributes have -1.
+        root: the node whose memory a node's value lies in, as far as views and operations in place tell.
+        side: inputs whose values may be handed on beside a cut, masks for example.
+        keys: what identifies each call in every mode.
+    """
+
+    graph: ModelGraph
+    trainable: frozenset[str]
+    state_of: dict[str, str]
+    carried: set[fx.Node] = field(default_factory=set)
+    position: dict[fx.Node, int] = field(default_factory=dict)
+    root: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    side: tuple[fx.Node, ...] = ()
+    keys: dict[fx.Node, Key] = field(default_factory=dict)
+    mutated: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        calls = self.graph.calls
+        self.position = {node: -1 for node in self.graph.graph.nodes} | {node: k for k, node in enumerate(calls)}
+        self.side = tuple(node for node in self.graph.inputs[1:] if _is_side_input(node))
+        for node in self.graph.graph.nodes:
+            source = may_alias(node)
+            self.root[node] = node if source is None else self.root[source]
+        self.mutated = frozenset(
+            self.state_of[str(self.root[target].target)]
+            for node in calls
+            for target in overwritten(node)
+            if self.root[target].op == "get_attr" and self.root[target].target in self.state_of
+        )
+        self.carried = self._find_carried(calls)
+        self.keys = _keys(calls)
+
+    def _find_carried(self, calls: list[fx.Node]) -> set[fx.Node]:
+        main = {node for node in self.graph.inputs if node not in self.side}
+        carried, shared_memory = set(main), set[fx.Node]()
+        while True:
+            beside = set(self.side)  # what depends on side inputs
+            for node in calls:
+                sources = _read(node)
+                beside |= {node} if any(source in beside for source in sources) else set()
+                names = [self.state_of.get(str(s.target)) for s in sources if s.op == "get_attr"]
+                state = [name for name in names if name is not None]
+                once = any(name in self.trainable or name in self.mutated for name in state)
+                weights = node in beside and any(
+                    s.op == "get_attr" and s.meta["val"].ndim > 1 for s in sources if state
+                )
+                if (
+                    once
+                    or weights
+                    or is_random(node)
+                    or self.root[node] in shared_memory
+                    or any(source in carried for source in sources)
+                ):
+                    carried.add(node)
+            # What is overwritten with values of the data cannot be made anew on the other side.
+            more = {self.root[t] for node in calls if node in carried for t in overwritten(node)} - shared_memory
+            more = {node for node in more if node.op != "get_attr"}
+            if not more:
+                return carried
+            shared_memory |= more
+
+    def crossings(self) -> list[Crossing]:
+        """Return the positions at which what crosses differs from the position before; first the input, last the output.
+
+        Positions at which something other than tensors crosses are left out, and those between two tensors that share
+        memory if either is overwritten later.
+        """
+        calls = self.graph.calls
+        end = len(calls)
+        last_use: dict[fx.Node, int] = {}
+        for node in calls:
+            for source in _read(node):
+                last_use[source] = self.position[node]
+        outputs = [node for node in self.graph.outputs if isinstance(node, fx.Node)]
+        last_use |= dict.fromkeys(outputs, end)
+        first = tuple(node for node in self.graph.inputs if node not in self.side)
+        found = [Crossing(-1, first)]
+        alive = [node for node in first if last_use.get(node, -1) > -1]
+        overwritten_at = defaultdict(int)  # root of memory -> last position at which it is overwritten
+        for node in calls:
+            for target in overwritten(node):
+                overwritten_at[self.root[target]] = self.position[node]
+        torn = self._torn(outputs, end)
+        for node in calls[:-1]:
+            if node not in self.carried:
+                continue
+            p = self.position[node]
+            alive = [n for n in [*alive, node] if last_use.get(n, -1) > p]
+            if not all(isinstance(n.meta["val"], torch.Tensor) for n in alive) or set(alive) == set(found[-1].tensors):
+                continue
+            roots = Counter(self.root[n] for n in alive)
+            if any(count > 1 and overwritten_at[root] > p for root, count in roots.items()):
+                continue
+            found.append(Crossing(p, tuple(alive), tuple(n for n, (a, b) in torn.items() if a <= p < b)))
+        final = tuple(dict.fromkeys(outputs))
+        if len(found) > 1 and set(found[-1].tensors) == set(final):
+            found.pop()
+        return [*found, Crossing(end - 1, final)]
+
+    def _torn(self, outputs: list[fx.Node], end: int) -> dict[str, tuple[int, int]]:
+        """Return the first and the last position that use each parameter or buffer that only one side may have."""
+        used: dict[str, list[int]] = defaultdict(list)
+        for node in self.graph.graph.nodes:
+            if node.op == "get_attr" and (name := self.state_of.get(str(node.target))) is not None:
+                if name in self.trainable or name in self.mutated:
+                    used[name] += [self.position[user] for user in node.users if user.op == "call_function"]
+                    used[name] += [end] if node in outputs else []
+        return {name: (min(places), max(places)) for name, places in used.items() if places}
 
 
-def _is_shape(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return node.target == "size" and len(node.args) == 1
-    return node.op == "call_function" and node.target is getattr and bool(node.args[1] == "shape")
+def _read(node: fx.Node) -> list[fx.Node]:
+    """Return the nodes whose values an operation reads; sizes are none."""
+    return [] if only_sizes(node) else list(node.all_input_nodes)
 
 
-def _returns_tuple(node: fx.Node) -> bool:
-    def picks(user: fx.Node) -> bool:
-        by_number = user.target is operator.getitem and isinstance(user.args[1], int)
-        return by_number or (user.target is getattr and user.args[1] in ("values", "indices"))
-
-    return bool(node.users) and all(picks(user) for user in node.users)
+def only_sizes(node: fx.Node) -> bool:
+    """Return whether an operation returns a size of its argument."""
+    return isinstance(node.target, Operator) and node.target.name().split(".")[0] in _SIZES
 
 
-def _keep_state_together(
-    graph: fx.Graph, cut_nodes: list[fx.Node], model: nn.Module, constants: dict[str, torch.Tensor]
-) -> list[fx.Node]:
-    """Drop cuts that would put one parameter, or one module with state, on both sides."""
-    first: dict[int, int] = {}  # unit that uses a tensor first
-    last: dict[int, int] = {}
-    units = units_of(graph, cut_nodes)
-    for node, unit in units.items():
-        state: list[torch.Tensor] = []
-        if node.op == "call_module":
-            module = model.get_submodule(target_of(node))
-            state = [*module.parameters(), *module.buffers()]
-        # Parameters that forward() fetches, perhaps through operations that do not see the input (w.t()).
-        fetched = [source for source in node.all_input_nodes if source not in units]
-        while fetched:
-            source = fetched.pop()
-            fetched += source.all_input_nodes
-            if source.op == "get_attr" and source.target != "training" and source.target not in constants:
-                value = operator.attrgetter(target_of(source))(model)
-                state += [value] if isinstance(value, nn.Parameter) else []
-        for tensor in state:
-            first[id(tensor)] = min(unit, first.get(id(tensor), unit))
-            last[id(tensor)] = max(unit, last.get(id(tensor), unit))
-    torn = {j for key in first for j in range(first[key], last[key])}
-    return [node for j, node in enumerate(cut_nodes) if j not in torn]
+def _is_side_input(node: fx.Node) -> bool:
+    value = node.meta["val"]
+    return not value.is_floating_point() or "mask" in node.name
 
 
-def name_cuts(
-    cut_nodes: list[fx.Node], returned_by: dict[str, list[fx.Node]], owner: dict[fx.Node, tuple[str, ...]]
-) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Return a name for each cut, and every name's cut: the innermost module that returns it alone, else its node."""
-    aliases: dict[str, int] = {}
-    names = []
-    position = {node: j for j, node in enumerate(cut_nodes)}
-    for path, nodes in returned_by.items():
-        if len(nodes) == 1 and nodes[0] in position:
-            aliases[path] = position[nodes[0]]
-    for j, node in enumerate(cut_nodes):
-        paths = [path for path, index in aliases.items() if index == j]
-        if node.op == "placeholder":
-            name = "input"
-        elif paths:
+def _keys(calls: Iterable[fx.Node]) -> dict[fx.Node, Key]:
+    counts: Counter[tuple[str, str]] = Counter()
+    keys = {}
+    for node in calls:
+        place = (node.meta["path"], operator_name(node))
+        keys[node] = (*place, counts[place])
+        counts[place] += 1
+    return keys
+
+
+def operator_name(node: fx.Node) -> str:
+    """Return the plain name of an operation, such as ``relu``; for a part of a result, that of what it is a part of."""
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        return operator_name(node.args[0])
+    if isinstance(node.target, Operator):
+        return node.target.name().split("::")[1].split(".")[0].strip("_")
+    return str(getattr(node.target, "__name__", node.target))
+
+
+# --- names ---
+
+
+def names_of(analysis: Analysis, crossings: list[Crossing]) -> tuple[list[str], dict[str, int]]:
+    """Return a unique name for each crossing, and every name that stands for one, with its number.
+
+    A position is named after the innermost module that has just ended, where that was called once; else after the
+    operation before it.
+    """
+    calls = analysis.graph.calls
+    ended: dict[int, list[str]] = defaultdict(list)  # position -> modules whose last operation stands there
+    last: dict[str, int] = {}
+    repeated = {part.split("@")[0] for node in calls for part in _paths(node) if "@" in part}
+    for node in calls:
+        if node in analysis.carried:
+            for path in _paths(node):
+                last[path] = analysis.position[node]
+    for path, position in last.items():
+        if path and path not in repeated and "@" not in path:
+            ended[position].append(path)
+    names, aliases = [], {}
+    taken: set[str] = {"input"}
+    for j, crossing in enumerate(crossings):
+        if j == 0:
+            names.append("input")
+            aliases["input"] = 0
+            continue
+        # Modules that end at this position, or at one behind it with the same tensors.
+        is_last = j + 1 == len(crossings)
+        node = _last_call(analysis, crossing) if is_last else calls[crossing.position]
+        start = analysis.position.get(node, len(calls)) if is_last else crossing.position
+        until = len(calls) if is_last else crossings[j + 1].position
+        paths = [path for p in range(start, max(until, start + 1)) for path in ended[p]]
+        if paths:
             name = max(paths, key=lambda path: path.count("."))
         else:
-            name = ".".join([*owner[node][-1:], node.name]) if node.op != "call_module" else node.name
-        aliases[name] = j
-        names.append(name)
-    return tuple(names), aliases
+            path, plain, _ = analysis.keys.get(node, ("", "output", 0))
+            name = ".".join(part for part in (path.replace("@", "_"), plain) if part)
+        unique, k = name, 1
+        while unique in taken:
+            unique, k = f"{name}_{k}", k + 1
+        taken.add(unique)
+        names.append(unique)
+        aliases |= dict.fromkeys([unique, *(path for path in paths if path not in aliases)], j)
+    return names, aliases
+
+
+def _last_call(analysis: Analysis, crossing: Crossing) -> Any:
+    calls = [node for node in crossing.tensors if node.op == "call_function"]
+    return max(calls, key=lambda node: analysis.position[node], default=None)
+
+
+def _paths(node: fx.Node) -> list[str]:
+    """Return the paths of the modules around an operation."""
+    path = node.meta["path"]
+    parts = path.split(".") if path else []
+    return [".".join(parts[: k + 1]) for k in range(len(parts))]

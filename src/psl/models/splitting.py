@@ -1,31 +1,32 @@
 """Cut a model: list its cuts, split it in two, or partition it into stages."""
 
 import dataclasses
-import operator
 from collections.abc import Sequence
+from typing import Any
 
-import torch
-from torch import fx, nn
+from torch import nn
 
-from psl.errors import CutError, expected
-from psl.models.cut_points import only_batch_size, target_of
-from psl.models.shapes import cut_shapes
-from psl.models.tracing import TracedModel, trace
+from psl.errors import CutError, check_count, expected
+from psl.models.stages import stages
+from psl.models.tracing import Place, TracedModel, trace
 
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """A point that every path from the input to the output passes, and at which one tensor is alive.
+    """A point of a model at which it can be cut, and what crosses there.
 
     Args:
-        index: number of the cut; 0 is the raw input, the last one the output.
-        name: of the module that returns the tensor, or of the operation.
-        shape: of the tensor for one sample, without the batch dimension.
+        index: number of the cut in the list that `cuts` returned; 0 is the raw input, the last one the output.
+        name: of the module that ends there, or of the operation.
+        shape: of the tensor that crosses, for one sample, without the batch dimension; for several tensors a tuple
+            of their shapes.
+        n_tensors: how many tensors cross, not counting inputs that are handed on beside them, such as a mask.
     """
 
     index: int
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[Any, ...]
+    n_tensors: int = 1
 
 
 class SplitModel(nn.Module):
@@ -34,148 +35,91 @@ class SplitModel(nn.Module):
     Attributes:
         client: the part before the cut; the names in its `state_dict` are those of the whole model.
         server: the part behind the cut; its names likewise.
-        cut: number of the cut between them.
+        cut: number of the cut between them; its name if it is not among the cuts with one tensor.
         name: name of that cut.
     """
 
-    def __init__(self, client: nn.Module, server: nn.Module, cut: int, name: str):
+    def __init__(self, client: nn.Module, server: nn.Module, cut: int | str, name: str):
         super().__init__()
         self.client, self.server, self.cut, self.name = client, server, cut, name
         self.training = client.training
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Run both parts, one after the other."""
-        return self.server(self.client(x))
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run both parts, one after the other, on what the model takes."""
+        return self.server(self.client(*args, **kwargs))
 
 
-def cuts(model: nn.Module, example: tuple[int, ...]) -> list[Cut]:
+def cuts(model: nn.Module, example: Any, *, tensors: int = 1) -> list[Cut]:
     """List the cuts of a model in order, from the raw input to the output.
 
+    A cut is a position in the order of execution; what crosses there are the tensors that are computed before it and
+    read after it. What depends on the input only through its sizes (a causal mask, positions) is computed again on
+    the other side. Inputs beside the main one that are whole numbers or masks are handed on.
+
     Args:
-        model: `nn.Module` with one input and one output that torch.fx can trace; not modified.
-        example: shape of one sample, for example ``(3, 224, 224)``. Sizes are found on the meta device, which
-            computes nothing and needs no memory.
+        model: any `nn.Module` that torch.export can record; not modified.
+        example: shape of one sample, for example ``(3, 224, 224)``, or ``(128,)`` token ids for a model that begins
+            with an embedding; or tensors with a batch dimension: a tensor, a tuple (passed by position) or a dict (by
+            name). Nothing is computed: sizes are enough.
+        tensors: how many tensors may cross at a cut.
 
     Raises:
-        CutError: the model cannot be traced, or `example` does not fit it.
+        CutError: the model cannot be exported, does what a graph cannot keep, or `example` does not fit it.
 
-    Source: ours [R]: the cuts are the dominators of the output in the traced graph. A residual or dense block has
-    none inside.
+    Source: ours [R].
     """
-    traced = trace(model)
-    shapes = cut_shapes(traced, example)
-    return [Cut(j, name, shape) for j, (name, shape) in enumerate(zip(traced.cut_names, shapes, strict=True))]
+    check_count("tensors", tensors)
+    traced = trace(model, example)
+    found = []
+    for j, place in enumerate(traced.places(tensors)):
+        shapes = traced.sample_shapes(place)
+        shape = shapes[0] if len(shapes) == 1 else tuple(shapes)
+        found.append(Cut(j, place.name, shape, len(shapes)))
+    return found
 
 
-def split(model: nn.Module, cut: int | str) -> SplitModel:
+def split(model: nn.Module, cut: int | str | Cut, example: Any = None, *, tensors: int = 1) -> SplitModel:
     """Split a model at a cut into a client's and a server's part.
 
     Args:
         model: as in `cuts`. The parts share its parameters and buffers, so training the parts trains the model. For
             several clients, copy their part with `copy.deepcopy`.
-        cut: number or name of a cut. At 0 the server computes everything, at the last cut the client does.
+        cut: number or name of a cut, or what `cuts` returned. At 0 the server computes everything, at the last cut
+            the client does. A number counts the cuts with up to `tensors` tensors.
+        example: as in `cuts`; needed once per model.
+        tensors: how many tensors may cross at a cut given by number or name.
 
     Raises:
         CutError: there is no such cut. For a place inside a block, the message names the block and the cuts around it.
     """
-    traced = trace(model)
-    index = traced.find(cut)
-    client, server = stages(traced, [index])
-    return SplitModel(client, server, index, traced.cut_names[index])
+    traced = trace(model, example)
+    place = traced.find(cut, tensors)
+    client, server = stages(traced, [place])
+    return SplitModel(client, server, traced.number(place), place.name)
 
 
-def partition(model: nn.Module, cuts: Sequence[int | str]) -> list[nn.Module]:
+def partition(
+    model: nn.Module, cuts: Sequence[int | str | Cut], example: Any = None, *, tensors: int = 1
+) -> list[nn.Module]:
     """Partition a model at several cuts into ``len(cuts) + 1`` stages that share its parameters.
 
     Args:
-        model: as in `cuts`.
-        cuts: numbers or names, strictly increasing.
+        model, example, tensors: as in `split`.
+        cuts: numbers, names or what `cuts` returned, strictly increasing.
 
     Raises:
         CutError: there is no such cut, or the cuts do not increase.
     """
-    traced = trace(model)
     if not isinstance(cuts, list | tuple):
         raise expected("cuts", "a list of cuts", repr(cuts), "pass [cut]", CutError)
-    return stages(traced, boundaries(traced, cuts))
+    traced = trace(model, example)
+    return stages(traced, boundaries(traced, cuts, tensors))
 
 
-def boundaries(traced: TracedModel, cuts: Sequence[int | str]) -> list[int]:
-    """Return the numbers of strictly increasing cuts of a traced model; raises as `partition`."""
-    indices = [traced.find(cut) for cut in cuts]
-    if any(a >= b for a, b in zip(indices, indices[1:], strict=False)):
-        raise expected("cuts", "strictly increasing cuts", indices, "sort them and drop repetitions", CutError)
-    return indices
-
-
-def stages(traced: TracedModel, indices: Sequence[int]) -> list[nn.Module]:
-    """Return the stages of a traced model between the cuts of these numbers; used by `split` and `partition`."""
-    ends = [0, *indices, len(traced.cut_nodes) - 1]
-    units = traced.units()
-    return [_stage(traced, units, i, j) for i, j in zip(ends, ends[1:], strict=False)]
-
-
-def _stage(traced: TracedModel, units: dict[fx.Node, int], first: int, last: int) -> nn.Module:
-    """Return units first+1..last as a module; with ``first == last`` it returns its input."""
-    graph = fx.Graph()
-    inlet, outlet = traced.cut_nodes[first], traced.cut_nodes[last]
-    value = graph.placeholder("x")
-    copied = {inlet: value}
-    if first > 0 and _is_overwritten(inlet, traced.model):
-        # In the whole model the next operation overwrites a value that nothing else needs. Here the value is the
-        # caller's tensor, perhaps a leaf that requires a gradient, and must stay as it is.
-        copied[inlet] = graph.call_method("clone", (value,))
-
-    def copy(node: fx.Node) -> fx.Node:
-        if node not in copied and only_batch_size(node) and units.get(node, first + 1) <= first:
-            copied[node] = graph.call_method("size", (value, 0))
-        elif node not in copied:  # constants and parameters come along with their first user
-            for source in node.all_input_nodes:
-                copy(source)
-            copied[node] = graph.node_copy(node, copied.__getitem__)
-        return copied[node]
-
-    for node, unit in units.items():
-        if first < unit <= last and node.op != "output":
-            copy(node)
-    graph.output(copied[outlet])
-    targets = [target_of(node) for node in graph.nodes if node.op in ("call_module", "get_attr")]
-    attributes = {target: traced.attribute(target) for target in targets}
-    stage = fx.GraphModule(attributes, graph, class_name=f"{type(traced.model).__name__}Stage")
-    # GraphModule makes a persistent buffer of every tensor. Constants are no state: register them anew, in order.
-    buffers = list(stage.named_buffers(recurse=False, remove_duplicate=False)) if traced.constants else []
-    for name, buffer in buffers:
-        delattr(stage, name)
-        stage.register_buffer(name, buffer, persistent=name not in traced.constants)
-    stage.training = traced.model.training  # not train(), which would change the shared modules' modes
-    return stage
-
-
-def _is_overwritten(inlet: fx.Node, model: nn.Module) -> bool:
-    """Return whether an operation works in place on the inlet, or on what may be a view of it."""
-    aliases = [inlet]
-    for node in aliases:  # grows while it is walked
-        for user in node.users:
-            if _works_in_place(user, node, model):
-                return True
-            if not _has_weights(user, model) and user not in aliases:  # what has weights returns a new tensor
-                aliases.append(user)
-    return False
-
-
-def _has_weights(node: fx.Node, model: nn.Module) -> bool:
-    return node.op == "call_module" and any(True for _ in model.get_submodule(target_of(node)).parameters())
-
-
-def _works_in_place(node: fx.Node, value: fx.Node, model: nn.Module) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(model.get_submodule(target_of(node)), "inplace", False))
-    if node.op == "call_method":
-        method = target_of(node)
-        return method.endswith("_") and not method.startswith("__") and node.args[0] is value
-    name = getattr(node.target, "__name__", "")
-    in_place_name = (name.endswith("_") and not name.startswith("_")) or node.target in _IN_PLACE_OPERATORS
-    return bool(node.kwargs.get("inplace")) or (in_place_name and node.args[0] is value)
-
-
-_IN_PLACE_OPERATORS = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem}
+def boundaries(traced: TracedModel, cuts: Sequence[Any], tensors: int = 1) -> list[Place]:
+    """Return the places of strictly increasing cuts of a traced model; raises as `partition`."""
+    places = [traced.find(cut, tensors) for cut in cuts]
+    if any(a.index >= b.index for a, b in zip(places, places[1:], strict=False)):
+        got = [traced.number(place, tensors) for place in places]
+        raise expected("cuts", "strictly increasing cuts", got, "sort them and drop repetitions", CutError)
+    return places

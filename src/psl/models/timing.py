@@ -12,20 +12,24 @@ from torch import fx, nn
 from tqdm.auto import tqdm
 
 from psl.errors import check_count
+from psl.models.examples import Example, in_layout, layout_of
 from psl.models.flops import profile
-from psl.models.tracing import TracedModel, trace
+from psl.models.runs import GraphRun
+from psl.models.tracing import Place, TracedModel, trace
+from psl.models.values import tensors_in
 from psl.profiles import Profile
 
 
 def measure(
     model: nn.Module,
-    example: tuple[int, ...],
+    example: Any,
     *,
     batch_size: int,
     device: str | torch.device = "cpu",
     repeats: int = 10,
     warmup: int = 2,
     progress: bool = False,
+    tensors: int = 1,
 ) -> Profile:
     """Measure the forward and backward seconds of every unit of a model on a device.
 
@@ -35,26 +39,27 @@ def measure(
     units in equal parts.
 
     Args:
-        model: `nn.Module` with one input and one output that torch.fx can trace; a copy is run, in train mode.
-        example: shape of one sample, for example ``(3, 224, 224)``.
+        model, example: as in `psl.cuts`. A copy of the model is run, in train mode, on random numbers or, where the
+            example is tensors, on its samples.
         batch_size: samples per pass, at least 2; seconds are divided by it.
         device: where to run, for example ``"cpu"`` or ``"cuda"``.
         repeats: passes that count.
         warmup: passes before them that do not count.
         progress: show a progress bar.
+        tensors: how many tensors may cross at a cut.
 
     Returns:
         A measured `Profile` (``unit="s"``): seconds per sample on this device in place of FLOP. Bits and memory are
         those of `psl.profile`.
 
     Raises:
-        CutError: the model cannot be traced, or `example` does not fit it.
+        CutError: the model cannot be exported, or `example` does not fit it.
         ScenarioError: `batch_size` or `repeats` is out of range.
 
     Source: ours [R]; the papers take measured tables as given.
     """
     return UnitTimer(device).measure(
-        model, example, batch_size=batch_size, repeats=repeats, warmup=warmup, progress=progress
+        model, example, batch_size=batch_size, repeats=repeats, warmup=warmup, progress=progress, tensors=tensors
     )
 
 
@@ -78,19 +83,22 @@ class UnitTimer:
     def measure(
         self,
         model: nn.Module,
-        example: tuple[int, ...],
+        example: Any,
         *,
         batch_size: int,
         repeats: int = 10,
         warmup: int = 2,
         progress: bool = False,
+        tensors: int = 1,
     ) -> Profile:
         """Return the measured profile of a model; arguments and errors are those of `measure`."""
         check_count("batch_size", batch_size, minimum=2)
         check_count("repeats", repeats)
-        counted = profile(model, example)
-        run = _Stopwatch(trace(copy.deepcopy(model).to(self.device).train()), self)
-        x = torch.randn(batch_size, *example, device=self.device)
+        counted = profile(model, example, tensors=tensors)
+        where = torch.device(self.device)
+        traced = trace(copy.deepcopy(model).to(where).train(), _on(example, where))
+        run = _Stopwatch(traced, traced.places(tensors), self)
+        x = _inputs(traced, batch_size)
         tables, wholes = [], []
         for k in tqdm(range(warmup + repeats), desc="measure", disable=not progress):
             table, whole = run.one_pass(x), run.plain_pass(x)
@@ -120,44 +128,75 @@ def _without(units: np.ndarray, excess: np.ndarray) -> np.ndarray:
     return kept
 
 
-class _Stopwatch(fx.Interpreter):
-    """Runs a model node by node and reads the clock at every cut."""
+def _on(example: Any, device: torch.device) -> Any:
+    """Return an example with its tensors on a device."""
+    if isinstance(example, torch.Tensor):
+        return example.to(device)
+    if isinstance(example, dict):
+        return {name: _on(value, device) for name, value in example.items()}
+    return tuple(_on(value, device) for value in example) if isinstance(example, tuple | list) else example
 
-    def __init__(self, traced: TracedModel, timer: UnitTimer):
-        super().__init__(traced.model, graph=traced.graph)
-        self.device = torch.device(timer.device)
-        for name, tensor in traced.constants.items():
-            setattr(self.module, name, tensor.to(self.device))
-        self.cut_index = {node: j for j, node in enumerate(traced.cut_nodes)}
+
+def _inputs(traced: TracedModel, batch_size: int) -> Example:
+    """Return a batch: the samples of the example, random numbers where these are all zero."""
+    given = traced.structure.example.of_batch(batch_size)
+    drawn = [
+        in_layout(torch.randn_like(x), layout_of(x)) if x.is_floating_point() and not x.any() else x
+        for x in given.tensors
+    ]
+    return Example(given.names, tuple(drawn), given.n_positional)
+
+
+class _Stopwatch(GraphRun):
+    """Runs a model operation by operation and reads the clock at every cut."""
+
+    def __init__(self, traced: TracedModel, places: list[Place], timer: UnitTimer):
+        state = {n: t.to(timer.device) for n, t in traced.constants.items()} | traced.tensors
+        super().__init__(traced, state, torch.device(timer.device))
+        self.model, self.last = traced.model, len(places) - 1
+        analysis = traced.structure.analysis
+        calls = analysis.graph.calls
+        self.passed_at: dict[fx.Node, int] = {}  # operation -> cut that is passed when it is done
+        self.tensors: dict[fx.Node, list[int]] = {}  # tensor -> cuts at which it crosses
+        for j, place in enumerate(places):
+            crossing = place.crossings[True]
+            if j:
+                self.passed_at[calls[crossing.position]] = j
+            for node in crossing.tensors:
+                self.tensors.setdefault(node, []).append(j)
         self.clock, self.before = timer.clock, timer.before or (lambda: None)
-        self.passed = self.returned = np.zeros(len(traced.cut_nodes))  # when each cut was passed in the current pass
+        self.passed = self.returned = np.zeros(self.last + 1)  # when each cut was passed in the current pass
 
     def _read(self) -> float:
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
         return self.clock()
 
-    def run_node(self, node: fx.Node) -> Any:
-        value = super().run_node(node)
-        if node in self.cut_index:
-            j = self.cut_index[node]
-            self.passed[j] = self._read()
-            if value.requires_grad:
-                # Called when the gradient of this cut is ready, even if the next unit overwrites the value in place.
-                value.register_hook(lambda _: self.returned.__setitem__(j, self._read()))
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n in self.tensors and isinstance(value, torch.Tensor) and value.requires_grad:
+            # Called when the gradient of this cut is ready, even if the next unit overwrites the value in place.
+            value.register_hook(lambda _: self._returned(self.tensors[n]))
+        if n in self.passed_at:
+            self.passed[self.passed_at[n]] = self._read()
         return value
 
-    def one_pass(self, x: torch.Tensor) -> np.ndarray:
+    def _returned(self, cuts: list[int]) -> None:
+        now = self._read()
+        for j in cuts:  # of several tensors the last one counts
+            self.returned[j] = now
+
+    def one_pass(self, x: Example) -> np.ndarray:
         """Return (2, L+1) seconds: forward and backward of each unit, 0 for the input."""
-        last = len(self.cut_index) - 1
+        last = self.last
         self.passed, self.returned = np.zeros(last + 1), np.full(last + 1, np.nan)
         self.before()
-        output = self.run(x)
+        self.passed[0] = self._read()
+        outputs = self.start(x)
         self.before()
-        if output.requires_grad:  # a frozen model has no backward pass
-            output.backward(torch.ones_like(output))
+        _backward(outputs)
         self.returned[0] = self._read()
-        self.module.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         # A unit without a gradient hook (nothing before it is trained) takes no time of its own.
         for j in range(1, last + 1):
             if np.isnan(self.returned[j]):
@@ -166,16 +205,22 @@ class _Stopwatch(fx.Interpreter):
         backward = -np.diff(self.returned, prepend=self.returned[0])
         return np.maximum([forward, backward], 0.0)
 
-    def plain_pass(self, x: torch.Tensor) -> np.ndarray:
+    def plain_pass(self, x: Example) -> np.ndarray:
         """Return (2,) seconds: forward and backward of the whole model, without clocks inside."""
+        n = x.n_positional
         self.before()
         begin = self._read()
-        output = self.module(x)
+        output = self.model(*x.tensors[:n], **dict(zip(x.names[n:], x.tensors[n:], strict=True)))
         forward = self._read() - begin
         self.before()
         begin = self._read()
-        if output.requires_grad:
-            output.backward(torch.ones_like(output))
+        _backward(list(tensors_in(output)))
         backward = self._read() - begin
-        self.module.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         return np.array([forward, backward])
+
+
+def _backward(outputs: list[Any]) -> None:
+    with_gradient = [y for y in outputs if isinstance(y, torch.Tensor) and y.requires_grad]
+    if with_gradient:  # a frozen model has no backward pass
+        torch.autograd.backward(with_gradient, [torch.ones_like(y) for y in with_gradient])

@@ -1,245 +1,387 @@
-"""Trace a model with torch.fx and find where it can be cut."""
+"""Trace a model with torch.export, find its cuts, and remember both for models of the same structure."""
 
-import dataclasses
 import difflib
+import hashlib
 import inspect
-import operator
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.fx.node import map_aggregate
+from torch import nn
 
 from psl.errors import CutError, expected
-from psl.models.cut_points import find_cut_nodes, name_cuts, reachable, target_of, units_of
+from psl.models.cut_points import Analysis, Crossing, Key, names_of
+from psl.models.examples import Example, is_shape, layout_of, read_example
+from psl.models.exporting import example_is_for_token_ids, export_modes, modes_of
+from psl.models.graphs import flat_graph
+from psl.models.refusals import check_model_kind
+
+Mode = bool | None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A place between two operations at which a model may be cut.
+
+    Args:
+        name: unique in the model.
+        index: among all places of the model, whatever crosses.
+        crossings: what crosses there, by mode.
+        reason: why it is no cut, empty if it is one.
+    """
+
+    name: str
+    index: int
+    crossings: dict[Mode, Crossing]
+    reason: str = ""
+
+    @property
+    def n_tensors(self) -> int:
+        """How many tensors cross there, not counting side inputs."""
+        return max(len(crossing.tensors) for crossing in self.crossings.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """What models of one structure have in common: operations and places. Holds no model.
+
+    Args:
+        analyses: by mode: True train, False eval, None mixed modes as they were found.
+        places: in order, from the input to the output.
+        aliases: names that stand for a place, with its index.
+        constants: tensors that are no state of the model, by name.
+        modes: the modes of the modules in train and in eval mode, by name.
+        parts: programs of stages already made.
+        verified: sets of cuts whose stages were compared with a model of this structure.
+    """
+
+    analyses: dict[Mode, Analysis]
+    places: tuple[Place, ...]
+    aliases: dict[str, int]
+    constants: dict[str, torch.Tensor]
+    parts: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def analysis(self) -> Analysis:
+        """The one of train mode."""
+        return self.analyses[True]
+
+    @property
+    def example(self) -> Example:
+        """What was exported, at the example's own sizes but for the batch."""
+        return self.analysis.graph.example
+
+
+@dataclass(frozen=True, eq=False)
 class TracedModel:
-    """A model as a graph, with the nodes at which it can be cut in topological order.
+    """A model with the places at which it can be cut.
 
     Args:
         model: the model itself, not a copy.
-        graph: its operations; refers to modules and parameters of `model` by name.
-        cut_nodes: the first is the input's placeholder, the last the node that the output returns.
-        cut_names: one name per cut.
-        aliases: every name under which a cut may be asked for, with the cut's number.
-        owner: names of the modules around a node, outermost first.
-        constants: tensors that forward() makes from nothing, by the target of their node.
+        structure: what it shares with other models of its structure.
+        tensors: its parameters and buffers by name, tied ones under each of their names.
     """
 
     model: nn.Module
-    graph: fx.Graph
-    cut_nodes: tuple[fx.Node, ...]
-    cut_names: tuple[str, ...]
-    aliases: dict[str, int]
-    owner: dict[fx.Node, tuple[str, ...]]
-    constants: dict[str, torch.Tensor]
+    structure: Structure
+    tensors: dict[str, torch.Tensor]
 
-    def units(self) -> dict[fx.Node, int]:
-        """Return the unit (1..L) that computes each node that depends on the input; 0 is the input."""
-        return units_of(self.graph, self.cut_nodes)
+    @property
+    def all_places(self) -> tuple[Place, ...]:
+        """All places, also those that are no cut."""
+        return self.structure.places
 
-    def units_with_constants(self) -> dict[fx.Node, int]:
-        """As `units`, for every node; what does not depend on the input belongs to its first user's unit."""
-        unit = self.units()
-        for node in reversed(list(self.graph.nodes)):
-            if node not in unit:
-                unit[node] = min((unit[user] for user in node.users), default=0)
-        return unit
+    @property
+    def constants(self) -> dict[str, torch.Tensor]:
+        """Tensors that the operations use and that are no state of the model, by name."""
+        return self.structure.constants
 
-    def attribute(self, target: str) -> Any:
-        """Return the module, parameter or tensor that a node's target names."""
-        return self.constants[target] if target in self.constants else operator.attrgetter(target)(self.model)
+    def places(self, tensors: int = 1) -> list[Place]:
+        """Return the cuts with up to this many tensors; the input and the output always belong to them."""
+        first, *inner, last = self.structure.places
+        return [first, *(p for p in inner if p.n_tensors <= tensors and not p.reason), last]
 
-    def find(self, cut: int | str) -> int:
-        """Return the number of a cut given by number or name.
+    def cut_names(self, tensors: int = 1) -> tuple[str, ...]:
+        """Return the names of the cuts of `places`."""
+        return tuple(place.name for place in self.places(tensors))
+
+    def number(self, place: Place, tensors: int = 1) -> int | str:
+        """Return the number of a place among the cuts of `places`; its name if it is not among them."""
+        found = [k for k, other in enumerate(self.places(tensors)) if other is place]
+        return found[0] if found else place.name
+
+    def find(self, cut: Any, tensors: int = 1) -> Place:
+        """Return the place of a cut given by number, by name, or as what `psl.cuts` returned.
+
+        Args:
+            cut: a number counts the cuts with up to `tensors` tensors.
+            tensors: how many may cross at a cut given by number or name.
 
         Raises:
-            CutError: there is no such cut; for a place inside a block the message names the block
-                and the nearest cuts around it.
+            CutError: there is no such cut; for a place inside a block the message names the nearest cuts around it.
         """
-        last = len(self.cut_nodes) - 1
+        if isinstance(cut, Place):
+            return cut
+        if not isinstance(cut, str | int | float) and hasattr(cut, "name"):
+            tensors, cut = max(tensors, getattr(cut, "n_tensors", 1)), cut.name
         if not isinstance(cut, str):
-            if isinstance(cut, bool) or cut not in range(last + 1):
-                raise CutError(f"cut: expected a number 0..{last}, got {cut!r}. Fix: psl.cuts lists the cuts")
-            return int(cut)
-        if cut in self.aliases:
-            return self.aliases[cut]
-        inside = [n for n in self.units() if n.name == cut or n.target == cut or cut in self.owner[n]]
+            places = self.places(tensors)
+            if isinstance(cut, bool) or cut not in range(len(places)):
+                raise CutError(
+                    f"cut: expected a number 0..{len(places) - 1}, got {cut!r}. Fix: psl.cuts lists the cuts"
+                )
+            return places[int(cut)]
+        if cut in self.structure.aliases:
+            place = self.structure.places[self.structure.aliases[cut]]
+            if place in self.places(tensors):
+                return place
+            raise self._no_cut(cut, place, tensors)
+        analysis = self.structure.analysis
+        inside = [n for n in analysis.graph.calls if n.name == cut or f"{n.meta['path']}.".startswith(f"{cut}.")]
+        inside = [n for n in inside if n in analysis.carried]
         if not inside:
-            close = difflib.get_close_matches(cut, self.aliases, n=3)
+            close = difflib.get_close_matches(cut, self.structure.aliases, n=3)
             hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
             raise CutError(f"cut: expected the name of a cut, got {cut!r}. Fix: {hint}psl.cuts lists the cuts")
-        unit = self.units()[inside[-1]]
-        ends = [name for name in reversed(self.owner[inside[-1]]) if name in self.aliases]
-        block = ends[0] if ends else self.cut_names[unit]
-        raise CutError(
+        position = analysis.position[inside[-1]]
+        behind = next(p for p in self.structure.places if p.crossings[True].position >= position)
+        raise self._no_cut(cut, behind, tensors)
+
+    def _no_cut(self, cut: str, place: Place, tensors: int) -> CutError:
+        cuts = self.places(tensors)
+        before = [p for p in cuts if p.index < place.index][-1]
+        after = next(p for p in cuts if p.index >= place.index)
+        number = {p: k for k, p in enumerate(cuts)}
+        around = (
+            f"cut before it, at {before.name!r} ({number[before]}), or after it, at {after.name!r} ({number[after]})"
+        )
+        if place.reason:
+            return CutError(
+                f"cut: expected a point at which the model can be cut, got {cut!r}: {place.reason}, or {around}"
+            )
+        block = after.name
+        for path in reversed([cut.rsplit(".", k)[0] for k in range(1, cut.count(".") + 1)]):
+            if path in self.structure.aliases and self.structure.aliases[path] >= place.index:
+                block = path
+        several = (
+            f", or take a cut of {place.n_tensors} tensors: tensors={place.n_tensors}" if place.n_tensors > 1 else ""
+        )
+        return CutError(
             f"cut: expected a point that every path passes, got {cut!r}, which lies inside block {block!r}: more than "
-            f"one tensor is alive there. Fix: cut before it, at {self.cut_names[unit - 1]!r} ({unit - 1}), or after "
-            f"it, at {self.cut_names[unit]!r} ({unit})"
+            f"one tensor is alive there. Fix: {around}{several}"
         )
 
+    def shape(self, place: Place, k: int = 0) -> tuple[int, ...]:
+        """Return the shape of a place's k-th tensor for one sample, without the batch dimension."""
+        return self.sample_shapes(place)[k]
 
-class _Tracer(fx.Tracer):
-    """Keeps modules without children whole, and notes which node each module returns."""
+    def sample_shapes(self, place: Place) -> list[tuple[int, ...]]:
+        """Return the shapes of a place's tensors for one sample, without the batch dimension."""
+        main = self.structure.analysis.graph.inputs[0].meta["val"]
+        batch = str(main.shape[0])
+        shapes = []
+        for node in place.crossings[True].tensors:
+            sizes = [n for n in node.meta["val"].shape if str(n) != batch]
+            shapes.append(tuple(self.size(n, 1) for n in sizes))
+        return shapes
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.returned_by: dict[str, list[fx.Node]] = {}
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # A module without children may read self.training when it runs, as torchvision's StochasticDepth does. If
-        # the tracer went inside, the graph would keep the mode of the moment.
-        return super().is_leaf_module(m, module_qualified_name) or not any(True for _ in m.children())
-
-    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        path = self.path_of_module(m)
-        value = super().call_module(m, forward, args, kwargs)
-        if isinstance(value, fx.Proxy):
-            self.returned_by.setdefault(path, []).append(value.node)
-        return value
+    def size(self, size: Any, batch_size: int) -> int:
+        """Return a size of the graph as a number, for a batch of this size and the example's lengths."""
+        if isinstance(size, int):
+            return size
+        known = {}
+        for node, tensor in zip(self.structure.analysis.graph.inputs, self.structure.example.tensors, strict=True):
+            for symbol, n in zip(node.meta["val"].shape, tensor.shape, strict=True):
+                if not isinstance(symbol, int):
+                    known.setdefault(symbol.node.expr, n)
+        known[self.structure.analysis.graph.inputs[0].meta["val"].shape[0].node.expr] = batch_size
+        return int(size.node.expr.subs(known))
 
 
-def trace(model: nn.Module) -> TracedModel:
-    """Trace a model with one input and one output and find its cuts; the model is left as it was.
+# --- the memory of structures ---
 
-    The model is traced in train and in eval mode. The two graphs may differ in flags that follow ``model.training``,
-    as in ``F.dropout(x, training=self.training)``. In the result such a flag follows the mode of the model as a
-    whole. Any other difference is refused.
+_STRUCTURES: OrderedDict[Hashable, tuple[Structure, list[Any]]] = OrderedDict()  # with what keeps identities alive
+_EXAMPLES: OrderedDict[Hashable, Any] = OrderedDict()  # last example, by the classes of a model's modules
+_LOCK = threading.RLock()
+_REMEMBERED = 64
+
+
+def trace(model: nn.Module, example: Any = None, *, afresh: bool = False) -> TracedModel:
+    """Trace a model in train and in eval mode and find its cuts; the model is left as it was.
+
+    Models of one structure (classes, attributes, sizes) are exported once.
+
+    Args:
+        model: the model.
+        example: the shape of one sample, or tensors with a batch dimension: a tensor, a tuple, a dict. None: the last
+            example of a model of these classes.
+        afresh: export again.
 
     Raises:
-        CutError: torch.fx cannot trace the model, it has several inputs or outputs, or its graph depends on the mode.
-            The message names the node or the cause.
+        CutError: the model cannot be exported or the graph would lose what forward does; no example is known.
     """
-    if not isinstance(model, nn.Module):
-        raise expected("model", "a torch.nn.Module", type(model).__name__, "pass the model itself", CutError)
-    with torch.random.fork_rng(devices=[]):  # forward() may draw while it is traced
-        (graph, returned_by, constants), (eval_graph, _, eval_constants) = (_trace(model, m) for m in (True, False))
-    _single(graph, eval_graph, model)
-    _keep_training_flag_live(graph, eval_graph, model)
-    _refuse_random(constants, eval_constants)
-    owner = {node: tuple(name for name, _ in node.meta.get("nn_module_stack", {}).values()) for node in graph.nodes}
-    cut_nodes = find_cut_nodes(graph, model, constants)
-    names, aliases = name_cuts(cut_nodes, returned_by, owner)
-    return TracedModel(model, graph, tuple(cut_nodes), names, aliases, owner, constants)
+    check_model_kind(model)
+    with _LOCK:
+        kind = tuple((path, type(module)) for path, module in model.named_modules())
+        if example is None:
+            if kind not in _EXAMPLES:
+                fix = "pass example=, the shape of one sample or a batch of inputs; it is needed once per model"
+                raise expected("example", f"an example of the inputs of {type(model).__name__}", "none", fix, CutError)
+            example = _EXAMPLES[kind]
+        given = read_example(model, example)
+        if example_is_for_token_ids(model, example, given):
+            given = read_example(model, example, whole_numbers=True)
+        alive: list[Any] = [model.__class__]
+        key = (structure_key(model, alive), given.signature())
+        if afresh:
+            _STRUCTURES.pop(key, None)
+        modes = modes_of(model)
+        found = _STRUCTURES.get(key)
+        if found is not None and modes not in [a.graph.training for a in found[0].analyses.values()]:
+            key = (key, tuple(modes.items()))
+            found = _STRUCTURES.get(key)
+        if found is None:
+            structure = _structure(model, example)
+            if None in structure.analyses and len(key) == 2:
+                key = (key, tuple(modes.items()))
+            _STRUCTURES[key] = structure, alive
+        else:
+            structure = found[0]
+        _STRUCTURES.move_to_end(key)
+        _remember(kind, example if is_shape(example) else _small(given))
+        while len(_STRUCTURES) > _REMEMBERED:
+            _STRUCTURES.popitem(last=False)
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    return TracedModel(model, structure, tensors)
 
 
-def _trace(model: nn.Module, training: bool) -> tuple[fx.Graph, dict[str, list[fx.Node]], dict[str, torch.Tensor]]:
-    """Return the graph in one mode, the nodes that each module returns, and the constants that forward() makes."""
-    tracer = _Tracer()
-    signature = inspect.signature(model.forward).parameters.items()
-    defaults = {name: p.default for name, p in signature if p.default is not inspect.Parameter.empty}
-    before = {module: dict(vars(module)) for module in model.modules()}
-    try:
-        graph = tracer.trace(model.train(training), concrete_args=defaults or None)
-        # The tracer keeps a constant in a new attribute of the model, which a node of the graph then fetches.
-        added = {name: value for name, value in vars(model).items() if name not in before[model]}
-        fetched = [target_of(node) for node in graph.nodes if node.op == "get_attr"]
-        constants = {name: added[name] for name in fetched if isinstance(added.get(name), torch.Tensor)}
-    except Exception as cause:  # fx lets the model's own exceptions through: all of them mean "not traceable"
-        done = list(tracer.graph.nodes)[-1:] if hasattr(tracer, "graph") else []
-        where = f" after node {done[0].name!r}" if done else ""
-        reason = (str(cause).splitlines() or [""])[0]
-        raise CutError(
-            f"cuts: expected a model that torch.fx can trace, got {type(model).__name__}, which stops the tracer"
-            f"{where}: {type(cause).__name__}: {reason}. Fix: move value-dependent Python (if, for, int(), *args) "
-            "into a child module without children of its own, which is kept whole, or mark the function with "
-            "torch.fx.wrap"
-        ) from cause
-    finally:
-        for module, attributes in before.items():
-            _restore(module, attributes)
-    _drop_default_arguments(graph, len(signature) - len(defaults))
-    return graph, tracer.returned_by, constants
+def _remember(kind: Hashable, example: Any) -> None:
+    _EXAMPLES[kind] = example
+    _EXAMPLES.move_to_end(kind)
+    while len(_EXAMPLES) > _REMEMBERED:
+        _EXAMPLES.popitem(last=False)
 
 
-def _restore(module: nn.Module, attributes: dict[str, Any]) -> None:
-    """Undo what tracing changed: the mode, constants that the tracer keeps on the model, what forward() remembers."""
-    now = vars(module)
-    for name in now.keys() - attributes.keys():
-        del now[name]
-    for name, value in attributes.items():
-        if name not in now or now[name] is not value:
-            now[name] = value
+def _small(given: Example) -> Any:
+    """Return an example of two samples in the form that a user passes."""
+    two = given.of_batch(2)
+    n = given.n_positional
+    if n == 0:
+        return dict(zip(two.names, two.tensors, strict=True))
+    return two.tensors if n == len(two.names) else dict(zip(two.names, two.tensors, strict=True))
 
 
-def _refuse_random(constants: dict[str, torch.Tensor], eval_constants: dict[str, torch.Tensor]) -> None:
-    """Refuse tensors that forward() draws from nothing: the graph would hold one draw of them for ever."""
-    for name, value in constants.items():
-        other = eval_constants.get(name)
-        if value.device.type != "meta" and other is not None and not torch.equal(value, other):
-            want = "a forward pass that makes the same constants whenever it runs"
-            fix = "draw random tensors like the input (torch.randn_like), in a child module without children"
-            raise expected("cuts", want, "one that differs", fix, CutError)
+def _structure(model: nn.Module, example: Any) -> Structure:
+    copy, exported = export_modes(model, example)
+    first: dict[int, str] = {}
+    state_of, trainable = {}, set()
+    named = [*copy.named_parameters(remove_duplicate=False), *copy.named_buffers(remove_duplicate=False)]
+    for name, tensor in named:
+        state_of[name] = first.setdefault(id(tensor), name)
+        if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
+            trainable.add(state_of[name])
+    analyses = {mode: Analysis(flat_graph(one), frozenset(trainable), state_of) for mode, one in exported.items()}
+    constants = {name: tensor for a in analyses.values() for name, tensor in a.graph.constants.items()}
+    places, aliases = _places(analyses)
+    return Structure(analyses, places, aliases, constants)
 
 
-def _drop_default_arguments(graph: fx.Graph, n_required: int) -> None:
-    """Remove the placeholders that fx makes for arguments left at their defaults, and its checks of them."""
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    for node in reversed(reachable(placeholders[n_required:])):  # defaults stand last in a signature
-        if node.op != "output":
-            graph.erase_node(node)
+def _places(analyses: dict[Mode, Analysis]) -> tuple[tuple[Place, ...], dict[str, int]]:
+    """Return the places that every mode has, with names; the same tensors cross there in all modes."""
+    crossings = {mode: analysis.crossings() for mode, analysis in analyses.items()}
+    identities = {mode: [_identity(analyses[mode], c) for c in found] for mode, found in crossings.items()}
+    train = identities[True]
+    inner = [i for i in train[1:-1] if all(i in others[1:-1] for others in identities.values())]
+    by_mode = {}
+    for mode, found in crossings.items():
+        position = {identity: c for identity, c in zip(identities[mode][1:-1], found[1:-1], strict=True)}
+        by_mode[mode] = [found[0], *(position[i] for i in inner), found[-1]]
+    names, aliases = names_of(analyses[True], by_mode[True])
+    places = []
+    for k, name in enumerate(names):
+        here = {mode: found[k] for mode, found in by_mode.items()}
+        torn = sorted({name for crossing in here.values() for name in crossing.torn})
+        places.append(Place(name, k, here, _why_torn(torn, analyses[True]) if 0 < k < len(names) - 1 else ""))
+    return tuple(places), aliases
 
 
-def _single(graph: fx.Graph, eval_graph: fx.Graph, model: nn.Module) -> None:
-    """Refuse a model with several inputs or outputs."""
-    inputs = [node for node in graph.nodes if node.op == "placeholder" and not node.args]
-    if len(inputs) != 1:
-        raise CutError(
-            f"cuts: expected one input without default, got {len(inputs)} in {type(model).__name__}. "
-            "Fix: wrap the model in a module with one tensor argument"
+def _why_torn(torn: Sequence[str], analysis: Analysis) -> str:
+    if not torn:
+        return ""
+    what = ", ".join(map(repr, torn[:3])) + (" and others" if len(torn) > 3 else "")
+    if any(name in analysis.trainable for name in torn):
+        return f"{what} trains and is used on both sides of it. Fix: freeze it (requires_grad_(False)) or untie it"
+    return f"{what} is changed by forward and used on both sides of it. Fix: use it on one side only"
+
+
+def _identity(analysis: Analysis, crossing: Crossing) -> tuple[Key | str, ...]:
+    return tuple(analysis.keys.get(node, node.name) for node in crossing.tensors)
+
+
+def structure_key(model: nn.Module, alive: list[Any]) -> Hashable:
+    """Return what two models have in common whose operations are the same: classes, attributes, sizes, sharing.
+
+    Args:
+        model: that is described.
+        alive: filled with the objects that the key knows by their identity only; keep it as long as the key.
+    """
+    shared: dict[int, int] = {}
+    state = {}
+    for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
+        twin = shared.setdefault(id(tensor), len(shared))
+        state[id(tensor)] = None
+        alive_layout = (layout_of(tensor), tuple(tensor.stride()) if tensor.ndim else ())
+        state[name] = (tensor.shape, tensor.dtype, tensor.device.type, tensor.requires_grad, twin, alive_layout)
+    modules = []
+    seen: dict[int, int] = {}
+    for path, module in model.named_modules():
+        attributes = tuple(
+            (name, _described(value, state, seen, alive, depth=5))
+            for name, value in vars(module).items()
+            if name != "training"
         )
-    for mode, traced in (("train", graph), ("eval", eval_graph)):
-        (output,) = (node for node in traced.nodes if node.op == "output")
-        value = output.args[0]
-        made_by = value.target if isinstance(value, fx.Node) else type(value)
-        if not isinstance(value, fx.Node) or (isinstance(made_by, type) and issubclass(made_by, tuple | dict)):
-            raise CutError(
-                f"cuts: expected one output tensor, got a {getattr(made_by, '__name__', made_by)} in {mode} mode from "
-                f"{type(model).__name__}. Fix: return one tensor; build GoogLeNet and Inception with "
-                "aux_logits=False"
-            )
+        modules.append((path, type(module), attributes))
+    return tuple(modules), tuple((k, v) for k, v in state.items() if isinstance(k, str))
 
 
-def _keep_training_flag_live(graph: fx.Graph, eval_graph: fx.Graph, model: nn.Module) -> None:
-    """Replace arguments that are True in train mode and False in eval mode by ``self.training``."""
-    problem = CutError(
-        f"cuts: expected the same graph in train and eval mode, got two different ones from {type(model).__name__}. "
-        "Fix: move the part that differs into a child module without children of its own, which is kept whole"
-    )
-    pairs: list[tuple[fx.Node, fx.Node]] = list(zip(graph.nodes, eval_graph.nodes, strict=False))
-    if len(graph.nodes) != len(eval_graph.nodes):
-        raise problem
-    flag, twin = None, dict(pairs)
-    for node, other in pairs:
-        if node.op != other.op or node.target != other.target:
-            raise problem
-        values, structure = _flat((node.args, node.kwargs))
-        others, other_structure = _flat((other.args, other.kwargs))
-        if structure != other_structure:
-            raise problem
-        for k, (value, in_eval) in enumerate(zip(values, others, strict=True)):
-            if isinstance(value, fx.Node):
-                if twin[value] is not in_eval:
-                    raise problem
-            elif value is True and in_eval is False:
-                if flag is None:
-                    with graph.inserting_before(next(iter(graph.nodes))):
-                        flag = graph.create_node("get_attr", "training", name="training_mode")
-                values[k] = flag
-            elif type(value) is not type(in_eval) or value != in_eval:
-                raise problem
-        node.args, node.kwargs = _nested(values, structure)
-
-
-def _flat(arguments: Any) -> tuple[list[Any], Any]:
-    """Return the values in nested tuples, lists, dicts and slices, and the structure: None in place of each value."""
-    values: list[Any] = []
-    return values, map_aggregate(arguments, values.append)
-
-
-def _nested(values: list[Any], structure: Any) -> Any:
-    """Put values back into a structure, both as `_flat` returns them."""
-    remaining = iter(values)
-    return map_aggregate(structure, lambda _: next(remaining))
+def _described(value: Any, state: dict[Any, Any], seen: dict[int, int], alive: list[Any], depth: int) -> Hashable:
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | type | torch.dtype):
+        return type(value), repr(value) if isinstance(value, float) else value
+    if isinstance(value, torch.Tensor):
+        if id(value) in state:
+            return "state"
+        if value.is_meta:
+            return value.shape, value.dtype
+        content = value.detach().cpu().contiguous().view(-1)
+        return (
+            value.shape,
+            value.dtype,
+            hashlib.sha256(content.view(torch.uint8).numpy().tobytes()).digest() if (content.numel()) else b"",
+        )
+    if isinstance(value, nn.Module):
+        return type(value)
+    if id(value) in seen:  # what many modules refer to, such as a configuration
+        return "seen", seen[id(value)]
+    if inspect.ismethod(value):
+        return value.__func__, _described(value.__self__, state, seen, alive, depth - 1)
+    if depth > 0:
+        if isinstance(value, dict):
+            seen[id(value)] = len(seen)
+            alive.append(value)
+            return "dict", tuple((repr(k), _described(v, state, seen, alive, depth - 1)) for k, v in value.items())
+        if isinstance(value, list | tuple):
+            return type(value), tuple(_described(v, state, seen, alive, depth - 1) for v in value)
+        if isinstance(value, set | frozenset):
+            return type(value), tuple(sorted(repr(entry) for entry in value))
+        if isinstance(value, torch.Size | torch.device | torch.layout | torch.memory_format):
+            return repr(value)
+        if hasattr(value, "__dict__") and not callable(value):
+            seen[id(value)] = len(seen)
+            alive.append(value)
+            entries = tuple((k, _described(v, state, seen, alive, depth - 1)) for k, v in vars(value).items())
+            return type(value), entries
+    alive.append(value)
+    return type(value), id(value)
