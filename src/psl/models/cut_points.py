@@ -63,7 +63,7 @@ class Analysis:
 
     def __post_init__(self) -> None:
         calls = self.graph.calls
-        self.position = {node: -1 for node in self.graph.graph.nodes} | {node: k for k, node in enumerate(calls)}
+        self.position = dict.fromkeys(self.graph.graph.nodes, -1) | {node: k for k, node in enumerate(calls)}
         self.side = tuple(node for node in self.graph.inputs[1:] if _is_side_input(node))
         for node in self.graph.graph.nodes:
             source = may_alias(node)
@@ -107,7 +107,7 @@ class Analysis:
             shared_memory |= more
 
     def crossings(self) -> list[Crossing]:
-        """Return the positions at which what crosses differs from the position before; first the input, last the output.
+        """Return the positions at which other tensors cross than at the one before; first the input, last the output.
 
         Positions at which something other than tensors crosses are left out, and those between two tensors that share
         memory if either is overwritten later.
@@ -148,10 +148,10 @@ class Analysis:
         """Return the first and the last position that use each parameter or buffer that only one side may have."""
         used: dict[str, list[int]] = defaultdict(list)
         for node in self.graph.graph.nodes:
-            if node.op == "get_attr" and (name := self.state_of.get(str(node.target))) is not None:
-                if name in self.trainable or name in self.mutated:
-                    used[name] += [self.position[user] for user in node.users if user.op == "call_function"]
-                    used[name] += [end] if node in outputs else []
+            name = self.state_of.get(str(node.target)) if node.op == "get_attr" else None
+            if name is not None and (name in self.trainable or name in self.mutated):
+                used[name] += [self.position[user] for user in node.users if user.op == "call_function"]
+                used[name] += [end] if node in outputs else []
         return {name: (min(places), max(places)) for name, places in used.items() if places}
 
 

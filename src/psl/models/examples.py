@@ -36,8 +36,10 @@ class Example:
         """Return what an export depends on: names, kinds and sizes but for batch and length, layout, device."""
         dynamic = self.dynamic_dimensions()
         return tuple(
-            (name, k < self.n_positional, tensor.dtype, tensor.device.type, layout_of(tensor))
-            + tuple(-1 if d in dims else n for d, n in enumerate(tensor.shape))
+            (
+                *(name, k < self.n_positional, tensor.dtype, tensor.device.type, layout_of(tensor)),
+                *(-1 if d in dims else n for d, n in enumerate(tensor.shape)),
+            )
             for k, (name, tensor, dims) in enumerate(zip(self.names, self.tensors, dynamic, strict=True))
         )
 

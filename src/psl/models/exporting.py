@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
-from torch.utils.checkpoint import CheckpointFunction
 
 from psl.errors import CutError, expected
 from psl.models.examples import Example, read_example
+from psl.models.kept_operators import autograd_functions_kept, recurrent_layers_kept, replaced
 from psl.models.refusals import (
     changed_attributes,
     copy_for_export,
@@ -23,6 +22,7 @@ from psl.models.refusals import (
     python_randomness_refused,
     refuse,
 )
+from psl.models.values import fixed_arguments
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Exported:
     training: dict[str, bool]
 
 
-def export_modes(model: nn.Module, example: Any) -> tuple[nn.Module, dict[bool | None, Exported]]:
+def export_modes(model: nn.Module, example: Any) -> tuple[nn.Module, dict[bool | None, Exported], set[str]]:
     """Export a model in train mode, in eval mode, and under None in its present modes if these are neither.
 
     Args:
@@ -51,7 +51,8 @@ def export_modes(model: nn.Module, example: Any) -> tuple[nn.Module, dict[bool |
         example: a shape or tensors, as `read_example` takes it.
 
     Returns:
-        The copy, which shares parameters and buffers but holds what the first forward pass fills, and the exports.
+        The copy, the exports, and the names of buffers that the first forward pass of the copy has filled in another
+        shape. The copy shares all other parameters and buffers with the model.
 
     Raises:
         CutError: it cannot be exported, or the graph would lose what forward does.
@@ -60,27 +61,38 @@ def export_modes(model: nn.Module, example: Any) -> tuple[nn.Module, dict[bool |
     given = read_example(shared, example)
     if example_is_for_token_ids(shared, example, given):
         given = read_example(shared, example, whole_numbers=True)
-    found: dict[bool | None, Exported] = {}
     present = modes_of(shared)
-    for _ in range(2):
-        found.clear()
-        with forward_observed(shared) as changed:
-            for training in (True, False):
-                shared.train(training)
-                found[training] = _export(shared, given)
-            if present not in [one.training for one in found.values()]:
-                set_modes(shared, present)
-                found[None] = _export(shared, given)
-            set_modes(shared, present)
-        if not changed:
-            return shared, found
-        if not all(is_lazy_filling for is_lazy_filling in changed.values()):
-            break
-        # Tensors that the first forward pass keeps on the model: let it, then export what follows.
+    found, changes = _export_all(shared, given, present)
+    reshaped = {name for name, kind in changes.items() if kind == "shape"}
+    if changes and "other" not in changes.values():
+        # Tensors that a forward pass keeps on the model. If the second pass finds them and keeps no others, they are
+        # a cache, which the operations of the first pass compute in place of it.
         shared = _after_one_forward(model, shared, given)
-    names = ", ".join(sorted(changed))
-    fix = "keep what changes from step to step in a registered buffer, and change it in place with torch operations"
-    refuse(f"forward of {type(model).__name__} changes {names}, which is Python state that no graph keeps", fix)
+        again, changes = _export_all(shared, given, present)
+        if reshaped:
+            found = again
+    if changes:
+        names = ", ".join(sorted(changes))
+        fix = "keep what changes from step to step in a registered buffer, and change it in place with torch operations"
+        refuse(f"forward of {type(model).__name__} changes {names}, which is Python state that no graph keeps", fix)
+    return shared, found, reshaped
+
+
+def _export_all(
+    model: nn.Module, given: Example, present: dict[str, bool]
+) -> tuple[dict[bool | None, Exported], dict[str, str]]:
+    """Return the exports by mode, and what forward changed on the model: see `forward_observed`."""
+    found: dict[bool | None, Exported] = {}
+    with forward_observed(model) as changes:
+        for training in (False, True):
+            if any(module.training is not training for module in model.modules()):
+                model.train(training)  # it may drop what an earlier pass kept
+            found[training] = _export(model, given)
+        if present not in [one.training for one in found.values()]:
+            set_modes(model, present)
+            found[None] = _export(model, given)
+        set_modes(model, present)
+    return found, changes
 
 
 def modes_of(model: nn.Module) -> dict[str, bool]:
@@ -105,49 +117,53 @@ def example_is_for_token_ids(model: nn.Module, example: object, given: Example) 
 
 
 @contextmanager
-def forward_observed(model: nn.Module) -> Iterator[dict[str, bool]]:
-    """Yield the names of attributes that forward changes while the model is exported; True for tensors it keeps.
+def forward_observed(model: nn.Module) -> Iterator[dict[str, str]]:
+    """Yield what forward changes on the model while it is exported, by the attribute's name.
 
-    torch.export puts attributes back after forward, so they are compared at the end of forward itself.
+    The kinds are "tensor", a tensor that is kept; "shape", a buffer of another shape; and "other". torch.export puts
+    attributes back after forward, so they are compared at the end of forward itself.
     """
-    changed: dict[str, bool] = {}
+    changes: dict[str, str] = {}
     forward = model.forward
 
     @functools.wraps(forward)
     def observed(*args: Any, **kwargs: Any) -> Any:
         before = plain_state(model)
+        shapes = {name: tensor.shape for name, tensor in model.named_buffers()}
         result = forward(*args, **kwargs)
         tensors, others = changed_attributes(before, plain_state(model))
-        changed.update(dict.fromkeys(tensors, True) | dict.fromkeys(others, False))
+        changes.update(dict.fromkeys(tensors, "tensor") | dict.fromkeys(others, "other"))
+        for name, tensor in model.named_buffers():
+            if name in shapes and tensor.shape != shapes[name]:
+                changes[name] = "shape"
         return result
 
-    replaced = vars(model).get("forward")
+    replaced_forward = vars(model).get("forward")
     model.forward = observed
     try:
-        yield changed
+        yield changes
     finally:
-        if replaced is None:
+        if replaced_forward is None:
             del model.forward
         else:
-            model.forward = replaced
+            model.forward = replaced_forward
 
 
 def _after_one_forward(model: nn.Module, shared: nn.Module, example: Example) -> nn.Module:
     """Return a copy that has run once and again shares the model's parameters and buffers."""
     if any(tensor.is_meta for tensor in model.parameters()):
         return shared
-    ran = copy_for_export(model, share=False).eval()
+    ran = copy_for_export(model, share=False)
+    ran.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        ran(*example.tensors[: example.n_positional], **dict(_named(example)))
-    modes = modes_of(model)
-    set_modes(ran, modes)
+        ran(*example.tensors[: example.n_positional], **dict(_named(example)), **fixed_arguments(ran))
     own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     for path, module in ran.named_modules():
         for name in [n for n, _ in module.named_parameters(recurse=False, remove_duplicate=False)]:
             setattr(module, name, own[f"{path}.{name}".lstrip(".")])
         for name in [n for n, _ in module.named_buffers(recurse=False, remove_duplicate=False)]:
             full = f"{path}.{name}".lstrip(".")
-            if full in own:
+            if full in own and own[full].shape == getattr(module, name).shape:
                 setattr(module, name, own[full])
     return ran
 
@@ -162,8 +178,10 @@ def _export(model: nn.Module, example: Example) -> Exported:
     inputs = example.for_export()
     modes = modes_of(model)
 
+    fixed = {name: value for name, value in fixed_arguments(model).items() if name not in example.names}
+
     def by_position(*values: torch.Tensor) -> Any:
-        return forward(*values[:n], **dict(zip(example.names[n:], values[n:], strict=True)))
+        return forward(*values[:n], **dict(zip(example.names[n:], values[n:], strict=True)), **fixed)
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     by_position.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in example.names])  # pyright: ignore[reportFunctionMemberAccess]
@@ -193,20 +211,11 @@ def _recording(model: nn.Module) -> Iterator[dict[str, Callable[..., Any]]]:
         warnings.simplefilter("ignore")  # torch.export's own, about its internals
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(python_randomness_refused(model))
-        stack.enter_context(_replaced(torch.Tensor, "register_hook", _refuse_tensor_hook))
-        stack.enter_context(_replaced(torch.inference_mode, "__enter__", _enter_no_grad))
-        stack.enter_context(_replaced(torch.inference_mode, "__exit__", _exit_no_grad))
-        yield stack.enter_context(_autograd_functions_kept())
-
-
-@contextmanager
-def _replaced(owner: type, name: str, value: Any) -> Iterator[None]:
-    original = inspect.getattr_static(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
+        stack.enter_context(replaced(torch.Tensor, "register_hook", _refuse_tensor_hook))
+        stack.enter_context(replaced(torch.inference_mode, "__enter__", _enter_no_grad))
+        stack.enter_context(replaced(torch.inference_mode, "__exit__", _exit_no_grad))
+        stack.enter_context(recurrent_layers_kept())
+        yield stack.enter_context(autograd_functions_kept())
 
 
 def _refuse_tensor_hook(tensor: torch.Tensor, hook: Any) -> None:
@@ -220,78 +229,6 @@ def _enter_no_grad(self: Any) -> None:
 
 def _exit_no_grad(self: Any, *exception: Any) -> None:
     self.no_grad.__exit__(*exception)
-
-
-_LIBRARY = "psl_autograd"
-
-
-@contextmanager
-def _autograd_functions_kept() -> Iterator[dict[str, Callable[..., Any]]]:
-    """Record every custom autograd function that is applied as an operator of its own.
-
-    torch.export would go inside, and with the function its backward pass would be lost.
-    """
-    functions: dict[str, Callable[..., Any]] = {}
-    library = torch.library.Library(_LIBRARY, "FRAGMENT")
-    original = torch.autograd.Function.apply.__func__  # pyright: ignore[reportFunctionMemberAccess]
-    inside = False
-    token = f"{random.SystemRandom().getrandbits(48):x}"  # operators' names are never free again
-
-    def apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
-        nonlocal inside
-        if inside:
-            return original(cls, *args, **kwargs)
-        if cls is CheckpointFunction:
-            refuse(
-                "torch.utils.checkpoint with use_reentrant=True, whose backward pass runs forward again",
-                "call checkpoint(..., use_reentrant=False)",
-            )
-        if kwargs or any(isinstance(a, list | tuple | dict) and _holds_tensors(a) for a in args):
-            refuse(
-                f"{cls.__name__}.apply with tensors in a list or by name", "pass the tensors one by one, by position"
-            )
-        name = f"{cls.__name__}_{token}_{len(functions)}".lower()
-        is_tensor = [isinstance(a, torch.Tensor) for a in args]
-        is_size = [isinstance(a, torch.SymInt) for a in args]
-        others = [None if tensor or size else a for a, tensor, size in zip(args, is_tensor, is_size, strict=True)]
-        form: list[Any] = []  # what the function returns: which of the outputs are tensors
-
-        def call(tensors: list[torch.Tensor], sizes: list[int]) -> list[torch.Tensor]:
-            nonlocal inside
-            values, numbers = iter(tensors), iter(sizes)
-            full = [
-                next(values) if tensor else next(numbers) if size else value
-                for value, tensor, size in zip(others, is_tensor, is_size, strict=True)
-            ]
-            inside = True
-            try:
-                result = original(cls, *full)
-            finally:
-                inside = False
-            outputs = result if isinstance(result, tuple) else (result,)
-            if any(output is tensor for output in outputs for tensor in tensors):
-                refuse(f"{cls.__name__}, which works in place (mark_dirty)", "return a new tensor")
-            form[:] = [isinstance(result, tuple), [None if isinstance(o, torch.Tensor) else (o,) for o in outputs]]
-            return [output for output in outputs if isinstance(output, torch.Tensor)]
-
-        library.define(f"{name}(Tensor[] tensors, SymInt[] sizes) -> Tensor[]")
-        torch.library.register_fake(f"{_LIBRARY}::{name}", call, lib=library)
-        functions[f"{_LIBRARY}::{name}"] = call
-        operator = getattr(getattr(torch.ops, _LIBRARY), name)
-        tensors = iter(
-            operator([a for a in args if isinstance(a, torch.Tensor)], [a for a in args if isinstance(a, torch.SymInt)])
-        )
-        several, outputs = form
-        filled = tuple(next(tensors) if known is None else known[0] for known in outputs)
-        return filled if several else filled[0]
-
-    with _replaced(torch.autograd.Function, "apply", classmethod(apply)):
-        yield functions
-
-
-def _holds_tensors(value: Any) -> bool:
-    entries = value.values() if isinstance(value, dict) else value
-    return any(isinstance(entry, torch.Tensor) for entry in entries)
 
 
 def _not_exportable(model: nn.Module, cause: Exception) -> CutError:

@@ -78,7 +78,7 @@ def profile(model: nn.Module, example: Any, *, bits: int = 32, tensors: int = 1)
 
 
 def units_of(traced: TracedModel, places: Sequence[Place]) -> dict[fx.Node, int]:
-    """Return the unit (1..L) that computes each node; 0 is the input. What every side makes anew is its first user's."""
+    """Return the unit 1..L that computes each node, 0 for the input; what all sides make anew is its first user's."""
     analysis = traced.structure.analysis
     ends = [place.crossings[True].position for place in places]
     nodes = list(analysis.graph.graph.nodes)
@@ -140,10 +140,11 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
 _BIAS_FIRST = (torch.ops.aten.addmm, torch.ops.aten.baddbmm)
 # Operators that take weights and have no product: what they do is copying, or elementwise.
 _WITHOUT_PRODUCT = {
-    "embedding", "embedding_bag", "index", "index_select", "gather", "cat", "stack", "expand", "repeat", "clone", "copy",
-    "where", "prelu", "sum", "mean", "softmax", "log_softmax", "roll", "pad", "flip", "interpolate", "std", "var", "cumsum",
-    "norm", "linalg_vector_norm", "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "normal", "uniform",
-    "upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d", "weight_norm_interface", "weight_norm", "repeat_interleave",
+    "embedding", "embedding_bag", "index", "index_select", "gather", "cat", "stack", "expand", "repeat", "clone",
+    "copy", "where", "prelu", "sum", "mean", "softmax", "log_softmax", "roll", "pad", "flip", "interpolate", "std",
+    "var", "cumsum", "norm", "linalg_vector_norm", "batch_norm", "layer_norm", "group_norm", "instance_norm",
+    "rms_norm", "normal", "uniform", "upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d",
+    "weight_norm_interface", "weight_norm", "repeat_interleave",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from torch.fx.node import map_arg
 from psl.errors import CutError, expected
 from psl.models.examples import Example
 from psl.models.exporting import Exported
+from psl.models.kept_operators import STANDS_FOR
 
 #: A stretch of forward under a context: ("grad", enabled, number) or
 #: ("autocast", device type, dtype, enabled, cache, number).
@@ -177,6 +178,7 @@ class _Flattening:
             "path": _module_path(node),
             "where": node.meta.get("stack_trace"),
         }
+        made.target = STANDS_FOR.get(node.target, node.target)
         name = node.target.name() if isinstance(node.target, Operator) else ""
         if (function := self.exported.functions.get(name.split(".")[0])) is not None:
             made.target = function

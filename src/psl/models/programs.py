@@ -50,7 +50,7 @@ class Program:
 
 
 def interface_at(analysis: Analysis, crossing: Crossing) -> Interface:
-    """Return what crosses at a position: the tensors, and beside them the side inputs and sizes that are needed after."""
+    """Return what crosses at a position: the tensors, and beside them the inputs and sizes that are needed after."""
     needed = _Need(analysis, after=crossing)
     for node in analysis.graph.calls:
         if node in analysis.carried and analysis.position[node] > crossing.position:
@@ -137,9 +137,9 @@ class _Need:
         root = self.analysis.root[node]
         if root.op == "call_function":
             for call in self.analysis.graph.calls:
-                if self.analysis.position[call] <= self.until and call not in self.analysis.carried:
-                    if any(self.analysis.root[target] is root for target in overwritten(call)):
-                        yield call
+                here = self.analysis.position[call] <= self.until and call not in self.analysis.carried
+                if here and any(self.analysis.root[target] is root for target in overwritten(call)):
+                    yield call
 
 
 def _factor(size: str, symbol: str) -> int:

@@ -275,7 +275,7 @@ def _small(given: Example) -> Any:
 
 
 def _structure(model: nn.Module, example: Any) -> Structure:
-    copy, exported = export_modes(model, example)
+    copy, exported, filled = export_modes(model, example)
     first: dict[int, str] = {}
     state_of, trainable = {}, set()
     named = [*copy.named_parameters(remove_duplicate=False), *copy.named_buffers(remove_duplicate=False)]
@@ -285,6 +285,7 @@ def _structure(model: nn.Module, example: Any) -> Structure:
             trainable.add(state_of[name])
     analyses = {mode: Analysis(flat_graph(one), frozenset(trainable), state_of) for mode, one in exported.items()}
     constants = {name: tensor for a in analyses.values() for name, tensor in a.graph.constants.items()}
+    constants |= {name: tensor for name, tensor in copy.named_buffers() if name in filled}
     places, aliases = _places(analyses)
     return Structure(analyses, places, aliases, constants)
 
@@ -297,7 +298,7 @@ def _places(analyses: dict[Mode, Analysis]) -> tuple[tuple[Place, ...], dict[str
     inner = [i for i in train[1:-1] if all(i in others[1:-1] for others in identities.values())]
     by_mode = {}
     for mode, found in crossings.items():
-        position = {identity: c for identity, c in zip(identities[mode][1:-1], found[1:-1], strict=True)}
+        position = dict(zip(identities[mode][1:-1], found[1:-1], strict=True))
         by_mode[mode] = [found[0], *(position[i] for i in inner), found[-1]]
     names, aliases = names_of(analyses[True], by_mode[True])
     places = []

@@ -1,5 +1,6 @@
 """What goes into a model and comes out of it: a tensor, or several in a tuple, a dict or an object."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,11 +10,17 @@ from torch import nn
 from psl.models.examples import Inputs
 
 
+def fixed_arguments(model: nn.Module) -> dict[str, Any]:
+    """Return the arguments that a model is always called with: no key-value cache, which is for generating text."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+
+
 def call(module: nn.Module, batch: Inputs) -> Any:
-    """Call a module on a tensor, on a tuple (by position) or on a dict (by name)."""
+    """Call a module on a tensor, on a tuple (by position) or on a dict (by name), with its `fixed_arguments`."""
+    fixed = fixed_arguments(module)
     if isinstance(batch, Mapping):
-        return module(**{name: value for name, value in batch.items() if value is not None})
-    return module(*batch) if isinstance(batch, tuple | list) else module(batch)
+        return module(**(fixed | {name: value for name, value in batch.items() if value is not None}))
+    return module(*batch, **fixed) if isinstance(batch, tuple | list) else module(batch, **fixed)
 
 
 def copied(batch: Inputs) -> Any:

@@ -76,25 +76,25 @@ class _Outcome:
 
 def _compare(traced: TracedModel, places: Sequence[Place], batch: Inputs) -> None:
     model = traced.model
-    modes = [module.training for module in model.modules()]
+    whole, twin = copy.deepcopy(model), copy.deepcopy(model)
+    parts = stages(trace_twin(traced, twin), places)
     for training in (True, False):
-        whole = copy.deepcopy(model).train(training)
-        twin = copy.deepcopy(model)
-        parts = stages(trace_twin(traced, twin), places)
+        mode = "train" if training else "eval"
+        whole.train(training)
         for part in parts:
             part.train(training)
-        with _random_state_kept(batch):
+        with _random_state_kept():
             start = _generators()
             before = plain_state(whole)
-            expected_outcome = _run_whole(whole, copied(batch), training)
-            tensors, others = changed_attributes(before, plain_state(whole))
+            from_whole = _run_whole(whole, copied(batch), training)
+            _, others = changed_attributes(before, plain_state(whole))
             _restore(start)
-            found = _run_stages(parts, twin, copied(batch), training)
-        mode = "train" if training else "eval"
+            from_parts = _run_stages(parts, twin, copied(batch), training)
         if others:
             raise _difference(model, mode, f"attribute {others[0]!r}", "Python state that forward changes", others[0])
-        _report(model, mode, expected_outcome, found)
-    assert modes == [module.training for module in model.modules()]
+        for name in traced.constants:  # a buffer that the first pass fills in another shape
+            from_whole.buffers.pop(name, None)
+        _report(model, mode, from_whole, from_parts)
 
 
 def trace_twin(traced: TracedModel, twin: nn.Module) -> TracedModel:
@@ -169,7 +169,7 @@ def _generators() -> dict[str, Any]:
     found = {"torch's generator": torch.get_rng_state()}
     for k in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
         found[f"torch's generator of cuda:{k}"] = torch.cuda.get_rng_state(k)
-    return found | {"numpy.random": np.random.get_state(), "random": random.getstate()}
+    return found | {"numpy.random": np.random.get_state(), "random": random.getstate()}  # noqa: NPY002
 
 
 def _restore(generators: dict[str, Any]) -> None:
@@ -177,7 +177,7 @@ def _restore(generators: dict[str, Any]) -> None:
         if name == "random":
             random.setstate(state)
         elif name == "numpy.random":
-            np.random.set_state(state)
+            np.random.set_state(state)  # noqa: NPY002
         elif "cuda" in name:
             torch.cuda.set_rng_state(state, int(name.rpartition(":")[2]))
         else:
@@ -185,7 +185,7 @@ def _restore(generators: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _random_state_kept(batch: Any) -> Iterator[None]:
+def _random_state_kept() -> Iterator[None]:
     start = _generators()
     try:
         yield

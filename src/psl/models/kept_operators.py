@@ -1,0 +1,130 @@
+"""Operations that torch.export would take apart, and that stay whole: custom autograd functions, recurrent layers."""
+
+import inspect
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointFunction
+
+from psl.models.refusals import refuse
+
+
+@contextmanager
+def replaced(owner: type, name: str, value: Any) -> Iterator[None]:
+    original = inspect.getattr_static(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+_LIBRARY = "psl_autograd"
+
+
+@contextmanager
+def autograd_functions_kept() -> Iterator[dict[str, Callable[..., Any]]]:
+    """Record every custom autograd function that is applied as an operator of its own.
+
+    torch.export would go inside, and with the function its backward pass would be lost.
+    """
+    functions: dict[str, Callable[..., Any]] = {}
+    library = torch.library.Library(_LIBRARY, "FRAGMENT")
+    original = torch.autograd.Function.apply.__func__  # pyright: ignore[reportFunctionMemberAccess]
+    inside = False
+    token = f"{random.SystemRandom().getrandbits(48):x}"  # operators' names are never free again
+
+    def apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        nonlocal inside
+        if inside:
+            return original(cls, *args, **kwargs)
+        if cls is CheckpointFunction:
+            refuse(
+                "torch.utils.checkpoint with use_reentrant=True, whose backward pass runs forward again",
+                "call checkpoint(..., use_reentrant=False)",
+            )
+        if kwargs or any(isinstance(a, list | tuple | dict) and _holds_tensors(a) for a in args):
+            refuse(
+                f"{cls.__name__}.apply with tensors in a list or by name", "pass the tensors one by one, by position"
+            )
+        name = f"{cls.__name__}_{token}_{len(functions)}".lower()
+        is_tensor = [isinstance(a, torch.Tensor) for a in args]
+        is_size = [isinstance(a, torch.SymInt) for a in args]
+        others = [None if tensor or size else a for a, tensor, size in zip(args, is_tensor, is_size, strict=True)]
+        form: list[Any] = []  # what the function returns: which of the outputs are tensors
+
+        def call(tensors: list[torch.Tensor], sizes: list[int]) -> list[torch.Tensor]:
+            nonlocal inside
+            values, numbers = iter(tensors), iter(sizes)
+            full = [
+                next(values) if tensor else next(numbers) if size else value
+                for value, tensor, size in zip(others, is_tensor, is_size, strict=True)
+            ]
+            inside = True
+            try:
+                result = original(cls, *full)
+            finally:
+                inside = False
+            outputs = result if isinstance(result, tuple) else (result,)
+            if any(output is tensor for output in outputs for tensor in tensors):
+                refuse(f"{cls.__name__}, which works in place (mark_dirty)", "return a new tensor")
+            form[:] = [isinstance(result, tuple), [None if isinstance(o, torch.Tensor) else (o,) for o in outputs]]
+            return [output for output in outputs if isinstance(output, torch.Tensor)]
+
+        library.define(f"{name}(Tensor[] tensors, SymInt[] sizes) -> Tensor[]")
+        torch.library.register_fake(f"{_LIBRARY}::{name}", call, lib=library)
+        functions[f"{_LIBRARY}::{name}"] = call
+        operator = getattr(getattr(torch.ops, _LIBRARY), name)
+        tensors = iter(
+            operator([a for a in args if isinstance(a, torch.Tensor)], [a for a in args if isinstance(a, torch.SymInt)])
+        )
+        several, outputs = form
+        filled = tuple(next(tensors) if known is None else known[0] for known in outputs)
+        return filled if several else filled[0]
+
+    with replaced(torch.autograd.Function, "apply", classmethod(apply)):
+        yield functions
+
+
+def _holds_tensors(value: Any) -> bool:
+    entries = value.values() if isinstance(value, dict) else value
+    return any(isinstance(entry, torch.Tensor) for entry in entries)
+
+
+# --- recurrent layers ---
+
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+_RNN = torch.library.Library("psl_recurrent", "FRAGMENT")
+
+#: By our stand-in for a recurrent layer, the operator that it stands for.
+STANDS_FOR: dict[Any, Any] = {}
+
+
+def _shapes(input: Any, hx: Any, params: Any, has_biases: Any, num_layers: Any, dropout: Any, train: Any,
+            bidirectional: Any, batch_first: Any) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    states = hx if isinstance(hx, list | tuple) else [hx]
+    width = states[0].shape[2] * (1 + bidirectional)
+    return input.new_empty(*input.shape[:2], width), *(torch.empty_like(state) for state in states)
+
+
+for _name in _RECURRENT:
+    _real = getattr(torch.ops.aten, _name).input
+    _text = str(_real._schema)
+    _RNN.define(_name + _text[_text.index("(") :])
+    torch.library.register_fake(f"psl_recurrent::{_name}", _shapes, lib=_RNN)
+    STANDS_FOR[getattr(torch.ops.psl_recurrent, _name).default] = _real
+
+
+class recurrent_layers_kept(TorchFunctionMode):  # a context
+    """Record a recurrent layer as one operation; torch.export would unroll it over the length of the example."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the stand-in for a recurrent layer on padded sequences; packed ones pass their lengths second."""
+        name = getattr(func, "__name__", "")
+        if name in _RECURRENT and func is getattr(torch, name) and isinstance(args[3], bool):
+            return getattr(torch.ops.psl_recurrent, name)(*args)
+        return func(*args, **(kwargs or {}))
