@@ -1,6 +1,6 @@
 """Sixty-two models as people bring them: torchvision, timm, Hugging Face and three of our own, small, from configs.
 
-Each has the code paths of its full size, fewer layers and channels, and the randomness (dropout, drop path) of training.
+Each has the code paths of its full size, fewer layers and channels, and its dropout and drop path.
 """
 
 import warnings
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-VOCABULARY = 99
+from model_zoo_own import VOCABULARY, LSTMClassifier, TransformerClassifier, UNet
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Entry:
         example: returns inputs for (batch, length): a tensor, a tuple or a dict, as the model takes them.
         lengths: the model takes sequences of other lengths than the example's.
         min_batch: of training, where BatchNorm sees one value per channel.
+        run_once: the model fills buffers in its first forward pass, which it must have behind it.
+        frozen: name of a parameter that does not train.
     """
 
     name: str
@@ -31,78 +33,22 @@ class Entry:
     example: Callable[[int, int], Any]
     lengths: bool = False
     min_batch: int = 1
+    run_once: bool = False
+    frozen: str | None = None
 
     def make(self) -> nn.Module:
         """Return the model with the weights of seed 0; the random state stays as it was."""
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of timm and transformers, about their own code
             torch.manual_seed(0)
-            return self.build()
-
-
-class UNet(nn.Module):
-    """Two halvings, two doublings, a skip at each size."""
-
-    def __init__(self, width: int = 8):
-        super().__init__()
-        self.down1 = self.block(3, width)
-        self.down2 = self.block(width, 2 * width)
-        self.bottom = self.block(2 * width, 4 * width)
-        self.up2 = nn.ConvTranspose2d(4 * width, 2 * width, 2, 2)
-        self.join2 = self.block(4 * width, 2 * width)
-        self.up1 = nn.ConvTranspose2d(2 * width, width, 2, 2)
-        self.join1 = self.block(2 * width, width)
-        self.pool = nn.MaxPool2d(2)
-        self.head = nn.Conv2d(width, 2, 1)
-
-    @staticmethod
-    def block(n_in: int, n_out: int) -> nn.Sequential:
-        """Return two convolutions with BatchNorm."""
-        layers = []
-        for n in (n_in, n_out):
-            layers += [nn.Conv2d(n, n_out, 3, padding=1), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True)]
-        return nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (b, 2, H, W) for images of (b, 3, H, W)."""
-        a = self.down1(x)
-        b = self.down2(self.pool(a))
-        c = self.bottom(self.pool(b))
-        b = self.join2(torch.cat([self.up2(c), b], 1))
-        return self.head(self.join1(torch.cat([self.up1(b), a], 1)))
-
-
-class LSTMClassifier(nn.Module):
-    """Token ids to classes: embedding, two LSTM layers, the last state."""
-
-    def __init__(self):
-        super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, 16)
-        self.lstm = nn.LSTM(16, 16, num_layers=2, batch_first=True)
-        self.dropout = nn.Dropout(0.1)
-        self.head = nn.Linear(16, 5)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return (b, 5) for token ids of (b, length)."""
-        outputs, _ = self.lstm(self.embedding(ids))
-        return self.head(self.dropout(outputs[:, -1]))
-
-
-class TransformerClassifier(nn.Module):
-    """Token ids to classes: embedding, learned positions, nn.TransformerEncoder, the mean over the length."""
-
-    def __init__(self):
-        super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, 16)
-        self.positions = nn.Parameter(0.1 * torch.randn(64, 16))
-        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 3)
-        self.head = nn.Linear(16, 5)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return (b, 5) for token ids of (b, length)."""
-        x = self.embedding(ids) + self.positions[: ids.shape[1]]
-        return self.head(self.encoder(x).mean(1))
+            model = self.build()
+            if self.frozen is not None:
+                model.get_parameter(self.frozen).requires_grad_(False)
+            if self.run_once:
+                with torch.no_grad():
+                    model.eval()(self.example(2, 0))
+                model.train()
+            return model
 
 
 def images(size: int, name: str | None = None) -> Callable[[int, int], Any]:
@@ -194,7 +140,7 @@ def _torchvision(name: str, size: int, *args: Any, **kwargs: Any) -> Entry:
     return Entry(f"torchvision {name}", build, images(size), *args, **kwargs)
 
 
-def _timm(name: str, size: int, min_batch: int = 1, **kwargs: Any) -> Entry:
+def _timm(name: str, size: int, min_batch: int = 1, run_once: bool = False, **kwargs: Any) -> Entry:
     """Return an entry for timm.create_model(name, ...), with fewer layers."""
 
     def build() -> nn.Module:
@@ -210,7 +156,7 @@ def _timm(name: str, size: int, min_batch: int = 1, **kwargs: Any) -> Entry:
             return parts.MlpMixer(10, img_size=32, patch_size=8, num_blocks=2, embed_dim=32, **blocks, **kwargs)
         return timm.create_model(name, pretrained=False, num_classes=10, **kwargs)
 
-    return Entry(f"timm {name}", build, images(size), min_batch=min_batch)
+    return Entry(f"timm {name}", build, images(size), min_batch=min_batch, run_once=run_once)
 
 
 TORCHVISION = [
@@ -227,15 +173,18 @@ TORCHVISION = [
 ]
 
 _DIM = {"embed_dim": 32, "num_heads": 2}
+_STAGES = {"depths": (2, 2), "num_heads": (2, 4)}
 TIMM = [
     _timm("vgg11_bn", 32, drop_rate=0.1),
     _timm("vit_tiny_patch16_224", 32, img_size=32, patch_size=8, depth=3, drop_path_rate=0.1, **_DIM),
     _timm("deit_tiny_distilled_patch16_224", 32, img_size=32, patch_size=8, depth=3, **_DIM),
-    _timm("swin_tiny_patch4_window7_224", 32, img_size=32, window_size=4, embed_dim=16, depths=(2, 2), num_heads=(2, 4)),
+    _timm("swin_tiny_patch4_window7_224", 32, img_size=32, window_size=4, **_STAGES, embed_dim=16),
     _timm("levit_128s", 64, 2, img_size=64, embed_dim=(32, 48, 64), depth=(1, 1, 1), num_heads=(2, 3, 4), key_dim=8),
     _timm("davit_tiny", 64, depths=(1, 1), embed_dims=(16, 32), num_heads=(2, 4), drop_path_rate=0.1),
     _timm("mobilevit_xxs", 64),
-    _timm("convit_tiny", 32, img_size=32, patch_size=8, embed_dim=16, depth=3, num_heads=2, local_up_to_layer=2),
+    _timm(
+        "convit_tiny", 32, 1, True, img_size=32, patch_size=8, depth=3, embed_dim=16, num_heads=2, local_up_to_layer=2
+    ),
     _timm("crossvit_9_240", 48, img_size=48, img_scale=(1.0, 32 / 48), patch_size=(12, 16), depth=((1, 2, 0),) * 2),
     _timm("twins_svt_small", 64, img_size=64, depths=(1, 2, 2, 1)),
     _timm("efficientformer_l1", 224, depths=(1, 1, 1, 2), embed_dims=(16, 16, 24, 32), num_vit=1),
@@ -249,11 +198,17 @@ TIMM = [
 ]
 
 # A config each (the head, then sizes); both with and without a mask.
-_TINY = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+# Tied embeddings train on both sides of nearly every cut, so they are untied.
+_UNTIED = {"vocab_size": VOCABULARY, "tie_word_embeddings": False}
+_TINY = _UNTIED | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 _BERT = _TINY | {"intermediate_size": 64, "max_position_embeddings": 80}
 _DECODER = _BERT | {"num_key_value_heads": 2}
 _TEXT: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "gpt2": ("GPT2Config", "GPT2LMHeadModel", {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 80, "bos_token_id": 0} | {"eos_token_id": 1}),
+    "gpt2": (
+        "GPT2Config",
+        "GPT2LMHeadModel",
+        _UNTIED | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 80, "bos_token_id": 0} | {"eos_token_id": 1},
+    ),
     "llama": ("LlamaConfig", "LlamaForCausalLM", _DECODER),
     "mistral": ("MistralConfig", "MistralForCausalLM", _DECODER | {"sliding_window": 4}),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", _DECODER),
@@ -272,8 +227,13 @@ _TEXT: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bart": (
         "BartConfig",
         "BartModel",
-        {"vocab_size": VOCABULARY, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1}
-        | {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("ffn_dim", 64), ("attention_heads", 4))},
+        _UNTIED
+        | {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1}
+        | {
+            f"{side}_{what}": n
+            for side in ("encoder", "decoder")
+            for what, n in (("ffn_dim", 64), ("attention_heads", 4))
+        },
     ),
 }
 
@@ -297,16 +257,22 @@ HUGGING_FACE = [
     for name, (c, m, sizes) in _TEXT.items()
 ]
 HUGGING_FACE += [
-    Entry("hf gpt2 eager", hugging_face(*_TEXT["gpt2"][:2], attention="eager", **_TEXT["gpt2"][2]), tokens(mask=False, as_dict=False), lengths=True),
+    Entry(
+        "hf gpt2 eager",
+        hugging_face(*_TEXT["gpt2"][:2], attention="eager", **_TEXT["gpt2"][2]),
+        tokens(mask=False, as_dict=False),
+        lengths=True,
+    ),
     Entry(
         "hf t5",
         hugging_face(
             "T5Config",
             "T5ForConditionalGeneration",
-            **{"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4},
+            **_UNTIED | {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4},
         ),
         tokens(mask=False, decoder=True),
         lengths=True,
+        frozen="shared.weight",  # of encoder, decoder and head: were it trained, no cut could be offered
     ),
     Entry(
         "hf vit",
@@ -337,7 +303,6 @@ HUGGING_FACE += [
             **{"mlp_ratios": [2, 2]},
         ),
         images(32, "pixel_values"),
-        min_batch=1,
     ),
 ]
 
