@@ -24,11 +24,14 @@ class Profile(Record):
         bwd_cost: (L+1,) ϖ_j, the same of the backward pass.
         act_bits: (L+1,) ψ_j, bits of the activation at cut j.
         grad_bits: (L+1,) χ_j, bits of its gradient.
-        param_bits: (L+1,) δ_j, bits of the parameters of units 1..j (per model, not per sample).
+        param_bits: (L+1,) δ_j, bits of what an exchange of units 1..j sends (per model, not per sample): trainable
+            parameters and floating-point buffers.
         act_memory: (L+1,) a_j, bytes of activations that units 1..j keep for their backward pass.
         last_bwd_cost: ϖ_last, the backward pass of the last layer alone.
         unit: ``"FLOP"``, or ``"s"`` for a measured profile: seconds on a reference device in place
             of FLOP. A node of speed 1.0 is then that device, one of speed 0.5 half as fast.
+        param_memory: (L+1,) bytes that the weights of units 1..j take, with gradients and optimizer state of what
+            trains; None for 3 δ_j / 8, where all of it trains.
 
     Raises:
         ScenarioError: wrong lengths, NaN, negative entries, or cumulative arrays that decrease or do not
@@ -46,6 +49,7 @@ class Profile(Record):
     act_memory: np.ndarray
     last_bwd_cost: float = 0.0
     unit: str = "FLOP"
+    param_memory: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         names = tuple(str(name) for name in self.names)
@@ -55,7 +59,8 @@ class Profile(Record):
         if self.unit not in ("FLOP", "s"):
             raise expected("Profile.unit", "'FLOP' or 's'", repr(self.unit), "use Profile.measured for seconds")
         fix = "give one entry per cut, L+1 in all, per sample, starting with the raw input"
-        for field in ("fwd_cost", "bwd_cost", "act_bits", "grad_bits", "param_bits", "act_memory"):
+        given = () if self.param_memory is None else ("param_memory",)
+        for field in ("fwd_cost", "bwd_cost", "act_bits", "grad_bits", "param_bits", "act_memory", *given):
             array = check_array(f"Profile.{field}", getattr(self, field), shape=(len(names),), minimum=0, fix=fix)
             self._set(**{field: array})
             if not field.endswith("_bits") or field == "param_bits":
@@ -78,11 +83,12 @@ class Profile(Record):
         param_bits: ArrayLike | None = None,
         act_memory: ArrayLike | None = None,
         last_bwd_seconds: float = 0.0,
+        param_memory: ArrayLike | None = None,
     ) -> Self:
         """Build a profile from measured seconds per sample, cumulative like FLOP.
 
         Args:
-            names, act_bits, grad_bits, param_bits, act_memory: as in `Profile`; `grad_bits` defaults
+            names, act_bits, grad_bits, param_bits, act_memory, param_memory: as in `Profile`; `grad_bits` defaults
                 to `act_bits`, the other two to zeros.
             fwd_seconds, bwd_seconds: (L+1,) seconds per sample on the reference device, cumulative.
                 For a table per layer use ``numpy.cumsum`` with a leading 0.
@@ -104,6 +110,7 @@ class Profile(Record):
             "param_bits": zeros if param_bits is None else param_bits,
             "act_memory": zeros if act_memory is None else act_memory,
             "last_bwd_cost": last_bwd_seconds,
+            "param_memory": param_memory,
         }
         return cls(**fields, unit="s")
 
@@ -149,20 +156,25 @@ class Profile(Record):
         return len(self.names) - 1
 
     def training_memory(self, samples: int) -> np.ndarray:
-        """Return (L+1,) bytes that training units 1..j takes: 3 δ_j / 8 + samples × a_j.
+        """Return (L+1,) bytes that training units 1..j takes: `param_memory` + samples × a_j.
 
-        Weights, their gradients and one value of optimizer state each take δ_j / 8 bytes; every sample whose backward
-        pass is still to come keeps its activations. What units i+1..j take is the difference of two entries.
+        Without `param_memory` weights, their gradients and one value of optimizer state each take δ_j / 8 bytes; every
+        sample whose backward pass is still to come keeps its activations. What units i+1..j take is the difference of
+        two entries.
 
         Args:
             samples: whose activations are kept at a time; 0 for the parameters' part alone.
 
         Source: the usual account of training memory [R].
         """
-        return 3 * self.param_bits / 8 + samples * self.act_memory
+        memory = 3 * self.param_bits / 8 if self.param_memory is None else self.param_memory
+        return memory + samples * self.act_memory
 
     def cut_index(self, cut: int | str) -> int:
-        """Return the number of a cut given by number or name; raises `ScenarioError` if there is none."""
+        """Return the number of a cut given by number or name; raises `ScenarioError` for none, or for several."""
+        numbers = [k for k, name in enumerate(self.names) if name == cut]
+        if len(numbers) > 1:
+            raise expected("cut", "a name of one cut", f"{cut!r}, the name of cuts {numbers}", "pass the number")
         j = self.names.index(cut) if isinstance(cut, str) and cut in self.names else cut
         if isinstance(j, int | float | np.integer | np.floating) and not isinstance(j, bool):
             within = 0 <= j <= self.n_units  # NaN is not
@@ -182,6 +194,7 @@ class Profile(Record):
             "grad_bits": self.grad_bits,
             "param_bits": self.param_bits,
             "act_memory_bytes": self.act_memory,
+            "param_memory_bytes": self.training_memory(0),
         }
         return pd.DataFrame(columns).rename_axis("cut")
 

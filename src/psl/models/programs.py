@@ -11,6 +11,7 @@ from torch import fx
 
 from psl.models.cut_points import Analysis, Crossing, only_sizes
 from psl.models.graphs import overwritten, region_context
+from psl.models.normalisation import batch_norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,7 +259,8 @@ class _Code:
                 self.indent += "    "
             arguments = [self.render(argument) for argument in node.args]
             arguments += [f"{key}={self.render(value)}" for key, value in node.kwargs.items()]
-            call = f"{self.constant(node.target)}({', '.join(arguments)})"
+            target = batch_norm if node.target is torch.ops.aten.batch_norm.default else node.target
+            call = f"{self.constant(target)}({', '.join(arguments)})"
             self.line(f"{self.variable(node)} = {call}" if node.users or node in keep else call)
             done = [self.names[source] for source in forget.get(node, []) if source in self.names]
             if done:

@@ -1,6 +1,6 @@
 """Stages: parts of a model between two cuts, as modules that share its parameters."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +97,8 @@ class StageModule(nn.Module):
     """A part of a model: operations between two cuts, with the parameters and buffers that they use.
 
     The first stage takes what the model takes, the last one returns what the model returns. In between goes one
-    tensor, or a tuple of tensors and whole numbers if more crosses: further tensors, side inputs, sizes.
+    tensor, or a tuple of tensors and whole numbers if more crosses: further tensors, side inputs, sizes. The last one
+    also holds the parameters and buffers that no operation uses.
 
     Attributes:
         psl_part: what it runs.
@@ -105,15 +106,25 @@ class StageModule(nn.Module):
         psl_as_found: whether it runs in the mixed modes that the model was in; `train` and `eval` end that.
     """
 
-    def __init__(self, part: Part, tensors: Mapping[str, torch.Tensor], constants: Mapping[str, torch.Tensor]):
+    def __init__(
+        self,
+        part: Part,
+        tensors: Mapping[str, torch.Tensor],
+        constants: Mapping[str, torch.Tensor],
+        persistent: Collection[str],
+        unused: Iterable[str] = (),
+    ):
         super().__init__()
         self.psl_part = part
         self.psl_as_found = None in part.programs
-        for name in dict.fromkeys(name for program in part.programs.values() for name in program.state):
-            self._keep(name, tensors, constants)
+        used = (name for program in part.programs.values() for name in program.state)
+        for name in dict.fromkeys((*used, *unused)):
+            self._keep(name, tensors, constants, name in persistent)
         self.psl_slots = {mode: [self._slot(name) for name in program.state] for mode, program in part.programs.items()}
 
-    def _keep(self, name: str, tensors: Mapping[str, torch.Tensor], constants: Mapping[str, torch.Tensor]) -> None:
+    def _keep(
+        self, name: str, tensors: Mapping[str, torch.Tensor], constants: Mapping[str, torch.Tensor], persistent: bool
+    ) -> None:
         *path, last = name.split(".")
         owner: nn.Module = self
         for step in path:
@@ -125,7 +136,7 @@ class StageModule(nn.Module):
         elif isinstance(tensors[name], nn.Parameter):
             owner.register_parameter(last, tensors[name])
         else:
-            owner.register_buffer(last, tensors[name], persistent=name in tensors)
+            owner.register_buffer(last, tensors[name], persistent=persistent)
 
     def _slot(self, name: str) -> tuple[nn.Module, str]:
         path, _, last = name.rpartition(".")
@@ -171,6 +182,7 @@ def stages(traced: TracedModel, places: Sequence[Place]) -> list[nn.Module]:
         places: in the order of the model.
     """
     last = traced.all_places[-1]
+    persistent = traced.model.state_dict(keep_vars=True).keys()
     ends = [traced.all_places[0], *places, last]
     made: list[nn.Module] = []
     for k, (first, end) in enumerate(zip(ends, ends[1:], strict=False)):
@@ -178,7 +190,9 @@ def stages(traced: TracedModel, places: Sequence[Place]) -> list[nn.Module]:
         if is_last and first is last:
             stage: nn.Module = Identity()
         else:
-            stage = StageModule(_part(traced, first, end, k == 0), traced.tensors, traced.constants)
+            unused = traced.unused_state() if end is last else ()
+            part = _part(traced, first, end, k == 0)
+            stage = StageModule(part, traced.tensors, traced.constants, persistent, unused)
         for module in stage.modules():  # not train(), which would end mixed modes
             module.training = traced.model.training
         made.append(stage)

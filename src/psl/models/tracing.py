@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import inspect
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
@@ -53,9 +54,7 @@ class Structure:
         places: in order, from the input to the output.
         aliases: names that stand for a place, with its index.
         constants: tensors that are no state of the model, by name.
-        modes: the modes of the modules in train and in eval mode, by name.
         parts: programs of stages already made.
-        verified: sets of cuts whose stages were compared with a model of this structure.
     """
 
     analyses: dict[Mode, Analysis]
@@ -174,9 +173,13 @@ class TracedModel:
             f"one tensor is alive there. Fix: {around}{several}"
         )
 
-    def shape(self, place: Place, k: int = 0) -> tuple[int, ...]:
-        """Return the shape of a place's k-th tensor for one sample, without the batch dimension."""
-        return self.sample_shapes(place)[k]
+    def unused_state(self) -> list[str]:
+        """Return the names of parameters and buffers that no operation uses in any mode."""
+        nodes = [
+            node for a in self.structure.analyses.values() for node in a.graph.graph.nodes if node.op == "get_attr"
+        ]
+        used = {id(self.tensors[str(node.target)]) for node in nodes if node.target in self.tensors}
+        return [name for name, tensor in self.tensors.items() if id(tensor) not in used]
 
     def sample_shapes(self, place: Place) -> list[tuple[int, ...]]:
         """Return the shapes of a place's tensors for one sample, without the batch dimension."""
@@ -187,6 +190,16 @@ class TracedModel:
             sizes = [n for n in node.meta["val"].shape if str(n) != batch]
             shapes.append(tuple(self.size(n, 1) for n in sizes))
         return shapes
+
+    def sample_elements(self, place: Place) -> float:
+        """Return how many floating-point elements cross at a place per sample; 0 if other numbers cross there."""
+        tensors = [node.meta["val"] for node in place.crossings[True].tensors]
+        if not all(tensor.is_floating_point() for tensor in tensors):
+            return 0.0
+        large, small = (
+            sum(math.prod(self.size(n, batch) for n in tensor.shape) for tensor in tensors) for batch in (4, 2)
+        )
+        return (large - small) / 2
 
     def size(self, size: Any, batch_size: int) -> int:
         """Return a size of the graph as a number, for a batch of this size and the example's lengths."""

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from psl.errors import expected
+from psl.models.normalisation import changed_momentum
 
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
@@ -46,7 +47,9 @@ class GroupStatistics:
     """
 
     def __init__(self, module: nn.Module, n_rows: int):
-        norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+        norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]  # of a stage none: it runs operations
+        counters = [t for name, t in module.named_buffers() if name.endswith("num_batches_tracked")]
+        self._counters = counters if module.training else []
         self._momentum = {m: _momentum(m) for m in norms if m.track_running_stats and m.training}
         self._n_rows = n_rows
         self._seen = 0
@@ -56,28 +59,41 @@ class GroupStatistics:
         """Within this context the module sees the next group, of `n_rows` real rows."""
         # Momentum m_g = m·(n_g/n) / (1 - m·(rows still to come)/n): later groups shrink what earlier ones added.
         later = 1 - (self._seen + n_rows) / self._n_rows
-        before = {m: (m.momentum, _counter(m).clone()) for m in self._momentum}
+
+        def of_group(momentum: float) -> float:
+            return momentum * n_rows / self._n_rows / (1 - momentum * later)
+
+        before = {m: m.momentum for m in self._momentum}
+        counted = [counter.clone() for counter in self._counters]
         for m, momentum in self._momentum.items():
-            m.momentum = momentum * n_rows / self._n_rows / (1 - momentum * later)
+            m.momentum = of_group(momentum)
         try:
-            yield
+            with changed_momentum(of_group):
+                yield
         finally:
-            for m, (momentum, counter) in before.items():
+            for m, momentum in before.items():
                 m.momentum = momentum
-                if self._seen:
-                    _counter(m).copy_(counter)
+            if self._seen:
+                self._restore(counted)
             self._seen += n_rows
 
     @contextmanager
     def unseen(self) -> Iterator[None]:
         """Within this context rows that are no real samples leave the running statistics alone."""
+        counted = [counter.clone() for counter in self._counters]
         for m in self._momentum:
             m.track_running_stats = False
         try:
-            yield
+            with changed_momentum(lambda momentum: None):
+                yield
         finally:
             for m in self._momentum:
                 m.track_running_stats = True
+            self._restore(counted)
+
+    def _restore(self, counted: list[torch.Tensor]) -> None:
+        for counter, value in zip(self._counters, counted, strict=True):
+            counter.copy_(value)
 
 
 def _momentum(norm: _BatchNorm) -> float:

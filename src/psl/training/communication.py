@@ -1,7 +1,11 @@
 """What clients and server send each other: every tensor that crosses is counted in bits."""
 
+from typing import Any
+
 import torch
 from torch import nn
+
+from psl.training.messages import each, tensors_of
 
 
 class BitCounter:
@@ -27,8 +31,8 @@ class BitCounter:
     model like all others.
 
     A model's tensors are its trainable parameters and floating-point buffers. The first copy, which every
-    client of every framework holds before round 1, is not counted. Gradients at the cut are sent, and
-    counted, also where a client's part has no trainable parameters and makes no use of them.
+    client of every framework holds before round 1, is not counted. No gradient is sent where a client has no use
+    for it, because nothing before the cut trains. Sizes that cross beside the tensors count as headers.
 
     Attributes:
         uplink_bits, downlink_bits: sent so far.
@@ -38,19 +42,19 @@ class BitCounter:
         self.uplink_bits = 0
         self.downlink_bits = 0
 
-    def up(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Send a tensor from one client to the server; returns what the server receives."""
-        self.uplink_bits += _bits(tensor)
-        return tensor.detach()
+    def up(self, message: Any) -> Any:
+        """Send a tensor, or several, from one client to the server; returns what the server receives."""
+        self.uplink_bits += _bits(message)
+        return each(torch.Tensor.detach, message)
 
-    def down(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Send a tensor from the server to one client; returns what the client receives."""
-        self.downlink_bits += _bits(tensor)
-        return tensor.detach()
+    def down(self, message: Any) -> Any:
+        """Send a tensor, or several, from the server to one client; returns what the client receives."""
+        self.downlink_bits += _bits(message)
+        return each(torch.Tensor.detach, message)
 
-    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Send one tensor from the server to all clients at once: its bits count once."""
-        return self.down(tensor)
+    def broadcast(self, message: Any) -> Any:
+        """Send a tensor, or several, from the server to all clients at once: the bits count once."""
+        return self.down(message)
 
 
 def exchanged(module: nn.Module) -> list[torch.Tensor]:
@@ -65,5 +69,5 @@ def exchanged(module: nn.Module) -> list[torch.Tensor]:
     return list({id(t): t for t in moving}.values())
 
 
-def _bits(tensor: torch.Tensor) -> int:
-    return 8 * tensor.element_size() * tensor.numel()
+def _bits(message: Any) -> int:
+    return sum(8 * tensor.element_size() * tensor.numel() for tensor in tensors_of(message))

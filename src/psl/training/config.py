@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from psl.errors import CutError, check_choice, check_number, expected
+from psl.models.splitting import Cut
 from psl.training.participation import Participation
 from psl.training.partition import PartitionRule
 
@@ -19,8 +21,8 @@ _OPTIMIZERS = {"sgd": (torch.optim.SGD, 0.05), "adam": (torch.optim.Adam, 1e-3)}
 
 
 def cross_entropy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the cross entropy of each row, (rows,); the default loss."""
-    return F.cross_entropy(outputs, labels, reduction="none")
+    """Return the cross entropy of each row, (rows,); the default loss. Of an object it takes the `logits`."""
+    return F.cross_entropy(getattr(outputs, "logits", outputs), labels, reduction="none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,8 @@ class TrainingConfig:
         micro_batch: samples at a time through a pipeline, None for the whole mini-batch.
         participation: with the device times that hold in this run; None if all clients take part in every round.
         round_time: s, the plan's time of a round of this framework; NaN without a plan.
+        example: inputs of the model as they will come, with a batch first; None if the model was traced before.
+        tensors: how many tensors may cross at a cut given by number or name.
     """
 
     framework: str
@@ -47,7 +51,7 @@ class TrainingConfig:
     rounds: int = 1
     loss: Callable[..., torch.Tensor] = cross_entropy
     local_steps: int = 1
-    cut: int | str | list[int | str] | None = None
+    cut: int | str | Cut | list[int | str | Cut] | None = None
     phi: float = 0.0
     linearise: str = "representative"
     micro_batch: int | None = None
@@ -56,6 +60,8 @@ class TrainingConfig:
     seed: int = 0
     eval_every: int = 1
     round_time: float = float("nan")
+    example: Any = None
+    tensors: int = 1
 
     def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer | None:
         """Return an optimizer for the module's trainable parameters, None if it has none."""
@@ -86,13 +92,13 @@ def optimizer_factory(
     return optimizer if lr is None else functools.partial(optimizer, lr=lr)
 
 
-def check_cut(cut: object) -> int | str:
+def check_cut(cut: object) -> int | str | Cut:
     """Return a cut; refuse what is neither a whole number nor a name. Whether it exists is for `psl.split` to say.
 
     Raises:
         CutError: neither.
     """
-    if isinstance(cut, str):
+    if isinstance(cut, str | Cut):
         return cut
     if isinstance(cut, int | float | np.integer | np.floating) and not isinstance(cut, bool) and cut % 1 == 0:
         return int(cut)
@@ -100,7 +106,7 @@ def check_cut(cut: object) -> int | str:
     raise expected("cut", "number or name of a cut", "none" if cut is None else repr(cut)[:80], fix, CutError)
 
 
-def check_cuts(cut: object, n_clients: int | None = None) -> list[int | str]:
+def check_cuts(cut: object, n_clients: int | None = None) -> list[int | str | Cut]:
     """Return a list of cuts.
 
     Args:
@@ -110,7 +116,7 @@ def check_cuts(cut: object, n_clients: int | None = None) -> list[int | str]:
     Raises:
         CutError: not cuts, or not one per client.
     """
-    given = [cut] * (n_clients or 1) if isinstance(cut, str) or not isinstance(cut, Iterable) else cut
+    given = [cut] * (n_clients or 1) if isinstance(cut, str | Cut) or not isinstance(cut, Iterable) else cut
     cuts = [check_cut(entry) for entry in given]
     if n_clients is not None and len(cuts) != n_clients:
         fix = "make n_clients and the list agree"

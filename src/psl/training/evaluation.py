@@ -1,8 +1,11 @@
 """Test accuracy of the clients' own models."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
+from psl.models.values import call, copied
 from psl.training.frameworks import Framework
 from psl.training.sampling import Samples
 
@@ -22,7 +25,9 @@ def evaluate(framework: Framework, samples: Samples) -> np.ndarray:
     for rows in test_batches(len(samples)):
         inputs, labels = samples.fetch(rows)
         for i, client in enumerate(clients):
-            outputs = client(inputs) if server is None else server(client(inputs))
+            # Every model gets its own copy: forward may overwrite its inputs.
+            outputs = call(client, copied(inputs) if i + 1 < len(clients) else inputs)
+            outputs = outputs if server is None else server(outputs)
             correct[i] += hits(outputs, labels)
     framework.train(True)
     return correct.numpy() / len(samples)
@@ -33,6 +38,6 @@ def test_batches(n_samples: int) -> list[np.ndarray]:
     return [np.arange(start, min(start + _BATCH, n_samples)) for start in range(0, n_samples, _BATCH)]
 
 
-def hits(outputs: torch.Tensor, labels: torch.Tensor) -> int:
+def hits(outputs: Any, labels: torch.Tensor) -> int:
     """Return how many rows have their largest output at the label."""
-    return int((outputs.argmax(dim=1) == labels).sum())
+    return int((getattr(outputs, "logits", outputs).argmax(dim=1) == labels).sum())

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from psl.training.frameworks import Framework
+from psl.training.messages import tensors_of
 from psl.training.sampling import Samples
 
 
@@ -51,7 +52,7 @@ def fingerprint(run: Framework, samples: Samples, test_samples: Samples, shares:
     """
     model, loss = run.model, run.config.loss
     state = model.state_dict(keep_vars=True).items()
-    shape = tuple(samples.fetch([0])[0].shape[1:])
+    shape = tuple(tensors_of(samples.fetch([0])[0])[0].shape[1:])
     return {
         "model": [_tensor(name, t) for name, t in state if isinstance(t, torch.Tensor)],
         "layers of the model": _text(model).splitlines(),

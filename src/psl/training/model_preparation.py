@@ -1,11 +1,21 @@
 """The model that is trained: a copy of the given one, on its device, in the memory layout that is fastest."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from psl.errors import expected
+from psl.models.splitting import boundaries
+from psl.models.tracing import trace
+from psl.models.values import call, copied, tensors_in
+from psl.models.verification import verify_stages
+from psl.training.config import TrainingConfig, check_cuts
+from psl.training.sampling import Samples
+from psl.training.seeds import own_random_state
 
 
 def check_model(model: object) -> None:
@@ -39,3 +49,58 @@ def prepare_model(model: nn.Module, device: torch.device, layout: torch.memory_f
     """Return a copy on the device, in train mode, image weights in the layout."""
     prepared = copy.deepcopy(model).to(device)
     return prepared.to(memory_format=layout).train()  # pyright: ignore[reportCallIssue]  # torch's stub has no 4-D form
+
+
+def first_inputs(samples: Samples, config: TrainingConfig) -> Any:
+    """Return the inputs of a few samples, as many as a mini-batch has; the random state stays as it is."""
+    with own_random_state(samples.device):  # a data set may draw transforms
+        return samples.fetch(np.arange(min(config.batch_size, len(samples))))[0]
+
+
+def tried_layout(
+    model: nn.Module, device: torch.device, inputs_in: Callable[[torch.memory_format], Any]
+) -> torch.memory_format:
+    """Return the layout of `image_layout` if the model takes it and computes the same in it, else contiguous.
+
+    Args:
+        model: runs once in eval mode in either layout, as copies.
+        device: where it is trained.
+        inputs_in: returns a mini-batch's inputs in a layout.
+    """
+    fast = image_layout(model, device)
+    images = any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in model.modules())
+    if fast is torch.contiguous_format or not images:
+        return torch.contiguous_format
+    plain = _outputs(model, device, torch.contiguous_format, inputs_in)
+    try:
+        found = _outputs(model, device, fast, inputs_in)
+    except RuntimeError:  # for example x.view(b, -1) of a convolution's output
+        return torch.contiguous_format
+    same = len(found) == len(plain) and all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max() + 1e-30), equal_nan=True)
+        for a, b in zip(found, plain, strict=True)
+        if b.is_floating_point() and b.numel()
+    )
+    return fast if same else torch.contiguous_format
+
+
+def _outputs(
+    model: nn.Module, device: torch.device, layout: torch.memory_format, inputs_in: Callable[[torch.memory_format], Any]
+) -> list[torch.Tensor]:
+    ran = prepare_model(model, device, layout)
+    ran.eval()
+    with torch.no_grad(), own_random_state(device):
+        return list(tensors_in(call(ran, copied(inputs_in(layout)))))
+
+
+def verify_cuts(model: nn.Module, config: TrainingConfig) -> None:
+    """Compare a prepared model with its stages at all cuts of a run, on the run's example.
+
+    Raises:
+        CutError: they differ.
+    """
+    traced = trace(model, config.example)
+    wanted = {traced.find(cut, config.tensors) for cut in check_cuts(config.cut)}
+    places = boundaries(traced, sorted(wanted, key=lambda place: place.index))
+    inner = [place for place in places if 0 < place.index < len(traced.all_places) - 1]
+    verify_stages(traced, inner, config.example)

@@ -133,25 +133,44 @@ def _planned_cuts(plan: Plan) -> list[int] | None:
     return [int(number) for number in (cut if isinstance(cut, list | tuple) else [cut])]
 
 
-def check_plan_fits(plan: Plan, model: nn.Module) -> None:
-    """Refuse a plan that was solved for another model, whose simulated time would be wrong.
+def check_plan_fits(plan: Plan, model: nn.Module, example: Any = None) -> int:
+    """Refuse a plan that was solved for another model or other samples, whose simulated time would be wrong.
+
+    Compared are the number of units, the names of the plan's cuts, and what crosses at the input and at its cuts. As a
+    profile may count with any number of bits per element, only the ratios are compared.
 
     Args:
-        plan: its number of units and the names of its cuts are compared.
+        plan: its profile is compared.
         model: the model to train.
+        example: inputs of the model, with a batch first; None if the model was traced before.
+
+    Returns:
+        How many tensors may cross at the cuts that the plan numbers.
 
     Raises:
         ScenarioError: they differ.
     """
-    names = trace(model).cut_names
+    traced = trace(model, example)
     fix = "solve a plan with this model's profile, or pass its numbers as n_clients=, batch_size=, cut= and so on"
-    if plan.profile.n_units != len(names) - 1:
-        raise expected(
-            "plan", f"one for a model of {len(names) - 1} units", f"one for {plan.profile.n_units} units", fix
-        )
-    for cut in _planned_cuts(plan) or []:
-        if cut >= len(names):
-            raise expected("plan", f"one whose cuts are in 0..{len(names) - 1}", cut, fix)
+    n_units = plan.profile.n_units
+    fitting = [k for k in range(1, 9) if len(traced.places(k)) == n_units + 1]
+    if not fitting:
+        got = f"one for {n_units} units"
+        raise expected("plan", f"one for a model of {len(traced.places()) - 1} units", got, fix)
+    places = traced.places(fitting[0])
+    cuts = _planned_cuts(plan) or []
+    for cut in cuts:
+        if cut >= len(places):
+            raise expected("plan", f"one whose cuts are in 0..{len(places) - 1}", cut, fix)
         name = plan.profile.names[cut]
-        if name != names[cut]:
-            raise expected("plan", f"one whose cut {cut} is {names[cut]!r}, as in the model", repr(name), fix)
+        if name != places[cut].name:
+            raise expected("plan", f"one whose cut {cut} is {places[cut].name!r}, as in the model", repr(name), fix)
+    here = [traced.sample_elements(place) for place in places]
+    bits = plan.profile.act_bits
+    compared = [j for j in (0, *cuts, n_units) if here[j] and bits[j]]
+    ratios = {round(bits[j] / here[j], 6) for j in compared}
+    if len(ratios) > 1 and all(here[j] is not None for j in compared):
+        j = max(compared, key=lambda j: abs(bits[j] / here[j] - bits[n_units] / here[n_units]))
+        want = f"one for samples whose cut {j} ({places[j].name!r}) has {here[j]:g} elements"
+        raise expected("plan", want, f"{bits[j]:g} bits there, which fit no such samples", fix)
+    return fitting[0]

@@ -1,6 +1,7 @@
 """The data of a run: data sets by name, and the mini-batch that a client takes at a step."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from psl.data import load
 from psl.errors import DataError, expected
+from psl.training.messages import each
 from psl.training.seeds import Stream, generator
 
 _DIGESTED = 16  # samples that a fingerprint looks at
@@ -40,6 +42,34 @@ def open_dataset(dataset: object) -> tuple[IndexedDataset, IndexedDataset]:
         if len(part) == 0:
             raise expected("dataset", f"at least one {name} sample", "none", f"pass a {name} set with data", DataError)
     return pair
+
+
+def _input_and_label(sample: Any) -> tuple[Any, Any]:
+    """Return a sample's input and label: of a tuple the last is the label, of a dict ``labels`` or ``label``.
+
+    Raises:
+        DataError: neither.
+    """
+    if isinstance(sample, Mapping):
+        names = [name for name in ("labels", "label") if name in sample]
+        if len(names) != 1 or len(sample) < 2:
+            fix = "name the label 'label' or 'labels', and the inputs as the model does"
+            raise expected("dataset", "dicts with inputs and one label", sorted(map(str, sample)), fix, DataError)
+        return {name: value for name, value in sample.items() if name != names[0]}, sample[names[0]]
+    if not isinstance(sample, tuple | list) or len(sample) < 2:
+        fix = "return (input, label), (input, …, label) or a dict with 'label'"
+        raise expected("dataset", "samples with a label", type(sample).__name__, fix, DataError)
+    *inputs, label = sample
+    return inputs[0] if len(inputs) == 1 else tuple(inputs), label
+
+
+def _stacked(samples: list[Any]) -> Any:
+    """Return the inputs of some samples as a batch of the same form."""
+    if isinstance(samples[0], Mapping):
+        return {name: _stacked([sample[name] for sample in samples]) for name in samples[0]}
+    if isinstance(samples[0], tuple):
+        return tuple(_stacked(list(column)) for column in zip(*samples, strict=True))
+    return torch.stack([torch.as_tensor(x) for x in samples])
 
 
 class Sampler:
@@ -95,28 +125,31 @@ class Samples:
     def __len__(self) -> int:
         return len(self._index)
 
-    def fetch(self, indices: ArrayLike) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return inputs (b, …) and labels (b,), whole numbers as int64."""
+    def fetch(self, indices: ArrayLike) -> tuple[Any, torch.Tensor]:
+        """Return inputs, a tensor (b, …) or a tuple or dict of them, and labels (b,), whole numbers as int64."""
         rows = self._index[np.asarray(indices)]
         if type(self._dataset) is TensorDataset:
-            rows = torch.from_numpy(rows)
-            inputs, labels = (tensor[rows] for tensor in self._dataset.tensors)
+            *columns, labels = (tensor[torch.from_numpy(rows)] for tensor in self._dataset.tensors)
+            inputs = columns[0] if len(columns) == 1 else tuple(columns)
         else:
-            pairs = [self._dataset[int(row)] for row in rows]
-            inputs = torch.stack([torch.as_tensor(x) for x, _ in pairs])
+            pairs = [_input_and_label(self._dataset[int(row)]) for row in rows]
+            inputs = _stacked([x for x, _ in pairs])
             labels = torch.stack([torch.as_tensor(y) for _, y in pairs])
             labels = labels if labels.is_floating_point() else labels.long()
-        layout = self._layout if inputs.ndim == 4 else torch.preserve_format
-        return inputs.to(self.device, memory_format=layout), labels.to(self.device)
+        return each(self._placed, inputs), labels.to(self.device)
+
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        layout = self._layout if tensor.ndim == 4 else torch.preserve_format
+        return tensor.to(self.device, memory_format=layout)
 
     def labels(self) -> np.ndarray:
         """Return all labels, (D,); reads every sample of a data set that keeps no list of them."""
         if type(self._dataset) is TensorDataset:
-            labels = self._dataset.tensors[1].numpy(force=True)
+            labels = self._dataset.tensors[-1].numpy(force=True)
         elif self._lists_labels:
             labels = np.asarray(self._dataset.targets)
         else:
-            return np.array([np.asarray(self._dataset[int(row)][1]) for row in self._index])
+            return np.array([np.asarray(_input_and_label(self._dataset[int(row)])[1]) for row in self._index])
         return labels[self._index]
 
     @property
@@ -130,8 +163,9 @@ class Samples:
         """
         few = np.unique(np.linspace(0, len(self) - 1, _DIGESTED).astype(int))
         if type(self._dataset) is TensorDataset:
-            inputs = self._dataset.tensors[0][torch.from_numpy(self._index[few])]
-            parts = [self.labels(), inputs.double().numpy(force=True)]
+            chosen = torch.from_numpy(self._index[few])
+            columns = [tensor[chosen].double().numpy(force=True) for tensor in self._dataset.tensors[:-1]]
+            parts = [self.labels(), *columns]
         else:
             parts = [self.labels() if self._lists_labels else self.fetch(few)[1].numpy(force=True)]
         return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()[:16]

@@ -1,9 +1,13 @@
 """One part of a split model with its optimizer, and its step: of devices, of pipeline stages, of whole models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
+
+from psl.models.values import call
+from psl.training.messages import Gradients, Message, each, entries, leaves
 
 
 class Stage:
@@ -21,23 +25,38 @@ class Stage:
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer | None, *, first: bool = False):
         self.module, self.optimizer, self.first = module, optimizer, first
-        self._passes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # inputs and outputs, with their graph
+        self._passes: dict[int, tuple[Gradients | None, Any]] = {}  # of the inputs; the outputs with their graph
 
-    def forward(self, inputs: torch.Tensor, number: int = 0) -> torch.Tensor:
-        """Return the outputs for a (micro-)batch; its number finds the graph again in `backward`."""
-        leaf = inputs.detach()
-        if not self.first:
-            leaf.requires_grad_()
-        outputs = self.module(leaf)
-        self._passes[number] = leaf, outputs
-        return outputs.detach()
+    def forward(self, inputs: Any, number: int = 0) -> Any:
+        """Return the outputs for a (micro-)batch; its number finds the graph again in `backward`.
 
-    def backward(self, gradient: torch.Tensor, number: int = 0) -> torch.Tensor | None:
+        Args:
+            inputs: of a first stage what the model takes; of others what the stage before returned.
+            number: of the pass.
+        """
+        if self.first:
+            gradients, outputs = None, call(self.module, each(torch.Tensor.detach, inputs))
+        else:
+            arrived = leaves(inputs)
+            gradients, outputs = Gradients(arrived), self.module(arrived)
+        self._passes[number] = gradients, outputs
+        return each(torch.Tensor.detach, outputs)
+
+    def needs_gradient(self, number: int = 0) -> list[bool]:
+        """Return for each part of a pass's outputs whether the stage has a use for its gradient."""
+        return [isinstance(x, torch.Tensor) and x.requires_grad for x in entries(self._passes[number][1])]
+
+    def backward(self, gradient: Message | None, number: int = 0) -> Any:
         """Add up the parameters' gradients, given the outputs'; returns the inputs', None in a first stage."""
-        leaf, outputs = self._passes.pop(number)
-        if outputs.requires_grad:
-            outputs.backward(gradient)
-        return leaf.grad
+        gradients, outputs = self._passes.pop(number)
+        pairs = [
+            (output, given)
+            for output, given in zip(_listed(outputs), _listed(gradient), strict=False)
+            if isinstance(output, torch.Tensor) and output.requires_grad and given is not None
+        ]
+        if pairs:
+            torch.autograd.backward([output for output, _ in pairs], [given for _, given in pairs])
+        return None if gradients is None else gradients.message
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -50,36 +69,53 @@ class Stage:
             self.optimizer.step()
 
 
-def full_step(
-    stage: Stage, batch: tuple[torch.Tensor, torch.Tensor], loss: Callable[..., torch.Tensor]
-) -> torch.Tensor:
+def _listed(value: Any) -> list[Any]:
+    """Return the parts of a message, or of what a model returns."""
+    return list(value.values()) if isinstance(value, Mapping) else entries(value)
+
+
+def full_step(stage: Stage, batch: tuple[Any, torch.Tensor], loss: Callable[..., torch.Tensor]) -> torch.Tensor:
     """Train a stage that holds the whole model on one mini-batch, (inputs, labels), and return its mean loss.
 
     Args:
         stage: the model with its optimizer.
-        batch: inputs (b, …) and labels (b,).
+        batch: inputs, with a batch of b samples first, and labels (b,).
         loss: maps outputs and labels to one loss per row.
     """
     inputs, labels = batch
     stage.zero_grad()
-    value = loss(stage.module(inputs), labels).mean()
+    value = loss(call(stage.module, inputs), labels).mean()
     value.backward()
     stage.step()
     return value.detach()
 
 
 def loss_and_gradient(
-    outputs: torch.Tensor, labels: torch.Tensor, loss: Callable[..., torch.Tensor], share: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
+    outputs: Any, labels: torch.Tensor, loss: Callable[..., torch.Tensor], share: float = 1.0
+) -> tuple[torch.Tensor, Any]:
     """Return `share` times the mean loss of a (micro-)batch, and its gradient with respect to the model's outputs.
 
     Args:
-        outputs: (b, …) detached.
+        outputs: (b, …) detached; a tensor, or a dict or tuple of tensors.
         labels: (b,).
         loss: maps outputs and labels to one loss per row.
         share: of the mini-batch's samples; the micro-batches' values then add up to the mean over the mini-batch.
     """
-    leaf = outputs.detach().requires_grad_()
-    value = loss(leaf, labels).mean() * share
-    (gradient,) = torch.autograd.grad(value, leaf)
-    return value.detach(), gradient
+    given = with_leaves(outputs)
+    value = loss(given, labels).mean() * share
+    return value.detach(), output_gradients(value, given)
+
+
+def with_leaves(outputs: Any) -> Any:
+    """Return a model's detached outputs with floating-point tensors that ask for a gradient."""
+    made = leaves(outputs)
+    return type(outputs)(**made) if isinstance(outputs, Mapping) and type(outputs) is not dict else made
+
+
+def output_gradients(value: torch.Tensor, outputs: Any) -> Any:
+    """Return the gradient of a value with respect to a model's outputs of `with_leaves`, None where it uses none."""
+    listed = _listed(outputs)
+    floating = [x for x in listed if isinstance(x, torch.Tensor) and x.requires_grad]
+    found = iter(torch.autograd.grad(value, floating, allow_unused=True))
+    parts = [next(found) if isinstance(x, torch.Tensor) and x.requires_grad else None for x in listed]
+    return parts[0] if isinstance(outputs, torch.Tensor) else tuple(parts)

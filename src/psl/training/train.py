@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from psl.training.fingerprint import fingerprint, settings_of
 from psl.training.frameworks import Framework, build_framework, framework_class
 from psl.training.frameworks.base import Batch
 from psl.training.history import History, HistoryBuilder
-from psl.training.model_preparation import check_model, image_layout, prepare_model
+from psl.training.model_preparation import check_model, first_inputs, prepare_model, tried_layout, verify_cuts
 from psl.training.participation import Participation
 from psl.training.partition import partition as divide
 from psl.training.resolve import check_plan_fits, resolve
@@ -48,6 +49,7 @@ def train(
     device: torch.device | str | None = None,
     loss: Callable[..., torch.Tensor] | None = None,
     eval_every: int = 1,
+    verify: bool = True,
     progress: bool = True,
     micro_batch: int | None = None,
     participation: Participation | None = None,
@@ -62,14 +64,16 @@ def train(
     Args:
         framework: ``"centralised"``, ``"fedavg"``, ``"sl"``, ``"sfl"``, ``"psl"``, ``"epsl"``,
             ``"edgesplit"`` or ``"pipeline"``.
-        model: single-input, single-output module; frameworks that split need one that `psl.cuts` can trace.
-        dataset: name for `psl.data.load`, or a pair (train, test) of torch data sets.
+        model: any module; frameworks that split need one that `psl.cuts` can cut.
+        dataset: name for `psl.data.load`, or a pair (train, test) of torch data sets. Their samples are pairs (input,
+            label), longer tuples whose last entry is the label, or dicts with ``label`` or ``labels`` and the model's
+            inputs by name.
         n_clients: C; default the plan's, else 5.
         rounds: rounds to train, including those of a checkpoint.
         batch_size: b, mini-batch of each client; default the plan's, else 64.
         local_steps: mini-batches per round of fedavg, sfl and edgesplit, default the plan's, else 1;
             the others take one.
-        cut: number or name of the cut, for sl, sfl, psl, epsl; for edgesplit a list of C, one per client,
+        cut: number or name of the cut, or what `psl.cuts` returned, for sl, sfl, psl, epsl; for edgesplit a list of C, one per client,
             or one for all, where the last cut leaves the whole model on the device; for
             pipeline the increasing list of boundaries between the stages, ``[]`` for one stage. Default the plan's.
         phi: φ in [0, 1], share of the mini-batch's rows whose last-layer gradients epsl aggregates; default the
@@ -85,7 +89,9 @@ def train(
         checkpoint: file to which the run is saved about every 10 s, at the end, and at Ctrl-C; a
             run whose file exists continues from it, bit for bit as if never interrupted.
         device: where to train; default the CPU.
-        loss: maps outputs and labels to one loss per row; default the cross entropy.
+        loss: maps what the model returns and labels to one loss per row; default the cross entropy.
+        verify: compare the model with its parts on the first mini-batch before round 1 (`psl.verify`); frameworks that
+            do not split have nothing to compare.
         eval_every: evaluate on the test data after every so many rounds, and after the last.
         progress: show a progress bar.
         micro_batch: samples that go through a pipeline at a time; default the plan's, else the whole
@@ -97,7 +103,7 @@ def train(
 
     Raises:
         ScenarioError: an argument out of range, or an unknown name.
-        CutError: the cut is missing or does not exist.
+        CutError: the cut is missing or does not exist, or the model's parts would not do what the model does.
         DataError: data is missing, corrupt, or too little for the batch size.
         CheckpointError: the checkpoint is truncated, belongs to another run, or cannot be written.
 
@@ -125,12 +131,10 @@ def train(
         plan=plan,
     )
     check_model(model)
-    if kind.splits and plan is not None:
-        check_plan_fits(plan, model)
-
     where = torch.device(device or "cpu")
-    layout = image_layout(model, where)
-    samples, tests = (Samples(part, where, layout) for part in open_dataset(dataset))
+    given = open_dataset(dataset)
+    layout = tried_layout(model, where, lambda layout: first_inputs(Samples(given[0], where, layout), config))
+    samples, tests = (Samples(part, where, layout) for part in given)
     shares = divide(
         config.partition,
         len(samples),
@@ -140,7 +144,17 @@ def train(
         seed=config.seed,
     )
     sizes = np.array([len(share) for share in shares])
-    run = build_framework(prepare_model(model, where, layout), config, sizes / sizes.sum())
+    prepared = prepare_model(model, where, layout)
+    if kind.splits:
+        with own_random_state(where):  # a data set may draw transforms
+            inputs = samples.fetch(Sampler(shares[0], config.batch_size, config.seed, 0).batch(0))[0]
+        config = replace(config, example=inputs)
+        if plan is not None:
+            config = replace(config, tensors=check_plan_fits(plan, prepared, inputs))
+        if verify:
+            with own_random_state(where):
+                verify_cuts(prepared, config)
+    run = build_framework(prepared, config, sizes / sizes.sum())
 
     training = _Training(run, samples, tests, shares)
     if checkpoint is not None:

@@ -14,7 +14,7 @@ from psl.training.config import TrainingConfig
 from psl.training.participation import Attendance
 from psl.training.seeds import Party
 
-Batch = tuple[torch.Tensor, torch.Tensor]  # inputs (b, …), labels (b,)
+Batch = tuple[Any, torch.Tensor]  # inputs (b, …), labels (b,)
 Draw = Callable[[int, int], Batch]
 SeedFor = Callable[[Party, int, int], None]
 
@@ -139,7 +139,7 @@ class Framework(ABC):
                 optimizer.load_state_dict(state["optimizers"][name])
 
 
-def refuse_raw_data(cut: int) -> None:
+def refuse_raw_data(cut: int | str) -> None:
     """Refuse to cut before the first layer.
 
     Raises:

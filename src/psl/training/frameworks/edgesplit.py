@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from psl.models.splitting import stages
+from psl.models.stages import stages
 from psl.models.tracing import trace
 from psl.training.communication import exchanged
 from psl.training.config import TrainingConfig, check_cuts
@@ -38,15 +38,16 @@ class EdgeSplit(LocalTraining):
 
     def __init__(self, model: nn.Module, config: TrainingConfig, weights: np.ndarray | None = None):
         super().__init__(model, config, weights)
-        traced = trace(model)
-        self.cut = [traced.find(cut) for cut in check_cuts(config.cut)]
-        device_parts: dict[int, nn.Module] = {}  # by cut, as the other two
-        self._server_parts: dict[int, nn.Module | None] = {}
-        self._device_tensors: dict[int, set[int]] = {}  # ids of those that travel
-        for cut in set(self.cut):
+        traced = trace(model, config.example)
+        places = [traced.find(cut, config.tensors) for cut in check_cuts(config.cut)]
+        self.cut = [traced.number(place) for place in places]
+        device_parts: dict[int | str, nn.Module] = {}  # by cut, as the other two
+        self._server_parts: dict[int | str, nn.Module | None] = {}
+        self._device_tensors: dict[int | str, set[int]] = {}  # ids of those that travel
+        for cut, place in dict(zip(self.cut, places, strict=True)).items():
             refuse_raw_data(cut)
-            whole = cut == len(traced.cut_nodes) - 1
-            device_parts[cut], self._server_parts[cut] = (model, None) if whole else stages(traced, [cut])
+            whole = place is traced.all_places[-1]
+            device_parts[cut], self._server_parts[cut] = (model, None) if whole else stages(traced, [place])
             self._device_tensors[cut] = {id(tensor) for tensor in exchanged(device_parts[cut])}
         for i, cut in enumerate(self.cut):
             self.optimizers[f"client {i}"] = config.make_optimizer(device_parts[cut])
@@ -72,9 +73,7 @@ class EdgeSplit(LocalTraining):
         """Return the server's layers for a device, None if it holds the whole model."""
         return self._server_parts[self.cut[client]]
 
-    def update_server_part(
-        self, client: int, smashed: list[torch.Tensor], labels: list[torch.Tensor]
-    ) -> ServerGradients:
+    def update_server_part(self, client: int, smashed: list[Any], labels: list[torch.Tensor]) -> ServerGradients:
         """Take the server's part of a step for one device, one that does not hold the whole model."""
         server_part = self.server_part(client)
         assert server_part is not None

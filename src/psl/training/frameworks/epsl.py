@@ -40,11 +40,12 @@ from psl.training.config import cross_entropy
 from psl.training.frameworks.psl import PSL
 from psl.training.frameworks.split_step import (
     ServerGradients,
-    gradient_of,
     own_gradients,
     server_backward,
     weighted_sum,
 )
+from psl.training.messages import Gradients, each, joined, leaves, rows_of
+from psl.training.messages import rows as some_rows
 
 
 class EPSL(PSL):
@@ -60,7 +61,7 @@ class EPSL(PSL):
         return super().settings() | {"phi": self.config.phi, "linearise": self.config.linearise}
 
     def server_gradients(
-        self, smashed: list[torch.Tensor], labels: list[torch.Tensor], weights: np.ndarray, rng: np.random.Generator
+        self, smashed: list[Any], labels: list[torch.Tensor], weights: np.ndarray, rng: np.random.Generator
     ) -> ServerGradients:
         """Run the server forward, aggregate, and run it backward; see `aggregated_backward`."""
         rule, loss = self.config.linearise, self.config.loss
@@ -82,7 +83,7 @@ def aggregate(gradients: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 def aggregated_backward(
     server: nn.Module,
-    smashed: list[torch.Tensor],
+    smashed: list[Any],
     labels: list[torch.Tensor],
     weights: np.ndarray,
     *,
@@ -134,8 +135,8 @@ class _Rows:
         slots: (n_A,) 0..n_A-1.
     """
 
-    def __init__(self, smashed: list[torch.Tensor], labels: list[torch.Tensor], weights: np.ndarray, n_agg: int):
-        self.smashed, self.labels = torch.cat(smashed), torch.cat(labels)
+    def __init__(self, smashed: list[Any], labels: list[torch.Tensor], weights: np.ndarray, n_agg: int):
+        self.smashed, self.labels = joined(smashed), torch.cat(labels)
         device = self.labels.device
         self.weights = torch.as_tensor(weights, device=device)
         self.n_clients, self.batch_size, self.n_agg = len(labels), len(labels[0]), n_agg
@@ -151,6 +152,10 @@ class _Rows:
         client_means = losses.detach().view(self.n_clients, self.batch_size).mean(dim=1)  # (C,)
         objective = weighted_sum(self.weights, client_means)
         return objective, z.view(self.n_clients, self.batch_size, *z.shape[1:]) / self.batch_size
+
+    def mean_of(self, values: torch.Tensor) -> torch.Tensor:
+        """Return Σ_i λ_i values_i of (C, n, …) values; of whole numbers, such as a mask, the first client's."""
+        return weighted_sum(self.weights, values) if values.is_floating_point() else values[0]
 
     def times_weights(self, values: torch.Tensor) -> torch.Tensor:
         """Return λ_i times client i's values (C, n, …), as (C·n, …)."""
@@ -168,63 +173,66 @@ def _at_representatives(server: nn.Module, rows: _Rows, loss: Callable, rng: np.
         graph, plain = torch.cat([graph, plain]), plain[:0]
 
     groups = GroupStatistics(server, len(rows.labels))
-    leaf = rows.smashed[graph].requires_grad_()
-    graph_outputs = _forward(server, leaf, groups)
+    arrived = leaves(some_rows(rows.smashed, graph))
+    gradients = Gradients(arrived)
+    graph_outputs = _forward(server, arrived, groups)
     found = [(graph, graph_outputs)]
     if len(plain):
-        found.append((plain, _forward_plain(server, rows.smashed[plain], groups)))
+        found.append((plain, _forward_plain(server, some_rows(rows.smashed, plain), groups)))
 
     objective, z = rows.output_gradients(_in_order(found), loss)
     seeds = [aggregate(z[:, : rows.n_agg], rows.weights), rows.times_weights(z[:, rows.n_agg :])]
-    joined = len(graph) - rows.n_agg - len(rows.own)  # rows without a gradient that joined the group
-    seeds.append(z.new_zeros(joined, *z.shape[2:]))
+    extra = len(graph) - rows.n_agg - len(rows.own)  # rows without a gradient that joined the group
+    seeds.append(z.new_zeros(extra, *z.shape[2:]))
     graph_outputs.backward(torch.cat(seeds))
-    gradient = gradient_of(leaf)
-    shared, own = gradient[: rows.n_agg], gradient[rows.n_agg : len(graph) - joined]
+    gradient = gradients.message
+    shared, own = some_rows(gradient, slice(rows.n_agg)), some_rows(gradient, slice(rows.n_agg, len(graph) - extra))
     return ServerGradients(objective, shared, own_gradients(own, rows.weights))
 
 
 def _at_mean(server: nn.Module, rows: _Rows, loss: Callable) -> ServerGradients:
     groups = GroupStatistics(server, len(rows.labels))
     plain = rows.aggregated.flatten()
-    found = [(plain, _forward_plain(server, rows.smashed[plain], groups))]
-    leaf = rows.smashed[rows.own].requires_grad_()
-    if len(leaf):
-        found.append((rows.own, _forward(server, leaf, groups)))
-    mean_leaf = weighted_sum(rows.weights, rows.smashed[rows.aggregated]).requires_grad_()  # (n_A, …)
+    found = [(plain, _forward_plain(server, some_rows(rows.smashed, plain), groups))]
+    arrived = leaves(some_rows(rows.smashed, rows.own))
+    gradients = Gradients(arrived)
+    if len(rows.own):
+        found.append((rows.own, _forward(server, arrived, groups)))
+    mean_leaf = leaves(each(lambda t: rows.mean_of(t[rows.aggregated]), rows.smashed))  # (n_A, …)
+    mean_gradients = Gradients(mean_leaf)
     want, fix = "n_A of at least 2 for this model's BatchNorm", "take a larger phi or batch_size, or another linearise="
-    with groups.unseen(), one_row_refused(len(mean_leaf), 'linearise="mean"', want, fix):
+    with groups.unseen(), one_row_refused(rows.n_agg, 'linearise="mean"', want, fix):
         mean_outputs = server(mean_leaf)
 
     objective, z = rows.output_gradients(_in_order(found), loss)
     tops, seeds = [mean_outputs], [aggregate(z[:, : rows.n_agg], rows.weights)]
-    if len(leaf):
+    if len(rows.own):
         tops.append(found[1][1])
         seeds.append(rows.times_weights(z[:, rows.n_agg :]))
     torch.autograd.backward(tops, seeds)
-    own = gradient_of(leaf) if len(leaf) else leaf.detach()
-    return ServerGradients(objective, mean_leaf.grad, own_gradients(own, rows.weights))
+    return ServerGradients(objective, mean_gradients.message, own_gradients(gradients.message, rows.weights))
 
 
 def _at_every_row(server: nn.Module, rows: _Rows, loss: Callable, aggregated: bool) -> ServerGradients:
-    leaf = rows.smashed.requires_grad_()
-    outputs = server(leaf)
+    arrived = leaves(rows.smashed)
+    gradients = Gradients(arrived)
+    outputs = server(arrived)
     objective, z = rows.output_gradients(outputs, loss)
     if aggregated:
         same_for_all = aggregate(z[:, : rows.n_agg], rows.weights).expand_as(z[:, : rows.n_agg])
         z = torch.cat([same_for_all, z[:, rows.n_agg :]], dim=1)
     outputs.backward(rows.times_weights(z))
-    gradient = gradient_of(leaf)
-    shared = gradient[rows.aggregated].sum(dim=0)  # rows carry their λ_i already
-    return ServerGradients(objective, shared, own_gradients(gradient[rows.own], rows.weights))
+    gradient = gradients.message
+    shared = each(lambda g: g[rows.aggregated].sum(dim=0), gradient)  # rows carry their λ_i already
+    return ServerGradients(objective, shared, own_gradients(some_rows(gradient, rows.own), rows.weights))
 
 
-def _forward(server: nn.Module, inputs: torch.Tensor, groups: GroupStatistics) -> torch.Tensor:
-    with groups.group(len(inputs)):
+def _forward(server: nn.Module, inputs: Any, groups: GroupStatistics) -> torch.Tensor:
+    with groups.group(rows_of(inputs)):
         return server(inputs)
 
 
-def _forward_plain(server: nn.Module, inputs: torch.Tensor, groups: GroupStatistics) -> torch.Tensor:
+def _forward_plain(server: nn.Module, inputs: Any, groups: GroupStatistics) -> torch.Tensor:
     with torch.no_grad():
         return _forward(server, inputs, groups)
 

@@ -7,11 +7,14 @@ import torch
 from torch import nn
 
 from psl.errors import CutError, expected
-from psl.models.splitting import boundaries, stages
+from psl.models.splitting import boundaries
+from psl.models.stages import stages
 from psl.models.tracing import trace
 from psl.training.batchnorm import one_row_refused
 from psl.training.config import TrainingConfig, check_cuts
 from psl.training.frameworks.base import Framework, Round, refuse_raw_data
+from psl.training.frameworks.split_step import only_needed
+from psl.training.messages import rows_of, split_rows
 from psl.training.stage import Stage, loss_and_gradient
 
 
@@ -27,7 +30,7 @@ class Pipeline(Framework):
     (arXiv 1811.06965), and updates its running statistics once per micro-batch.
 
     Attributes:
-        cut: numbers of the boundaries between stages.
+        cut: numbers (names where several tensors cross) of the boundaries between stages.
         micro_batch: samples at a time.
         stages: the parts of the model with their optimizers.
 
@@ -42,12 +45,13 @@ class Pipeline(Framework):
 
     def __init__(self, model: nn.Module, config: TrainingConfig, weights: np.ndarray | None = None):
         super().__init__(model, config, weights)
-        traced = trace(model)
-        self.cut = boundaries(traced, check_cuts(config.cut))
-        last = len(traced.cut_nodes) - 1
-        for cut in self.cut:
+        traced = trace(model, config.example)
+        places = boundaries(traced, check_cuts(config.cut), config.tensors)
+        self.cut = [traced.number(place) for place in places]
+        last = len(traced.places()) - 1
+        for cut, place in zip(self.cut, places, strict=True):
             refuse_raw_data(cut)
-            if cut == last:
+            if place is traced.all_places[-1]:
                 want = f"inner boundaries, 1..{last - 1}"
                 raise expected("cut", want, f"{cut}, the output", "leave it out", CutError)
         mini_batch = config.n_clients * config.batch_size
@@ -57,7 +61,7 @@ class Pipeline(Framework):
             raise expected("micro_batch", f"at most the mini-batch of {mini_batch}", self.micro_batch, fix)
         self.modules["model"] = model
         self.stages: list[Stage] = []
-        for i, module in enumerate(stages(traced, self.cut)):
+        for i, module in enumerate(stages(traced, places)):
             self.optimizers[f"stage {i}"] = optimizer = config.make_optimizer(module)
             self.stages.append(Stage(module, optimizer, first=i == 0))
 
@@ -70,13 +74,13 @@ class Pipeline(Framework):
         inputs, labels = this.draw(0, 0)
         for stage in self.stages:
             stage.zero_grad()
-        micro_batches = zip(inputs.split(self.micro_batch), labels.split(self.micro_batch), strict=True)
-        losses = [self.micro_step(m, x, y, len(x) / len(inputs)) for m, (x, y) in enumerate(micro_batches)]
+        micro_batches = zip(split_rows(inputs, self.micro_batch), labels.split(self.micro_batch), strict=True)
+        losses = [self.micro_step(m, x, y, len(y) / len(labels)) for m, (x, y) in enumerate(micro_batches)]
         for stage in self.stages:
             stage.step()
         return sum(losses)
 
-    def micro_step(self, number: int, inputs: torch.Tensor, labels: torch.Tensor, share: float) -> torch.Tensor:
+    def micro_step(self, number: int, inputs: Any, labels: torch.Tensor, share: float) -> torch.Tensor:
         """Send one micro-batch forward and backward through all stages.
 
         Args:
@@ -92,17 +96,16 @@ class Pipeline(Framework):
             inputs = self.bits.up(self._forward(stage, inputs, number))
         labels = self.bits.up(labels) if before else labels  # from the source to the last stage
         value, gradient = loss_and_gradient(self._forward(last, inputs, number), labels, self.config.loss, share)
-        for stage in reversed(self.stages[1:]):
-            sent = stage.backward(gradient, number)
-            assert sent is not None, "only the first stage has no gradient of its inputs"
-            gradient = self.bits.down(sent)
+        for before_it, stage in reversed(list(zip(self.stages, self.stages[1:], strict=False))):
+            needed = before_it.needs_gradient(number)
+            gradient = self.bits.down(only_needed(stage.backward(gradient, number), needed))
         self.stages[0].backward(gradient, number)
         return value
 
-    def _forward(self, stage: Stage, inputs: torch.Tensor, number: int) -> torch.Tensor:
+    def _forward(self, stage: Stage, inputs: Any, number: int) -> Any:
         fix = "take a micro_batch that leaves more than one sample for the last, or another batch_size"
         want = "2 samples or more for this model's BatchNorm"
-        with one_row_refused(len(inputs), "micro_batch", want, fix):
+        with one_row_refused(rows_of(inputs), "micro_batch", want, fix):
             return stage.forward(inputs, number)
 
     def client_models(self) -> list[nn.Module]:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from psl.errors import CutError, expected
 from psl.models import split
 from psl.training.communication import BitCounter
 from psl.training.config import TrainingConfig, check_cut, cross_entropy
 from psl.training.frameworks.base import Batch, Framework, Round, refuse_raw_data
+from psl.training.messages import Gradients, check_rows, entries, joined, leaves, rows_of
 from psl.training.stage import Stage
 
 
@@ -28,8 +28,8 @@ class ServerGradients:
     """
 
     loss: torch.Tensor
-    shared: torch.Tensor | None
-    own: list[torch.Tensor]
+    shared: Any
+    own: list[Any]
 
 
 def split_step(
@@ -57,13 +57,21 @@ def split_step(
         smashed.append(bits.up(device_forward(device, inputs)))
         labels.append(bits.up(targets))
     found = server(smashed, labels)
-    shared = None if found.shared is None else bits.broadcast(found.shared)  # (n_A, …)
+    # Of what crossed, a gradient goes back where the devices have a use for one.
+    needed = devices[0].needs_gradient()
+    shared = None if found.shared is None else bits.broadcast(only_needed(found.shared, needed))  # (n_A, …)
     for device, own in zip(devices, found.own, strict=True):
-        device_backward(device, shared, bits.down(own))
+        device_backward(device, shared, bits.down(only_needed(own, needed)))
     return found.loss
 
 
-def device_forward(device: Stage, inputs: torch.Tensor) -> torch.Tensor:
+def only_needed(gradient: Any, needed: list[bool]) -> Any:
+    """Return a gradient message without the parts that are not needed."""
+    parts = [part if yes else None for part, yes in zip(entries(gradient), needed, strict=True)]
+    return tuple(parts) if isinstance(gradient, tuple) else parts[0]
+
+
+def device_forward(device: Stage, inputs: Any) -> Any:
     """Start a device's step: returns the activations at the cut, one row per sample.
 
     Raises:
@@ -71,13 +79,11 @@ def device_forward(device: Stage, inputs: torch.Tensor) -> torch.Tensor:
     """
     device.zero_grad()
     smashed = device.forward(inputs)
-    if len(smashed) != len(inputs):
-        got = f"shape {tuple(smashed.shape)} for {len(inputs)} samples"
-        raise expected("cut", "a tensor with one row per sample", got, "cut elsewhere", CutError)
+    check_rows(smashed, rows_of(inputs))
     return smashed
 
 
-def device_backward(device: Stage, shared: torch.Tensor | None, own: torch.Tensor) -> None:
+def device_backward(device: Stage, shared: Any, own: Any) -> None:
     """End a device's step.
 
     Args:
@@ -85,8 +91,17 @@ def device_backward(device: Stage, shared: torch.Tensor | None, own: torch.Tenso
         shared: (n_A, …) gradients of the slots that all devices share, None if there are none.
         own: (b - n_A, …) gradients of its other slots.
     """
-    device.backward(own if shared is None else torch.cat([shared, own]))
+    device.backward(own if shared is None else stacked(shared, own))
     device.step()
+
+
+def stacked(first: Any, second: Any) -> Any:
+    """Return two gradient messages one under the other."""
+    parts = [
+        None if a is None or b is None else torch.cat([a, b])
+        for a, b in zip(entries(first), entries(second), strict=True)
+    ]
+    return tuple(parts) if isinstance(second, tuple) else parts[0]
 
 
 def server_step(optimizer: torch.optim.Optimizer | None, gradients: Callable[[], ServerGradients]) -> ServerGradients:
@@ -106,7 +121,7 @@ def server_step(optimizer: torch.optim.Optimizer | None, gradients: Callable[[],
 
 def server_backward(
     server: nn.Module,
-    smashed: list[torch.Tensor],
+    smashed: list[Any],
     labels: list[torch.Tensor],
     weights: np.ndarray,
     loss: Callable[..., torch.Tensor] = cross_entropy,
@@ -126,17 +141,12 @@ def server_backward(
     Source: EPSL (arXiv 2303.15991) with φ = 0 [R].
     """
     shares = torch.as_tensor(weights, device=labels[0].device)
-    leaf = torch.cat(smashed).requires_grad_()  # (C·b, …)
-    losses = loss(server(leaf), torch.cat(labels))
+    arrived = leaves(joined(smashed))  # (C·b, …)
+    gradients = Gradients(arrived)
+    losses = loss(server(arrived), torch.cat(labels))
     objective = weighted_sum(shares, losses.view(len(labels), len(labels[0])).mean(dim=1))
     objective.backward()
-    return ServerGradients(objective.detach(), None, own_gradients(gradient_of(leaf), shares))
-
-
-def gradient_of(leaf: torch.Tensor) -> torch.Tensor:
-    """Return the gradient that a backward pass left at the smashed data."""
-    assert leaf.grad is not None, "the server's outputs depend on its inputs"
-    return leaf.grad
+    return ServerGradients(objective.detach(), None, own_gradients(gradients.message, shares))
 
 
 def weighted_sum(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -144,8 +154,11 @@ def weighted_sum(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return torch.tensordot(weights.to(values.dtype), values, dims=1)
 
 
-def own_gradients(gradients: torch.Tensor, weights: torch.Tensor) -> list[torch.Tensor]:
+def own_gradients(gradients: Any, weights: torch.Tensor) -> list[Any]:
     """Divide gradients of Σ_i λ_i ℓ̄_i at the cut, (C·n, …), by client; client i's are those of ℓ̄_i, without λ_i."""
+    if isinstance(gradients, tuple):
+        each_tensor = [[None] * len(weights) if g is None else own_gradients(g, weights) for g in gradients]
+        return list(zip(*each_tensor, strict=True))
     parts = gradients.chunk(len(weights)) if len(gradients) else [gradients] * len(weights)
     return [part / weight for part, weight in zip(parts, weights.tolist(), strict=True)]
 
@@ -154,7 +167,7 @@ class SplitFramework(Framework):
     """A server-side model and client-side models: vanilla split learning, PSL, SFL and EPSL.
 
     Attributes:
-        cut: its number.
+        cut: its number; its name if several tensors cross there.
         clients: the distinct client-side models.
         devices: the client-side part of each client with its optimizer.
     """
@@ -164,7 +177,7 @@ class SplitFramework(Framework):
 
     def __init__(self, model: nn.Module, config: TrainingConfig, weights: np.ndarray | None = None):
         super().__init__(model, config, weights)
-        self._parts = split(model, check_cut(config.cut))
+        self._parts = split(model, check_cut(config.cut), config.example, tensors=config.tensors)
         self.cut = self._parts.cut
         refuse_raw_data(self.cut)
         n_models = 1 if self.one_client_model else config.n_clients
@@ -218,20 +231,20 @@ class SplitFramework(Framework):
                 this.seed_for("device", i, step)
                 yield this.draw(i, step)
 
-        def server(smashed: list[torch.Tensor], labels: list[torch.Tensor]) -> ServerGradients:
+        def server(smashed: list[Any], labels: list[torch.Tensor]) -> ServerGradients:
             this.seed_for("server", clients[0], step)
             return self.update_server(smashed, labels, weights, this.rng)
 
         return split_step([self.devices[i] for i in clients], batches(), server, self.bits)
 
     def update_server(
-        self, smashed: list[torch.Tensor], labels: list[torch.Tensor], weights: np.ndarray, rng: np.random.Generator
+        self, smashed: list[Any], labels: list[torch.Tensor], weights: np.ndarray, rng: np.random.Generator
     ) -> ServerGradients:
         """Take the server's part of a step on the rows of some clients with their weights; see `server_step`."""
         return server_step(self.optimizers["server"], lambda: self.server_gradients(smashed, labels, weights, rng))
 
     def server_gradients(
-        self, smashed: list[torch.Tensor], labels: list[torch.Tensor], weights: np.ndarray, rng: np.random.Generator
+        self, smashed: list[Any], labels: list[torch.Tensor], weights: np.ndarray, rng: np.random.Generator
     ) -> ServerGradients:
         """Run the server forward and backward; see `server_backward`."""
         return server_backward(self.server, smashed, labels, weights, self.config.loss)

@@ -1,0 +1,118 @@
+"""What client and server send each other: a tensor, or a tuple of tensors and whole numbers (sizes)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from psl.errors import CutError, expected
+
+#: A tensor, or what else crosses with it: further tensors, and sizes that cannot be read off them.
+Message = torch.Tensor | tuple[Any, ...]
+
+
+def entries(message: Any) -> list[Any]:
+    """Return the parts of a message."""
+    return list(message) if isinstance(message, tuple | list) else [message]
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """Return the tensors of a message or of a model's inputs."""
+    values = value.values() if isinstance(value, Mapping) else entries(value)
+    return [entry for entry in values if isinstance(entry, torch.Tensor)]
+
+
+def each(function: Callable[[torch.Tensor], Any], value: Any) -> Any:
+    """Return a message, or a model's inputs, with a function applied to every tensor."""
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {name: each(function, entry) for name, entry in value.items()}
+    return tuple(each(function, entry) for entry in value) if isinstance(value, tuple | list) else value
+
+
+def rows_of(value: Any) -> int:
+    """Return the number of samples: the rows of the first tensor."""
+    return len(tensors_of(value)[0])
+
+
+def rows(value: Any, index: Any) -> Any:
+    """Return some samples of a message or of a model's inputs."""
+    return each(lambda tensor: tensor[index], value)
+
+
+def split_rows(value: Any, size: int) -> list[Any]:
+    """Return consecutive parts of at most `size` samples."""
+    starts = range(0, rows_of(value), size)
+    return [each(lambda tensor, start=start: tensor[start : start + size], value) for start in starts]
+
+
+def joined(messages: Sequence[Any]) -> Any:
+    """Return the messages of several clients as one: tensors one under the other; sizes must agree.
+
+    Raises:
+        CutError: a size differs between clients, for example the length of their sequences.
+    """
+    if len(messages) == 1 or isinstance(messages[0], torch.Tensor):
+        return torch.cat(list(messages)) if isinstance(messages[0], torch.Tensor) else messages[0]
+    counts = [rows_of(message) for message in messages]
+    parts: list[Any] = []
+    for values in zip(*messages, strict=True):
+        if isinstance(values[0], torch.Tensor):
+            parts.append(torch.cat(values))
+        elif list(values) == counts and len(set(counts)) > 0 and sum(counts) != counts[0]:
+            parts.append(sum(counts))  # the batch size
+        elif len(set(values)) == 1:
+            parts.append(values[0])
+        else:
+            fix = "pad all samples to one length, or cut elsewhere"
+            raise expected("cut", "equal sizes from all clients", sorted(set(values)), fix, CutError)
+    return tuple(parts)
+
+
+def leaves(message: Any) -> Any:
+    """Return a message as it arrives: detached, its floating-point tensors asking for a gradient."""
+    return each(lambda t: t.detach().requires_grad_() if t.is_floating_point() else t.detach(), message)
+
+
+class Gradients:
+    """Takes the gradients of the tensors of a message while a backward pass runs.
+
+    A hook sees each as it is; ``leaf.grad`` might hold it in another memory layout.
+
+    Args:
+        message: of `leaves`.
+    """
+
+    def __init__(self, message: Any):
+        self._message = message
+        self._found: dict[int, torch.Tensor] = {}
+        for k, leaf in enumerate(entries(message)):
+            if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
+                leaf.register_hook(lambda gradient, k=k: self._add(k, gradient))
+
+    def _add(self, k: int, gradient: torch.Tensor) -> None:
+        self._found[k] = self._found[k] + gradient if k in self._found else gradient
+
+    @property
+    def message(self) -> Any:
+        """The gradients in the form of the message: None for what has none, zeros where nothing arrived."""
+        parts = [
+            self._found.get(k, torch.zeros_like(leaf))
+            if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+            else None
+            for k, leaf in enumerate(entries(self._message))
+        ]
+        return tuple(parts) if isinstance(self._message, tuple | list) else parts[0]
+
+
+def check_rows(message: Any, n_samples: int) -> None:
+    """Refuse what does not have one row per sample.
+
+    Raises:
+        CutError: a tensor with another number of rows.
+    """
+    for tensor in tensors_of(message):
+        if not tensor.ndim or len(tensor) != n_samples:
+            got = f"shape {tuple(tensor.shape)} for {n_samples} samples"
+            raise expected("cut", "a tensor with one row per sample", got, "cut elsewhere", CutError)
