@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,15 +16,15 @@ from psl.data import NAMES
 from psl.distributed.edge.emulate import EdgeEmulation
 from psl.distributed.segments import Segments
 from psl.distributed.wire.groups import BACKENDS, check_device
-from psl.errors import DataError, check_choice, check_count, check_number, expected
+from psl.errors import CutError, DataError, check_choice, check_count, check_number, expected
 from psl.gradient_aggregation import aggregated_rows
 from psl.records import Record
 from psl.training.config import TrainingConfig, cross_entropy, optimizer_factory
 from psl.training.frameworks import FRAMEWORKS, Framework, build_framework, framework_class
-from psl.training.model_preparation import check_model, image_layout, prepare_model
+from psl.training.model_preparation import check_model, image_layout, prepare_model, verify_cuts
 from psl.training.partition import check_rule
 from psl.training.resolve import check_plan_fits, resolve
-from psl.training.sampling import open_dataset
+from psl.training.sampling import Samples, open_dataset
 
 #: Frameworks of a server and clients; a pipeline has `PipelineJob`.
 STAR = ("sl", "sfl", "psl", "epsl", "edgesplit")
@@ -99,9 +100,11 @@ class Job(Record):
             tuple(found.cut) if isinstance(found.cut, list) else found.cut, found.phi, found.linearise,
             emulation=emulation, round_time=found.round_time, **options,
         ).checked()  # fmt: skip
-        if plan is not None:
-            check_plan_fits(plan, job.build_model())
-        dataclasses.replace(job, device="cpu").prepare()
+        run = dataclasses.replace(job, device="cpu").prepare()
+        if run.splits:
+            if plan is not None:
+                check_plan_fits(plan, run.model)
+            verify_cuts(run.model, run.config)
         if emulation is not None and emulation.n_processes != job.n_clients + 1:
             want = f"a star of {job.n_clients + 1} processes"
             raise expected("emulate", want, f"{emulation.n_processes}", "make it for this plan")
@@ -172,6 +175,19 @@ class Job(Record):
         such_as = "'mine:loss', or leave it out for the cross entropy"
         return cross_entropy if self.loss is None else find("loss", self.loss, such_as)
 
+    def example(self, layout: torch.memory_format) -> torch.Tensor:
+        """Return the inputs of two samples, with which the model is traced.
+
+        Raises:
+            DataError: samples with several inputs, which processes do not send each other.
+        """
+        data = open_named(self.dataset)[0]
+        inputs = Samples(data, self.device, layout).fetch(np.arange(2) % len(data))[0]
+        if not isinstance(inputs, torch.Tensor):
+            want, fix = "samples with one input tensor between processes", "train with psl.train, which takes several"
+            raise expected("dataset", want, f"a {type(inputs).__name__} of inputs", fix, DataError)
+        return inputs
+
     def prepare(self, client: int = 0, segments: Segments | None = None) -> Framework:
         """Return the framework with one client, whose halves a process uses: the device's or the server's.
 
@@ -199,7 +215,13 @@ class Job(Record):
             eval_every=self.eval_every,
             round_time=self.round_time,
         )
-        run = build_framework(prepare_model(model, device, image_layout(model, device)), config)
+        layout = image_layout(model, device)
+        if self.kind.splits:
+            config = dataclasses.replace(config, example=self.example(layout))
+        run = build_framework(prepare_model(model, device, layout), config)
+        if isinstance(run.settings().get("cut"), str):
+            want, fix = "a cut at which one tensor crosses", "psl.cuts lists them; psl.train takes the others"
+            raise expected("cut", want, f"{run.settings()['cut']!r} between processes", fix, CutError)
         if segments is not None:
             segments.watch(run.optimizers.values())
         return run

@@ -64,12 +64,13 @@ def export_modes(model: nn.Module, example: Any) -> tuple[nn.Module, dict[bool |
     present = modes_of(shared)
     found, changes = _export_all(shared, given, present)
     reshaped = {name for name, kind in changes.items() if kind == "shape"}
-    if changes and "other" not in changes.values():
-        # Tensors that a forward pass keeps on the model. If the second pass finds them and keeps no others, they are
-        # a cache, which the operations of the first pass compute in place of it.
+    if changes:
+        # What only the first forward pass does is no state: the second one must change nothing. Tensors that the first
+        # one keeps are then a cache, which its operations compute in place of it; for the rest the second pass counts.
+        only_cached = set(changes.values()) == {"tensor"}
         shared = _after_one_forward(model, shared, given)
         again, changes = _export_all(shared, given, present)
-        if reshaped:
+        if not only_cached:
             found = again
     if changes:
         names = ", ".join(sorted(changes))

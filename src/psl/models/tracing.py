@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import math
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -375,7 +376,7 @@ def _described(value: Any, state: dict[Any, Any], seen: dict[int, int], alive: l
             value.dtype,
             hashlib.sha256(content.view(torch.uint8).numpy().tobytes()).digest() if (content.numel()) else b"",
         )
-    if isinstance(value, nn.Module):
+    if isinstance(value, nn.Module | weakref.ref):
         return type(value)
     if id(value) in seen:  # what many modules refer to, such as a configuration
         return "seen", seen[id(value)]

@@ -73,8 +73,8 @@ def train(
         batch_size: b, mini-batch of each client; default the plan's, else 64.
         local_steps: mini-batches per round of fedavg, sfl and edgesplit, default the plan's, else 1;
             the others take one.
-        cut: number or name of the cut, or what `psl.cuts` returned, for sl, sfl, psl, epsl; for edgesplit a list of C, one per client,
-            or one for all, where the last cut leaves the whole model on the device; for
+        cut: number or name of the cut, or what `psl.cuts` returned, for sl, sfl, psl, epsl; for edgesplit a list of C,
+            one per client, or one for all, where the last cut leaves the whole model on the device; for
             pipeline the increasing list of boundaries between the stages, ``[]`` for one stage. Default the plan's.
         phi: φ in [0, 1], share of the mini-batch's rows whose last-layer gradients epsl aggregates; default the
             plan's, else 0.5.

@@ -10,12 +10,11 @@ import torch
 from psl.distributed.job import Job, open_named
 from psl.distributed.pipeline.schedules import SCHEDULES
 from psl.distributed.wire.groups import backend_for, check_device
-from psl.errors import check_choice, expected
-from psl.models.shapes import cut_shapes
+from psl.errors import CutError, check_choice, expected
 from psl.models.tracing import trace
 from psl.training.config import TrainingConfig
 from psl.training.frameworks.pipeline import Pipeline
-from psl.training.model_preparation import image_layout, prepare_model
+from psl.training.model_preparation import image_layout, prepare_model, verify_cuts
 from psl.training.partition import partition as divide
 from psl.training.resolve import check_plan_fits, resolve
 from psl.training.sampling import Sampler, Samples
@@ -65,9 +64,14 @@ class PipelineJob(Job):
             emulation=emulation, round_time=found.round_time, micro_batch=found.micro_batch,
             schedule=check_choice("schedule", schedule, SCHEDULES), **options,
         ).checked()  # fmt: skip
+        run = dataclasses.replace(job, device="cpu").prepare()
+        if any(isinstance(cut, str) for cut in run.cut):
+            want, fix = "cuts at which one tensor crosses", "psl.cuts lists them; psl.train takes the others"
+            raise expected("cut", want, f"{run.cut} between processes", fix, CutError)
         if plan is not None:
-            check_plan_fits(plan, job.build_model())
-        job = dataclasses.replace(job, relays=tuple(_relays(plan, len(job.prepare().stages))))
+            check_plan_fits(plan, run.model)
+        verify_cuts(run.model, run.config)
+        job = dataclasses.replace(job, relays=tuple(_relays(plan, len(run.stages))))
         job._check_path()
         return job
 
@@ -133,7 +137,9 @@ class PipelineJob(Job):
             eval_every=self.eval_every,
             round_time=self.round_time,
         )
-        return Pipeline(prepare_model(model, device, image_layout(model, device)), config)
+        layout = image_layout(model, device)
+        config = dataclasses.replace(config, example=dataclasses.replace(self, device=str(device)).example(layout))
+        return Pipeline(prepare_model(model, device, layout), config)
 
     def engine(self, n_local: int) -> str:
         """Return what carries the micro-batches, as `torch.distributed.init_process_group` names it.
@@ -190,8 +196,10 @@ class Source:
         )  # fmt: skip
         self._sampler = Sampler(np.concatenate(shares), job.mini_batch, job.seed, 0)
         self.digest = f"{self._train.digest()} training, {self.test.digest()} test"
-        shapes = cut_shapes(trace(model), tuple(self._train.fetch(np.array([0]))[0].shape[1:]))
-        self.ends = [shapes[0], *(shapes[cut] for cut in job.prepare().cut), shapes[-1]]
+        cuts = job.prepare(device).cut
+        traced = trace(prepare_model(model, device, layout), self._train.fetch(np.array([0]))[0])
+        places = traced.places()
+        self.ends = [traced.sample_shapes(places[cut])[0] for cut in (0, *cuts, -1)]
 
     def batch(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return inputs and labels of a round."""

@@ -12,7 +12,7 @@ from psl.distributed.wire.exchange import receive_model, send_model
 from psl.distributed.wire.messages import Kind, ProtocolError, dtype_of
 from psl.distributed.wire.transport import Channel
 from psl.errors import CheckpointError, expected
-from psl.models.shapes import meta_copy
+from psl.models.runs import meta_copy
 from psl.training.evaluation import test_batches
 
 _MOST = 2**31  # samples, and numbers in a sample: who claims more would exhaust the memory
