@@ -18,7 +18,8 @@ from psl.models.cut_points import operator_name
 from psl.models.graphs import Operator, may_alias, overwritten
 from psl.models.programs import interface_at
 from psl.models.runs import GraphRun, ghosts
-from psl.models.tracing import Place, TracedModel, trace
+from psl.models.structure import Place
+from psl.models.tracing import TracedModel, trace
 from psl.profiles import Profile
 
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from psl.errors import CutError, check_count, expected
 from psl.models.stages import stages
-from psl.models.tracing import Place, TracedModel, trace
+from psl.models.structure import Place
+from psl.models.tracing import TracedModel, trace
 
 
 @dataclasses.dataclass(frozen=True)

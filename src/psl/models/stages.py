@@ -10,7 +10,8 @@ from torch import nn
 from psl.errors import CutError, expected
 from psl.models.examples import Example
 from psl.models.programs import Program, stage_program
-from psl.models.tracing import Place, TracedModel
+from psl.models.structure import Place
+from psl.models.tracing import TracedModel
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,8 @@ from psl.errors import check_count
 from psl.models.examples import Example, in_layout, layout_of
 from psl.models.flops import profile
 from psl.models.runs import GraphRun
-from psl.models.tracing import Place, TracedModel, trace
+from psl.models.structure import Place
+from psl.models.tracing import TracedModel, trace
 from psl.models.values import tensors_in
 from psl.profiles import Profile
 

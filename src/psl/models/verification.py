@@ -16,7 +16,8 @@ from psl.models.examples import Inputs
 from psl.models.refusals import changed_attributes, plain_state
 from psl.models.splitting import boundaries
 from psl.models.stages import stages
-from psl.models.tracing import Place, TracedModel, trace
+from psl.models.structure import Place
+from psl.models.tracing import TracedModel, trace
 from psl.models.values import call, copied, tensors_in
 
 _TOLERANCE = 1e-6  # of the largest value: the rounding of sums whose terms are added in another order
