@@ -117,6 +117,8 @@ def read_example(model: nn.Module, example: Any, *, whole_numbers: bool = False)
     named: dict[str, Any] = {}
     if isinstance(example, Mapping):
         named = {str(name): value for name, value in example.items() if value is not None}
+        order = {name: k for k, name in enumerate(inspect.signature(model.forward).parameters)}
+        named = dict(sorted(named.items(), key=lambda entry: order.get(entry[0], len(order))))  # data sets have others
     else:
         positional = tuple(example) if isinstance(example, tuple | list) else (example,)
     values = (*positional, *named.values())

@@ -72,11 +72,19 @@ def export_modes(model: nn.Module, example: Any) -> tuple[nn.Module, dict[bool |
         again, changes = _export_all(shared, given, present)
         if not only_cached:
             found = again
+        elif set(changes.values()) <= {"tensor"} and not changes.keys() & _constants_read(again):
+            changes = {}  # what forward leaves behind and never reads
     if changes:
         names = ", ".join(sorted(changes))
         fix = "keep what changes from step to step in a registered buffer, and change it in place with torch operations"
         refuse(f"forward of {type(model).__name__} changes {names}, which is Python state that no graph keeps", fix)
     return shared, found, reshaped
+
+
+def _constants_read(found: dict[bool | None, Exported]) -> set[str]:
+    """Return the names of tensors that operations read and that are no parameters."""
+    specs = [spec for one in found.values() for spec in one.program.graph_signature.input_specs]
+    return {spec.target for spec in specs if spec.target is not None and spec.kind.name != "PARAMETER"}
 
 
 def _export_all(

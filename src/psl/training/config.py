@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from psl.errors import CutError, check_choice, check_number, expected
 from psl.models.splitting import Cut
+from psl.training.messages import logits_of
 from psl.training.participation import Participation
 from psl.training.partition import PartitionRule
 
@@ -20,9 +21,9 @@ LINEARISE_RULES = ("representative", "mean", "each", "cut")
 _OPTIMIZERS = {"sgd": (torch.optim.SGD, 0.05), "adam": (torch.optim.Adam, 1e-3)}  # class, default learning rate
 
 
-def cross_entropy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the cross entropy of each row, (rows,); the default loss. Of an object it takes the `logits`."""
-    return F.cross_entropy(getattr(outputs, "logits", outputs), labels, reduction="none")
+def cross_entropy(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    """Return the cross entropy of each row, (rows,); the default loss. Of an object or a dict it takes the `logits`."""
+    return F.cross_entropy(logits_of(outputs), labels, reduction="none")
 
 
 @dataclass(frozen=True, kw_only=True)

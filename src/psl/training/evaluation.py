@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from psl.errors import DataError, expected
 from psl.models.values import call, copied
 from psl.training.frameworks import Framework
+from psl.training.messages import logits_of
 from psl.training.sampling import Samples
 
 _BATCH = 500  # test samples at a time
@@ -20,7 +22,7 @@ def evaluate(framework: Framework, samples: Samples) -> np.ndarray:
     fedavg) are evaluated once.
     """
     clients, server = framework.client_models(), framework.server
-    correct = torch.zeros(len(clients), dtype=torch.int64)
+    correct = torch.zeros(len(clients), dtype=torch.float64)
     framework.train(False)
     for rows in test_batches(len(samples)):
         inputs, labels = samples.fetch(rows)
@@ -38,6 +40,19 @@ def test_batches(n_samples: int) -> list[np.ndarray]:
     return [np.arange(start, min(start + _BATCH, n_samples)) for start in range(0, n_samples, _BATCH)]
 
 
-def hits(outputs: Any, labels: torch.Tensor) -> int:
-    """Return how many rows have their largest output at the label."""
-    return int((getattr(outputs, "logits", outputs).argmax(dim=1) == labels).sum())
+def hits(outputs: Any, labels: torch.Tensor) -> float:
+    """Return how many rows have their largest output at the label; of rows with many labels, such as pixels, the share.
+
+    Args:
+        outputs: (b, classes, …), or an object or dict with such ``logits``.
+        labels: (b, …).
+
+    Raises:
+        DataError: labels of another shape.
+    """
+    found = logits_of(outputs).argmax(dim=1)
+    if found.shape != labels.shape:
+        got, fix = f"shape {tuple(labels.shape)}", "give class numbers as labels, one for each prediction"
+        raise expected("labels", f"shape {tuple(found.shape)}, as the predictions have", got, fix, DataError)
+    right = found == labels
+    return float(right.sum()) / max(1, right[0].numel())

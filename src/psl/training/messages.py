@@ -1,6 +1,7 @@
 """What client and server send each other: a tensor, or a tuple of tensors and whole numbers (sizes)."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from psl.errors import CutError, expected
 
 #: A tensor, or what else crosses with it: further tensors, and sizes that cannot be read off them.
 Message = torch.Tensor | tuple[Any, ...]
+
+_PAD = "pad all samples to one length, or cut elsewhere"
 
 
 def entries(message: Any) -> list[Any]:
@@ -22,13 +25,39 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
     return [entry for entry in values if isinstance(entry, torch.Tensor)]
 
 
-def each(function: Callable[[torch.Tensor], Any], value: Any) -> Any:
-    """Return a message, or a model's inputs, with a function applied to every tensor."""
+def each(function: Callable[..., Any], value: Any, *others: Any) -> Any:
+    """Return a message, or a model's inputs or outputs, with a function applied to every tensor; the form stays.
+
+    Args:
+        function: takes a tensor, and those at its place in `others`.
+        value: a tensor, or tuples, lists and dicts of them; what else is in there stays as it is.
+        others: of the same form.
+    """
     if isinstance(value, torch.Tensor):
-        return function(value)
+        return function(value, *others)
     if isinstance(value, Mapping):
-        return {name: each(function, entry) for name, entry in value.items()}
-    return tuple(each(function, entry) for entry in value) if isinstance(value, tuple | list) else value
+        made = {name: each(function, entry, *(other[name] for other in others)) for name, entry in value.items()}
+        if not isinstance(value, dict):
+            return made
+        return type(value)(**made) if is_dataclass(value) else type(value)(made)
+    if isinstance(value, tuple | list):
+        entries_made = [each(function, *entry) for entry in zip(value, *others, strict=True)]
+        return type(value)(*entries_made) if hasattr(value, "_fields") else tuple(entries_made)
+    return value
+
+
+def flat(value: Any) -> list[Any]:
+    """Return the entries of a message or of a model's outputs, those of nested tuples and dicts included."""
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    return [x for entry in value for x in flat(entry)] if isinstance(value, tuple | list) else [value]
+
+
+def logits_of(outputs: Any) -> Any:
+    """Return the ``logits`` of what a model returns, if it has such a key or attribute, else what it returns."""
+    if isinstance(outputs, Mapping) and "logits" in outputs:
+        return outputs["logits"]
+    return getattr(outputs, "logits", outputs)
 
 
 def rows_of(value: Any) -> int:
@@ -53,21 +82,29 @@ def joined(messages: Sequence[Any]) -> Any:
     Raises:
         CutError: a size differs between clients, for example the length of their sequences.
     """
-    if len(messages) == 1 or isinstance(messages[0], torch.Tensor):
-        return torch.cat(list(messages)) if isinstance(messages[0], torch.Tensor) else messages[0]
+    if isinstance(messages[0], torch.Tensor):
+        return _under_one_another(messages)
+    if len(messages) == 1:
+        return messages[0]
     counts = [rows_of(message) for message in messages]
     parts: list[Any] = []
     for values in zip(*messages, strict=True):
         if isinstance(values[0], torch.Tensor):
-            parts.append(torch.cat(values))
+            parts.append(_under_one_another(values))
         elif list(values) == counts and len(set(counts)) > 0 and sum(counts) != counts[0]:
             parts.append(sum(counts))  # the batch size
         elif len(set(values)) == 1:
             parts.append(values[0])
         else:
-            fix = "pad all samples to one length, or cut elsewhere"
-            raise expected("cut", "equal sizes from all clients", sorted(set(values)), fix, CutError)
+            raise expected("cut", "equal sizes from all clients", sorted(set(values)), _PAD, CutError)
     return tuple(parts)
+
+
+def _under_one_another(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    shapes = {tuple(tensor.shape[1:]) for tensor in tensors}
+    if len(shapes) > 1:
+        raise expected("cut", "samples of equal size from all clients", f"sizes {sorted(shapes)}", _PAD, CutError)
+    return torch.cat(list(tensors))
 
 
 def leaves(message: Any) -> Any:

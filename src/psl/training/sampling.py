@@ -69,7 +69,16 @@ def _stacked(samples: list[Any]) -> Any:
         return {name: _stacked([sample[name] for sample in samples]) for name in samples[0]}
     if isinstance(samples[0], tuple):
         return tuple(_stacked(list(column)) for column in zip(*samples, strict=True))
-    return torch.stack([torch.as_tensor(x) for x in samples])
+    try:
+        tensors = [torch.as_tensor(x) for x in samples]
+    except (TypeError, ValueError, RuntimeError) as cause:
+        got, fix = type(samples[0]).__name__, "give the data set a transform that makes tensors, such as ToTensor()"
+        raise expected("dataset", "samples that are tensors or numbers", got, fix, DataError) from cause
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    if len(shapes) > 1:
+        fix = "pad, crop or resize them to one shape"
+        raise expected("dataset", "samples of one shape", " and ".join(map(str, sorted(shapes)[:2])), fix, DataError)
+    return torch.stack(tensors)
 
 
 class Sampler:

@@ -1,13 +1,13 @@
 """One part of a split model with its optimizer, and its step: of devices, of pipeline stages, of whole models."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from psl.models.values import call
-from psl.training.messages import Gradients, Message, each, entries, leaves
+from psl.training.messages import Gradients, Message, each, entries, flat, leaves
 
 
 class Stage:
@@ -51,7 +51,7 @@ class Stage:
         gradients, outputs = self._passes.pop(number)
         pairs = [
             (output, given)
-            for output, given in zip(_listed(outputs), _listed(gradient), strict=False)
+            for output, given in zip(flat(outputs), flat(gradient), strict=False)
             if isinstance(output, torch.Tensor) and output.requires_grad and given is not None
         ]
         if pairs:
@@ -67,11 +67,6 @@ class Stage:
         """Take one optimizer step with the gradients added up since `zero_grad`."""
         if self.optimizer is not None:
             self.optimizer.step()
-
-
-def _listed(value: Any) -> list[Any]:
-    """Return the parts of a message, or of what a model returns."""
-    return list(value.values()) if isinstance(value, Mapping) else entries(value)
 
 
 def full_step(stage: Stage, batch: tuple[Any, torch.Tensor], loss: Callable[..., torch.Tensor]) -> torch.Tensor:
@@ -101,20 +96,17 @@ def loss_and_gradient(
         loss: maps outputs and labels to one loss per row.
         share: of the mini-batch's samples; the micro-batches' values then add up to the mean over the mini-batch.
     """
-    given = with_leaves(outputs)
+    given = leaves(outputs)
     value = loss(given, labels).mean() * share
     return value.detach(), output_gradients(value, given)
 
 
-def with_leaves(outputs: Any) -> Any:
-    """Return a model's detached outputs with floating-point tensors that ask for a gradient."""
-    made = leaves(outputs)
-    return type(outputs)(**made) if isinstance(outputs, Mapping) and type(outputs) is not dict else made
-
-
 def output_gradients(value: torch.Tensor, outputs: Any) -> Any:
-    """Return the gradient of a value with respect to a model's outputs of `with_leaves`, None where it uses none."""
-    listed = _listed(outputs)
+    """Return the gradient of a value with respect to a model's outputs, of `leaves`: a tensor, or a tuple of all.
+
+    None stands for what has no gradient, because it is no tensor, holds whole numbers, or is not used.
+    """
+    listed = flat(outputs)
     floating = [x for x in listed if isinstance(x, torch.Tensor) and x.requires_grad]
     found = iter(torch.autograd.grad(value, floating, allow_unused=True))
     parts = [next(found) if isinstance(x, torch.Tensor) and x.requires_grad else None for x in listed]

@@ -44,8 +44,11 @@ from psl.training.frameworks.split_step import (
     server_backward,
     weighted_sum,
 )
-from psl.training.messages import Gradients, each, joined, leaves, rows_of
+from psl.training.messages import Gradients, each, flat, joined, leaves, rows_of
 from psl.training.messages import rows as some_rows
+from psl.training.stage import output_gradients
+
+Seed = Callable[[torch.Tensor], torch.Tensor]  # from z_ij (C, b, …) to the gradients of some rows
 
 
 class EPSL(PSL):
@@ -144,14 +147,23 @@ class _Rows:
         self.aggregated, self.own = numbers[:, :n_agg], numbers[:, n_agg:].flatten()
         self.slots = torch.arange(n_agg, device=device)
 
-    def output_gradients(self, outputs: torch.Tensor, loss: Callable) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the objective Σ_i λ_i ℓ̄_i, and z_ij / b of all rows, (C, b, …)."""
-        leaf = outputs.detach().requires_grad_()
-        losses = loss(leaf, self.labels)
-        (z,) = torch.autograd.grad(losses.sum(), leaf)
+    def output_gradients(self, outputs: Any, loss: Callable) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+        """Return the objective Σ_i λ_i ℓ̄_i, and z_ij / b of all rows, (C, b, …), of every output."""
+        given = leaves(outputs)
+        losses = loss(given, self.labels)
+        found = flat(output_gradients(losses.sum(), given))
         client_means = losses.detach().view(self.n_clients, self.batch_size).mean(dim=1)  # (C,)
         objective = weighted_sum(self.weights, client_means)
-        return objective, z.view(self.n_clients, self.batch_size, *z.shape[1:]) / self.batch_size
+        sizes = self.n_clients, self.batch_size
+        return objective, [None if z is None else z.view(*sizes, *z.shape[1:]) / self.batch_size for z in found]
+
+    def aggregated_of(self, z: torch.Tensor) -> torch.Tensor:
+        """Return z̄_j of z_ij (C, b, …), (n_A, …)."""
+        return aggregate(z[:, : self.n_agg], self.weights)
+
+    def own_of(self, z: torch.Tensor) -> torch.Tensor:
+        """Return λ_i z_ij of the slots that are not aggregated, (C·(b - n_A), …)."""
+        return self.times_weights(z[:, self.n_agg :])
 
     def mean_of(self, values: torch.Tensor) -> torch.Tensor:
         """Return Σ_i λ_i values_i of (C, n, …) values; of whole numbers, such as a mask, the first client's."""
@@ -181,10 +193,12 @@ def _at_representatives(server: nn.Module, rows: _Rows, loss: Callable, rng: np.
         found.append((plain, _forward_plain(server, some_rows(rows.smashed, plain), groups)))
 
     objective, z = rows.output_gradients(_in_order(found), loss)
-    seeds = [aggregate(z[:, : rows.n_agg], rows.weights), rows.times_weights(z[:, rows.n_agg :])]
     extra = len(graph) - rows.n_agg - len(rows.own)  # rows without a gradient that joined the group
-    seeds.append(z.new_zeros(extra, *z.shape[2:]))
-    graph_outputs.backward(torch.cat(seeds))
+
+    def seed(z: torch.Tensor) -> torch.Tensor:
+        return torch.cat([rows.aggregated_of(z), rows.own_of(z), z.new_zeros(extra, *z.shape[2:])])
+
+    _backward([(graph_outputs, seed)], z)
     gradient = gradients.message
     shared, own = some_rows(gradient, slice(rows.n_agg)), some_rows(gradient, slice(rows.n_agg, len(graph) - extra))
     return ServerGradients(objective, shared, own_gradients(own, rows.weights))
@@ -205,11 +219,10 @@ def _at_mean(server: nn.Module, rows: _Rows, loss: Callable) -> ServerGradients:
         mean_outputs = server(mean_leaf)
 
     objective, z = rows.output_gradients(_in_order(found), loss)
-    tops, seeds = [mean_outputs], [aggregate(z[:, : rows.n_agg], rows.weights)]
+    tops: list[tuple[Any, Seed]] = [(mean_outputs, rows.aggregated_of)]
     if len(rows.own):
-        tops.append(found[1][1])
-        seeds.append(rows.times_weights(z[:, rows.n_agg :]))
-    torch.autograd.backward(tops, seeds)
+        tops.append((found[1][1], rows.own_of))
+    _backward(tops, z)
     return ServerGradients(objective, mean_gradients.message, own_gradients(gradients.message, rows.weights))
 
 
@@ -218,26 +231,41 @@ def _at_every_row(server: nn.Module, rows: _Rows, loss: Callable, aggregated: bo
     gradients = Gradients(arrived)
     outputs = server(arrived)
     objective, z = rows.output_gradients(outputs, loss)
-    if aggregated:
-        same_for_all = aggregate(z[:, : rows.n_agg], rows.weights).expand_as(z[:, : rows.n_agg])
-        z = torch.cat([same_for_all, z[:, rows.n_agg :]], dim=1)
-    outputs.backward(rows.times_weights(z))
+
+    def seed(z: torch.Tensor) -> torch.Tensor:
+        if aggregated:
+            same_for_all = rows.aggregated_of(z).expand_as(z[:, : rows.n_agg])
+            z = torch.cat([same_for_all, z[:, rows.n_agg :]], dim=1)
+        return rows.times_weights(z)
+
+    _backward([(outputs, seed)], z)
     gradient = gradients.message
     shared = each(lambda g: g[rows.aggregated].sum(dim=0), gradient)  # rows carry their λ_i already
     return ServerGradients(objective, shared, own_gradients(some_rows(gradient, rows.own), rows.weights))
 
 
-def _forward(server: nn.Module, inputs: Any, groups: GroupStatistics) -> torch.Tensor:
+def _backward(tops: list[tuple[Any, Seed]], gradients: list[torch.Tensor | None]) -> None:
+    """Send z_ij, of every output that has any, backward from the outputs of some rows."""
+    pairs = [
+        (x, seed(z))
+        for outputs, seed in tops
+        for x, z in zip(flat(outputs), gradients, strict=True)
+        if z is not None and x.requires_grad
+    ]
+    torch.autograd.backward([x for x, _ in pairs], [seed for _, seed in pairs])
+
+
+def _forward(server: nn.Module, inputs: Any, groups: GroupStatistics) -> Any:
     with groups.group(rows_of(inputs)):
         return server(inputs)
 
 
-def _forward_plain(server: nn.Module, inputs: Any, groups: GroupStatistics) -> torch.Tensor:
+def _forward_plain(server: nn.Module, inputs: Any, groups: GroupStatistics) -> Any:
     with torch.no_grad():
         return _forward(server, inputs, groups)
 
 
-def _in_order(found: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+def _in_order(found: list[tuple[torch.Tensor, Any]]) -> Any:
     """Return the outputs of all rows in their order, detached, from pairs of row numbers and outputs."""
-    order = torch.cat([numbers for numbers, _ in found])
-    return torch.cat([outputs.detach() for _, outputs in found])[torch.argsort(order)]
+    order = torch.argsort(torch.cat([numbers for numbers, _ in found]))
+    return each(lambda *parts: torch.cat([part.detach() for part in parts])[order], *[outputs for _, outputs in found])
