@@ -103,8 +103,9 @@ def test_odd_parts_of_a_model_train_as_in_fedavg(data):
 
 def test_devices_share_one_copy_of_the_model_and_keep_optimizers_of_their_own(model):
     config = TrainingConfig(
-        framework="edgesplit", n_clients=4, batch_size=8, optimizer=momentum, local_steps=2, cut=[3, 3, 6, LAST]
-    )
+        framework="edgesplit", n_clients=4, batch_size=8, optimizer=momentum, local_steps=2, cut=[3, 3, 6, LAST],
+        example=(1, 8, 8),
+    )  # fmt: skip
     training = build_framework(model, config)
     assert list(training.modules) == ["model"]
     whole = {id(p) for p in model.parameters()}

@@ -64,8 +64,9 @@ def build(framework, model, weights, batch_size=8, momentum=0, **options):
         return torch.optim.SGD(p, lr=0.1, momentum=momentum)
 
     config = TrainingConfig(
-        framework=framework, n_clients=len(weights), batch_size=batch_size, optimizer=make, cut=CUT, **options
-    )
+        framework=framework, n_clients=len(weights), batch_size=batch_size, optimizer=make, cut=CUT,
+        example=(1, 8, 8), **options,
+    )  # fmt: skip
     return build_framework(copy.deepcopy(model), config, np.array(weights))
 
 
@@ -145,7 +146,7 @@ def test_weighted_psl_gradients_are_the_centralised_ones(plain_model):
     training = build("psl", plain_model, weights)
     training.round(lambda i, k: (images[0, i], labels[0, i]), None)
     start, models = plain_model.state_dict(), training.full_models()
-    server = set(split(plain_model, CUT).server.state_dict())
+    server = set(split(plain_model, CUT, (1, 8, 8)).server.state_dict())
     for name, target in want.state_dict().items():
         if name in server:
             found = models[0].state_dict()[name]

@@ -303,7 +303,9 @@ def test_frameworks_that_need_everybody_say_why(framework, data, model):
 @pytest.mark.parametrize("framework", sorted(set(FRAMEWORKS) - {"fedavg", "edgesplit"}))
 def test_a_round_with_missing_clients_is_refused_where_all_are_needed(framework, model):
     cut = {"centralised": None, "pipeline": [3]}.get(framework, 3)
-    config = TrainingConfig(framework=framework, n_clients=3, batch_size=8, optimizer=momentum, cut=cut)
+    config = TrainingConfig(
+        framework=framework, n_clients=3, batch_size=8, optimizer=momentum, cut=cut, example=(1, 8, 8)
+    )
     with pytest.raises(ScenarioError, match=f"participation: expected none for this framework, got {framework}"):
         build_framework(model, config).round(lambda i, k: None, np.random.default_rng(0), Attendance.full(3, 1))
 

@@ -49,6 +49,7 @@ def build(model, cut, micro_batch, n_clients=3, optimizer=sgd):
         optimizer=optimizer,
         cut=cut,
         micro_batch=micro_batch,
+        example=(1, 8, 8),
     )
     return build_framework(copy.deepcopy(model), config)
 
@@ -142,7 +143,7 @@ def test_stages_may_run_in_any_order(plain):
     images, labels = batch()
     _, want = whole_gradients(plain, images, labels)
     model = copy.deepcopy(plain)
-    stages = [Stage(m, None, first=i == 0) for i, m in enumerate(partition(model, [2, 5]))]
+    stages = [Stage(m, None, first=i == 0) for i, m in enumerate(partition(model, [2, 5], (1, 8, 8)))]
     parts = list(zip(images.split(7), labels.split(7), strict=True))
     outputs = {}
     for number, (x, _) in enumerate(parts):

@@ -70,7 +70,7 @@ def test_every_framework_learns_the_digits(framework):
 
 def test_models_share_the_servers_tensors_and_keep_the_class(data, model):
     history = train("psl", model, data, **OPTIONS)
-    parts = split(model, 3)
+    parts = split(model, 3, (1, 8, 8))
     a, b = (dict(m.named_parameters()) for m in history.models[:2])
     assert type(history.models[0]) is type(model)
     for name in dict(parts.server.named_parameters()):
