@@ -15,6 +15,7 @@ from psl.schedulers import epsl
 from psl.training import train
 from psl.training.frameworks import FRAMEWORKS
 from psl.training.messages import each, joined
+from psl.training.model_preparation import image_layout
 
 SPLIT = tuple(name for name, kind in FRAMEWORKS.items() if kind.splits)
 
@@ -109,6 +110,34 @@ def test_a_model_that_needs_contiguous_images_trains(name, data):
                 parameter -= 0.1 * parameter.grad
     for a, b in zip(found.models[0].parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+class ViewsBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.view(-1).view(gradient.shape)
+
+
+class ViewingBackward(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 6)
+
+    def forward(self, x):
+        return self.b(ViewsBackward.apply(self.a(x))).flatten(1)
+
+
+@pytest.mark.parametrize("name", ["centralised", "fedavg", "psl", "pipeline"])
+def test_a_model_whose_backward_pass_needs_contiguous_images_trains(name, data):
+    torch.manual_seed(0)
+    model = ViewingBackward()
+    assert image_layout(model, torch.device("cpu")) == torch.channels_last  # it is tried
+    found = run(name, model, "a", data=data[0], lr=0.1, rounds=20)
+    assert found.train_loss[-1] < found.train_loss[0]
 
 
 class InPlace(nn.Module):

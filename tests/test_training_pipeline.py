@@ -241,6 +241,7 @@ def test_what_contradicts_the_plan_is_refused(options, message, data, plain):
 
 
 def test_a_plan_for_another_model_is_refused(data, plain, norm):
+    plain, norm = plain.float(), norm.float()  # as the data is
     with pytest.raises(ScenarioError, match=r"plan: expected one for a model of 10 units, got one for 12"):
         train("pipeline", plain, data, rounds=1, plan=plan_for(names_of(norm), [3, 11]), progress=False)
     plan = plan_for(names_of(norm)[:11], [3, 9])

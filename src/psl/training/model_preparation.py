@@ -63,7 +63,7 @@ def tried_layout(
     """Return the layout of `image_layout` if the model takes it and computes the same in it, else contiguous.
 
     Args:
-        model: runs once in eval mode in either layout, as copies.
+        model: runs once forward and backward in either layout, as copies in eval mode.
         device: where it is trained.
         inputs_in: returns a mini-batch's inputs in a layout.
     """
@@ -89,8 +89,11 @@ def _outputs(
 ) -> list[torch.Tensor]:
     ran = prepare_model(model, device, layout)
     ran.eval()
-    with torch.no_grad(), own_random_state(device):
-        return list(tensors_in(call(ran, copied(inputs_in(layout)))))
+    with torch.enable_grad(), own_random_state(device):
+        found = list(tensors_in(call(ran, copied(inputs_in(layout)))))
+        learned = [x for x in found if x.requires_grad]
+        torch.autograd.backward(learned, [torch.ones_like(x) for x in learned])
+    return [x.detach() for x in found]
 
 
 def verify_cuts(model: nn.Module, config: TrainingConfig) -> None:
