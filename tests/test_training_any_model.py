@@ -414,6 +414,19 @@ def test_the_accuracy_of_pixels_is_a_share():
     np.testing.assert_allclose(found.final_accuracy, right.float().mean().item(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_a_class_per_token(name):
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 7, (32, 5))
+    model = nn.Sequential(nn.Embedding(7, 8), nn.Linear(8, 3))  # (b, tokens, classes)
+    found = run(name, model, 1, TensorDataset(tokens, tokens % 3), lr=2.0, rounds=20)
+    right = (found.models[0](tokens).argmax(2) == tokens % 3).float().mean().item()
+    np.testing.assert_allclose(found.final_accuracy, right, rtol=1e-6)
+    want = run("centralised", model, None, TensorDataset(tokens, tokens % 3)).train_loss[0]
+    np.testing.assert_allclose(found.train_loss[0], want, rtol=1e-6)
+    assert right > 0.6
+
+
 def test_messages_of_several_clients_become_one():
     a, b = (torch.ones(2, 3), torch.zeros(2), 5), (torch.ones(4, 3), torch.ones(4), 5)
     tensor, vector, size = joined([a, b])

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from psl.errors import CutError, check_choice, check_number, expected
 from psl.models.splitting import Cut
-from psl.training.messages import logits_of
+from psl.training.messages import class_scores
 from psl.training.participation import Participation
 from psl.training.partition import PartitionRule
 
@@ -22,8 +22,14 @@ _OPTIMIZERS = {"sgd": (torch.optim.SGD, 0.05), "adam": (torch.optim.Adam, 1e-3)}
 
 
 def cross_entropy(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Return the cross entropy of each row, (rows,); the default loss. Of an object or a dict it takes the `logits`."""
-    return F.cross_entropy(logits_of(outputs), labels, reduction="none")
+    """Return the cross entropy of each row, (rows,); the default loss.
+
+    Args:
+        outputs: (rows, classes, …), for texts also (rows, tokens, classes); or an object or dict with such ``logits``.
+        labels: (rows, …) class numbers; of several in a row it is the mean.
+    """
+    losses = F.cross_entropy(class_scores(outputs, labels), labels, reduction="none")
+    return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 
 
 @dataclass(frozen=True, kw_only=True)

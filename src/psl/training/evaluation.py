@@ -8,7 +8,7 @@ import torch
 from psl.errors import DataError, expected
 from psl.models.values import call, copied
 from psl.training.frameworks import Framework
-from psl.training.messages import logits_of
+from psl.training.messages import class_scores
 from psl.training.sampling import Samples
 
 _BATCH = 500  # test samples at a time
@@ -44,13 +44,13 @@ def hits(outputs: Any, labels: torch.Tensor) -> float:
     """Return how many rows have their largest output at the label; of rows with many labels, such as pixels, the share.
 
     Args:
-        outputs: (b, classes, …), or an object or dict with such ``logits``.
+        outputs: (b, classes, …), for texts also (b, tokens, classes), or an object or dict with such ``logits``.
         labels: (b, …).
 
     Raises:
         DataError: labels of another shape.
     """
-    found = logits_of(outputs).argmax(dim=1)
+    found = class_scores(outputs, labels).argmax(dim=1)
     if found.shape != labels.shape:
         got, fix = f"shape {tuple(labels.shape)}", "give class numbers as labels, one for each prediction"
         raise expected("labels", f"shape {tuple(found.shape)}, as the predictions have", got, fix, DataError)

@@ -60,6 +60,16 @@ def logits_of(outputs: Any) -> Any:
     return getattr(outputs, "logits", outputs)
 
 
+def class_scores(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    """Return the `logits_of` outputs with the classes at dimension 1.
+
+    They are moved there from the end if only then there is one prediction per label, as of each token of a text.
+    """
+    scores = logits_of(outputs)
+    per_token = labels.ndim > 1 and scores.shape[:-1] == labels.shape
+    return scores.movedim(-1, 1) if per_token and (scores.shape[0], *scores.shape[2:]) != labels.shape else scores
+
+
 def rows_of(value: Any) -> int:
     """Return the number of samples: the rows of the first tensor."""
     return len(tensors_of(value)[0])
