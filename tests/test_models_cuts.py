@@ -14,8 +14,6 @@ from psl.errors import CutError
 from psl.models.stages import stages
 from psl.models.tracing import trace
 
-ALL_MODELS = torchvision.models.list_models(module=torchvision.models)
-
 # Two of torchvision's 80 classification models have several outputs in train mode as they come, because of their
 # auxiliary heads; here they are built without.
 WITH_AUXILIARY_HEADS = {"googlenet", "inception_v3"}
@@ -67,20 +65,6 @@ def image_size(name):
 def restore(model, buffers):
     for name, value in model.named_buffers():
         value.copy_(buffers[name])
-
-
-@pytest.mark.slow  # 80 exports; tests/test_models_zoo_torchvision.py runs the models as well
-@pytest.mark.parametrize("name", ALL_MODELS)
-def test_every_torchvision_model_has_its_cuts_found(name):
-    with meta_device():
-        model = build(name)
-    found = psl.cuts(model, (3, image_size(name), image_size(name)))
-    assert [c.index for c in found] == list(range(len(found)))
-    assert len({c.name for c in found}) == len(found)
-    assert found[0].name == "input"
-    assert found[0].shape == (3, image_size(name), image_size(name))
-    assert found[-1].shape == (10,)
-    assert len(found) > 15, "a deep network has many cuts"
 
 
 def test_auxiliary_heads_are_outputs_of_the_last_stage():

@@ -201,7 +201,7 @@ def names_of(analysis: Analysis, crossings: list[Crossing]) -> tuple[list[str], 
     calls = analysis.graph.calls
     ended: dict[int, list[str]] = defaultdict(list)  # position -> modules whose last operation stands there
     last: dict[str, int] = {}
-    repeated = {part.split("@")[0] for node in calls for part in _paths(node) if "@" in part}
+    repeated = _called_twice([node for node in calls if node in analysis.carried])
     for node in calls:
         if node in analysis.carried:
             for path in _paths(node):
@@ -234,6 +234,19 @@ def names_of(analysis: Analysis, crossings: list[Crossing]) -> tuple[list[str], 
         names.append(unique)
         aliases |= dict.fromkeys([unique, *(path for path in paths if path not in aliases)], j)
     return names, aliases
+
+
+def _called_twice(calls: list[fx.Node]) -> set[str]:
+    """Return the paths of modules that are left and entered again."""
+    left: set[str] = set()
+    twice: set[str] = set()
+    inside: set[str] = set()
+    for node in calls:
+        here = {path.split("@")[0] for path in _paths(node)}
+        left |= inside - here
+        twice |= here & left
+        inside = here
+    return twice
 
 
 def _last_call(analysis: Analysis, crossing: Crossing) -> Any:

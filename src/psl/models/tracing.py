@@ -187,7 +187,7 @@ def trace(model: nn.Module, example: Any = None, *, afresh: bool = False) -> Tra
             if kind not in _EXAMPLES:
                 fix = "pass example=, the shape of one sample or a batch of inputs; it is needed once per model"
                 raise expected("example", f"an example of the inputs of {type(model).__name__}", "none", fix, CutError)
-            example = _EXAMPLES[kind]
+            example = _fitted(_EXAMPLES[kind], model)
         given = read_example(model, example)
         if example_is_for_token_ids(model, example, given):
             given = read_example(model, example, whole_numbers=True)
@@ -220,6 +220,21 @@ def _remember(kind: Hashable, example: Any) -> None:
     _EXAMPLES.move_to_end(kind)
     while len(_EXAMPLES) > _REMEMBERED:
         _EXAMPLES.popitem(last=False)
+
+
+def _fitted(example: Any, model: nn.Module) -> Any:
+    """Return a remembered example with floating-point tensors of the model's kind, on its device."""
+    if is_shape(example):
+        return example
+    state = (*model.parameters(), *model.buffers())
+    like = next((tensor for tensor in state if tensor.is_floating_point()), torch.empty(0))
+
+    def fitted(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
+
+    if isinstance(example, dict):
+        return {name: fitted(tensor) for name, tensor in example.items()}
+    return tuple(fitted(tensor) for tensor in example)
 
 
 def _small(given: Example) -> Any:
