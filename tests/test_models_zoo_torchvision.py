@@ -1,4 +1,10 @@
-"""Every classification model of torchvision: its cuts, and a split in the middle that is the model in both modes."""
+"""Every classification model of torchvision: its cuts, and a split in the middle that is the model in both modes.
+
+Takes eight minutes on a core, so it runs on request: FULL=1 pytest tests/test_models_zoo_torchvision.py. One model of
+every family is tested at all its cuts in tests/test_models_cuts.py.
+"""
+
+import os
 
 import pytest
 import torch
@@ -7,7 +13,7 @@ import torchvision
 import psl
 from test_models_zoo import loss_of, random_state, run_stages, seed, tensors_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.environ.get("FULL") != "1", reason="FULL=1 runs these 8 minutes")]
 NAMES = torchvision.models.list_models(module=torchvision.models)
 # Small images that the models accept, and at which BatchNorm of two images does not blow gradients up to infinity.
 SIZES = {

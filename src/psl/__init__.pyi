@@ -22,6 +22,7 @@ from .models import measure as measure
 from .models import partition as partition
 from .models import profile as profile
 from .models import split as split
+from .models import verify as verify
 from .networks import EdgeCluster as EdgeCluster
 from .networks import EdgeNetwork as EdgeNetwork
 from .networks import WirelessCell as WirelessCell

@@ -143,10 +143,19 @@ def structure_key(model: nn.Module, alive: list[Any]) -> Hashable:
         attributes = tuple(
             (name, _described(value, state, seen, alive, depth=5))
             for name, value in sorted(vars(module).items())
-            if name != "training"
+            if name != "training" and not _holds_parts(value, state)  # these are listed by name above and below
         )
         modules.append((path, type(module), attributes))
     return tuple(modules), tuple((k, v) for k, v in state.items() if isinstance(k, str))
+
+
+def _holds_parts(value: Any, state: dict[Any, Any]) -> bool:
+    """Return whether a value is a dict of parameters, buffers or modules."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(entry is None or isinstance(entry, nn.Module) or id(entry) in state for entry in value.values())
+    )
 
 
 def _described(value: Any, state: dict[Any, Any], seen: dict[int, int], alive: list[Any], depth: int) -> Hashable:
@@ -175,7 +184,6 @@ def _described(value: Any, state: dict[Any, Any], seen: dict[int, int], alive: l
     if depth > 0:
         if isinstance(value, dict):
             seen[id(value)] = len(seen)
-            alive.append(value)
             return "dict", tuple((repr(k), _described(v, state, seen, alive, depth - 1)) for k, v in value.items())
         if isinstance(value, list | tuple):
             return type(value), tuple(_described(v, state, seen, alive, depth - 1) for v in value)
@@ -185,7 +193,6 @@ def _described(value: Any, state: dict[Any, Any], seen: dict[int, int], alive: l
             return repr(value)
         if hasattr(value, "__dict__") and not callable(value):
             seen[id(value)] = len(seen)
-            alive.append(value)
             entries = tuple((k, _described(v, state, seen, alive, depth - 1)) for k, v in vars(value).items())
             return type(value), entries
     alive.append(value)

@@ -12,7 +12,10 @@ from psl.models.examples import Inputs
 
 def fixed_arguments(model: nn.Module) -> dict[str, Any]:
     """Return the arguments that a model is always called with: no key-value cache, which is for generating text."""
-    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    parameters = inspect.signature(model.forward).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())  # as peft's models do
+    hidden = takes_any and getattr(getattr(model, "config", None), "use_cache", False)
+    return {"use_cache": False} if "use_cache" in parameters or hidden else {}
 
 
 def call(module: nn.Module, batch: Inputs) -> Any:

@@ -41,27 +41,28 @@ def verify(model: nn.Module, cut: Any, batch: Inputs) -> None:
 
     Source: ours [B].
     """
+    try:
+        _verify_once(model, cut, batch)
+    except CutError:  # then the model was exported anew: the operations may have been those of another model
+        _verify_once(model, cut, batch)
+
+
+def _verify_once(model: nn.Module, cut: Any, batch: Inputs) -> None:
     traced = trace(model, batch)
-    places = boundaries(traced, cut if isinstance(cut, list | tuple) else [cut])
-    verify_stages(traced, places, batch)
+    verify_stages(traced, boundaries(traced, cut if isinstance(cut, list | tuple) else [cut]), batch)
 
 
 def verify_stages(traced: TracedModel, places: Sequence[Place], batch: Inputs) -> None:
     """Compare a traced model with its stages between some places; see `verify`.
 
-    If the operations were remembered from another model of the same structure and differ, the model is exported anew.
-
     Raises:
-        CutError: the first difference.
+        CutError: the first difference. The model has then been exported anew: its operations may have been remembered
+            from another model of the same structure, so a second call may succeed.
     """
     try:
         _compare(traced, places, batch)
     except CutError:
-        fresh = trace(traced.model, batch, afresh=True)
-        if [place.name for place in fresh.all_places] != [place.name for place in traced.all_places]:
-            raise
-        traced.structure.parts.clear()
-        _compare(fresh, [fresh.all_places[place.index] for place in places], batch)
+        trace(traced.model, batch, afresh=True)
         raise
 
 
