@@ -129,6 +129,7 @@ UNAVOIDABLE: dict[tuple[str, str], str] = {
     ("models/graphs.py", "_schema"): "which argument an operator overwrites, and whose memory its result shares",
     ("models/kept_operators.py", "_schema"): "the signature of a recurrent layer, for what stands for it",
     ("models/flops.py", "torch.ops.aten._trilinear"): "the operator behind nn.Bilinear, to count it",
+    ("training/messages.py", "_fields"): "the documented name of a namedtuple's fields",
     ("models/refusals.py", "_backward_hooks"): "whether a module or a parameter has a hook on gradients",
     ("models/refusals.py", "_backward_pre_hooks"): "the same",
     ("models/refusals.py", "_post_accumulate_grad_hooks"): "the same",

@@ -74,7 +74,7 @@ def no_grad_block(m, x):
 def inference(m, x):
     with torch.inference_mode():
         scale = x.abs().mean()
-    return m.h(torch.relu(m.a(x)) * float(1.0) + 0 * m.b(m.a(x)) + scale.clone())
+    return m.h(torch.relu(m.a(x)) + 0 * m.b(m.a(x)) + scale.clone())
 
 
 def grad_flags(m, x):
@@ -259,8 +259,7 @@ def remembers(m, x):
 
 def tensor_hook(m, x):
     y = m.a(x)
-    if y.requires_grad or True:
-        y.register_hook(lambda g: 2 * g)
+    y.register_hook(lambda g: 2 * g)
     return m.h(y)
 
 
