@@ -28,7 +28,18 @@ from psl.training.sampling import Samples, open_dataset
 
 #: Frameworks of a server and clients; a pipeline has `PipelineJob`.
 STAR = ("sl", "sfl", "psl", "epsl", "edgesplit")
-_NOT_IDENTITY = {"rounds", "eval_every", "timeout", "save_every", "record", "emulation", "device", "backend"}
+_NOT_IDENTITY = {
+    "sample",
+    "sample_dtype",
+    "rounds",
+    "eval_every",
+    "timeout",
+    "save_every",
+    "record",
+    "emulation",
+    "device",
+    "backend",
+}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -50,6 +61,7 @@ class Job(Record):
         record: keep every tensor that crosses, for tests of privacy.
         emulation: slower devices and links, None for none.
         round_time: s of a round by the plan, NaN without one.
+        sample, sample_dtype: shape and type of a sample's input, with which the model is traced; () if not known yet.
     """
 
     framework: str
@@ -76,6 +88,8 @@ class Job(Record):
     record: bool = False
     emulation: EdgeEmulation | None = None
     round_time: float = float("nan")
+    sample: tuple[int, ...] = ()
+    sample_dtype: str = "float32"
     backend: str = "auto"
 
     @classmethod
@@ -100,6 +114,7 @@ class Job(Record):
             tuple(found.cut) if isinstance(found.cut, list) else found.cut, found.phi, found.linearise,
             emulation=emulation, round_time=found.round_time, **options,
         ).checked()  # fmt: skip
+        job = job.with_sample() if framework_class(framework).splits else job
         run = dataclasses.replace(job, device="cpu").prepare()
         if run.splits:
             if plan is not None:
@@ -181,12 +196,22 @@ class Job(Record):
         Raises:
             DataError: samples with several inputs, which processes do not send each other.
         """
-        data = open_named(self.dataset)[0]
-        inputs = Samples(data, self.device, layout).fetch(np.arange(2) % len(data))[0]
+        job = self if self.sample else self.with_sample()
+        inputs = torch.zeros((2, *job.sample), dtype=getattr(torch, job.sample_dtype), device=self.device)
+        return inputs.contiguous(memory_format=layout) if inputs.ndim == 4 else inputs
+
+    def with_sample(self) -> "Job":
+        """Return the job with shape and type of a sample's input, found in its data.
+
+        Raises:
+            DataError: samples with several inputs, which processes do not send each other.
+        """
+        inputs = Samples(open_named(self.dataset)[0]).fetch(np.array([0]))[0]
         if not isinstance(inputs, torch.Tensor):
             want, fix = "samples with one input tensor between processes", "train with psl.train, which takes several"
             raise expected("dataset", want, f"a {type(inputs).__name__} of inputs", fix, DataError)
-        return inputs
+        shape, dtype = tuple(inputs.shape[1:]), str(inputs.dtype).removeprefix("torch.")
+        return dataclasses.replace(self, sample=shape, sample_dtype=dtype)
 
     def prepare(self, client: int = 0, segments: Segments | None = None) -> Framework:
         """Return the framework with one client, whose halves a process uses: the device's or the server's.

@@ -16,6 +16,7 @@ from psl.errors import CutError, expected
 from psl.models.examples import Example, read_example
 from psl.models.kept_operators import autograd_functions_kept, recurrent_layers_kept, replaced
 from psl.models.refusals import (
+    RandomDraw,
     changed_attributes,
     copy_for_export,
     plain_state,
@@ -200,8 +201,14 @@ def _export(model: nn.Module, example: Example) -> Exported:
     )
     model.forward = by_position
     try:
-        with _recording(model) as functions:
-            program = torch.export.export(model, inputs.tensors, dynamic_shapes=dynamic, strict=False)
+        for attempt in range(3):
+            try:
+                with _recording(model) as functions:
+                    program = torch.export.export(model, inputs.tensors, dynamic_shapes=dynamic, strict=False)
+                break
+            except RandomDraw:  # another thread of the program may have drawn
+                if attempt == 2:
+                    raise
     except CutError:
         raise
     except Exception as cause:  # whatever forward or torch.export says

@@ -75,6 +75,10 @@ def computed_attributes(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{path}.{name}".lstrip("."), value
 
 
+class RandomDraw(CutError):
+    """Something drew from Python's or NumPy's generator while a model was exported."""
+
+
 # --- what forward leaves behind ---
 
 
@@ -148,10 +152,9 @@ def python_randomness_refused(model: nn.Module) -> Iterator[None]:
         if not all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), numpy, strict=True)):  # noqa: NPY002
             drew.append("numpy.random")
         if drew:
-            refuse(
-                f"draws from {' and '.join(drew)} in {type(model).__name__}.forward",
-                "draw with torch (torch.rand) and choose with torch.where; a graph would hold one draw for ever",
-            )
+            got = f"draws from {' and '.join(drew)} in {type(model).__name__}.forward"
+            fix = "draw with torch (torch.rand) and choose with torch.where; a graph would hold one draw for ever"
+            raise RandomDraw(f"model: expected a model whose forward pass can be split, got {got}. Fix: {fix}")
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002

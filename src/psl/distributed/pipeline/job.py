@@ -64,6 +64,7 @@ class PipelineJob(Job):
             emulation=emulation, round_time=found.round_time, micro_batch=found.micro_batch,
             schedule=check_choice("schedule", schedule, SCHEDULES), **options,
         ).checked()  # fmt: skip
+        job = job.with_sample()
         run = dataclasses.replace(job, device="cpu").prepare()
         if any(isinstance(cut, str) for cut in run.cut):
             want, fix = "cuts at which one tensor crosses", "psl.cuts lists them; psl.train takes the others"
