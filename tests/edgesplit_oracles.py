@@ -27,10 +27,11 @@ def bits(profile, j, b, h):
 
 def cuts_that_fit(profile, cluster, i, b, min_cut=1):
     """Return the cuts that device i may use."""
+    weights = [3 * bits / 8 for bits in profile.param_bits] if profile.param_memory is None else profile.param_memory
     return [
         j
         for j in range(min_cut, len(profile.names))
-        if 3 * profile.param_bits[j] / 8 + b * profile.act_memory[j] <= cluster.device_memory[i]
+        if weights[j] + b * profile.act_memory[j] <= cluster.device_memory[i]
     ]
 
 

@@ -24,7 +24,10 @@ def unit_seconds(profile, node, i, j):
 def stage_cost(profile, node, i, j, batch_size, b):
     """Return F + K of stage (i, j], or None if the node cannot compute it or does not hold it."""
     spent = unit_seconds(profile, node, i, j)
-    needed = 3 * (profile.param_bits[j] - profile.param_bits[i]) / 8
+    if profile.param_memory is None:
+        needed = 3 * (profile.param_bits[j] - profile.param_bits[i]) / 8
+    else:
+        needed = profile.param_memory[j] - profile.param_memory[i]
     needed += batch_size * (profile.act_memory[j] - profile.act_memory[i])
     # Differences of cumulative sums: the last bits of a memory that fits exactly must not decide.
     if spent is None or needed > node.get("memory", math.inf) * (1 + 1e-12):

@@ -63,6 +63,21 @@ def test_units_separators_and_frames_agree(tmp_path):
     np.testing.assert_array_equal(full.act_memory, [0, 10, 30, 60])
 
 
+def test_the_memory_of_parameters_is_a_column_of_its_own():
+    assert Profile.from_table(LAYERS).param_memory is None
+    np.testing.assert_array_equal(Profile.from_table(LAYERS, batch_size=4).training_memory(0), [0, 2688, 2688, 10488])
+    layers = LAYERS.assign(param_memory_bytes=[896, 0, 7800])  # the first layer is frozen
+    profile = Profile.from_table(layers, batch_size=4)
+    np.testing.assert_array_equal(profile.param_memory, [0, 896, 896, 8696])  # not per sample
+    np.testing.assert_array_equal(profile.param_bits, Profile.from_table(LAYERS).param_bits)
+    row = {"name": "input", "fwd_ms": 0, "bwd_ms": 0, "act_bytes": 768, "param_bytes": 0, "param_memory_bytes": 9}
+    with_input = Profile.from_table(pd.concat([pd.DataFrame([row]), layers]))
+    np.testing.assert_array_equal(with_input.param_memory, [0, 896, 896, 8696])
+    message = "column 'param_memory_bytes': expected values of at least 0, got -1 at index .1,"
+    with pytest.raises(ScenarioError, match=message):
+        Profile.from_table(LAYERS.assign(param_memory_bytes=[1, -1, 1]))
+
+
 def test_a_row_for_the_input_gives_cut_0_and_no_time():
     with_input = pd.DataFrame([{"name": "Input0", "fwd_ms": 99, "bwd_ms": 9, "act_bytes": 768, "param_bytes": 7}])
     profile = Profile.from_table(pd.concat([with_input, LAYERS]))

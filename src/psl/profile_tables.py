@@ -21,6 +21,7 @@ TABLE_COLUMNS = {
     "activation": {"act_bits": 1.0, "act_bytes": 8.0},
     "gradient": {"grad_bits": 1.0, "grad_bytes": 8.0},
     "parameters": {"param_bits": 1.0, "param_bytes": 8.0},
+    "memory of the parameters": {"param_memory_bytes": 1.0},
     "memory": {"memory_bytes": 1.0},
 }
 _PIPEDREAM_NODE = re.compile(
@@ -46,11 +47,13 @@ def read_layers(table: Table, batch_size: int = 1, input_bits: float = 0.0) -> d
     gradient = take("gradient", activation * batch_size) / batch_size
     memory = take("memory", activation * batch_size / 8) / batch_size
     parameters = take("parameters", np.zeros(len(frame)))
+    weights = take("memory of the parameters", 3 * parameters / 8)
     if has_input and input_bits:
         fix = "leave input_bits out, or the row"
         raise expected("input_bits", f"none, as the table has a row {names[0]!r}", f"{input_bits:g}", fix)
     if has_input:
-        forward, backward, parameters, memory = (x[1:] for x in (forward, backward, parameters, memory))
+        layers = (forward, backward, parameters, weights, memory)
+        forward, backward, parameters, weights, memory = (values[1:] for values in layers)
     else:
         names = ["input", *names]
         activation, gradient = np.append(input_bits, activation), np.append(input_bits, gradient)
@@ -64,6 +67,7 @@ def read_layers(table: Table, batch_size: int = 1, input_bits: float = 0.0) -> d
         "param_bits": from_zero(parameters),
         "act_memory": from_zero(memory),
         "last_bwd_seconds": float(backward[-1]),
+        "param_memory": from_zero(weights) if "param_memory_bytes" in frame.columns else None,
     }
 
 

@@ -31,7 +31,9 @@ class Profile(Record):
         unit: ``"FLOP"``, or ``"s"`` for a measured profile: seconds on a reference device in place
             of FLOP. A node of speed 1.0 is then that device, one of speed 0.5 half as fast.
         param_memory: (L+1,) bytes that the weights of units 1..j take, with gradients and optimizer state of what
-            trains; None for 3 δ_j / 8, where all of it trains.
+            trains; None for 3 δ_j / 8, where all of it trains: it then follows `param_bits`, also in a replaced copy.
+
+    A model whose first units are frozen has ϖ_j, χ_j and δ_j of 0 up to the first cut behind a weight that trains.
 
     Raises:
         ScenarioError: wrong lengths, NaN, negative entries, or cumulative arrays that decrease or do not
@@ -89,7 +91,7 @@ class Profile(Record):
 
         Args:
             names, act_bits, grad_bits, param_bits, act_memory, param_memory: as in `Profile`; `grad_bits` defaults
-                to `act_bits`, the other two to zeros.
+                to `act_bits`, `param_bits` and `act_memory` to zeros, `param_memory` to 3 δ_j / 8.
             fwd_seconds, bwd_seconds: (L+1,) seconds per sample on the reference device, cumulative.
                 For a table per layer use ``numpy.cumsum`` with a leading 0.
             last_bwd_seconds: seconds per sample of the last layer's backward pass.
@@ -126,7 +128,9 @@ class Profile(Record):
         ``bwd_s`` | ``bwd_ms`` | ``bwd_us``     time of its backward pass for the batch
         ``act_bits`` | ``act_bytes``            its output for the batch
         ``grad_bits`` | ``grad_bytes``          gradient of its output for the batch; by default as large as the output
-        ``param_bits`` | ``param_bytes``        its parameters; by default none
+        ``param_bits`` | ``param_bytes``        its parameters, as far as they are sent; by default none
+        ``param_memory_bytes``                  its weights, with gradients and optimizer state of what trains; by
+                                                default three times its parameters
         ``memory_bytes``                        what it keeps for its backward pass for the batch; by default its output
         ======================================  ========================================================================
 
@@ -172,14 +176,16 @@ class Profile(Record):
 
     def cut_index(self, cut: int | str) -> int:
         """Return the number of a cut given by number or name; raises `ScenarioError` for none, or for several."""
-        numbers = [k for k, name in enumerate(self.names) if name == cut]
-        if len(numbers) > 1:
-            raise expected("cut", "a name of one cut", f"{cut!r}, the name of cuts {numbers}", "pass the number")
-        j = self.names.index(cut) if isinstance(cut, str) and cut in self.names else cut
-        if isinstance(j, int | float | np.integer | np.floating) and not isinstance(j, bool):
-            within = 0 <= j <= self.n_units  # NaN is not
-            if within and int(j) == j:
-                return int(j)
+        numbers = [j for j, name in enumerate(self.names) if name == cut] if isinstance(cut, str) else []
+        if len(numbers) == 1:
+            return numbers[0]
+        if numbers:
+            got = f"{cut!r}, the name of cuts {', '.join(map(str, numbers))}"
+            raise expected("cut", "a name that only one cut has", got, "pass the number of the one you mean")
+        if isinstance(cut, int | float | np.integer | np.floating) and not isinstance(cut, bool):
+            within = 0 <= cut <= self.n_units  # NaN is not
+            if within and int(cut) == cut:
+                return int(cut)
         want = f"a number 0..{self.n_units} or a name such as {self.names[min(1, self.n_units)]!r}"
         raise expected("cut", want, repr(cut), "see profile.names")
 

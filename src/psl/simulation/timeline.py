@@ -38,7 +38,7 @@ class Timeline(Record):
         start, end: (E,) s. Propagation latency is no event: it occupies nothing.
         stage_resource: (S,) position of each stage's machine in `resources`.
         stage_activation: (S,) bytes of activations that a stage keeps per sample for its backward pass.
-        stage_fixed: (S,) bytes that a stage always keeps: three times its parameters (weights, gradients, momentum).
+        stage_fixed: (S,) bytes that a stage always keeps: weights, and gradients and optimizer state of what trains.
 
     Source: pipelined split learning (arXiv 2505.04368) has a closed form; its simulation is ours [B].
     """
@@ -116,8 +116,9 @@ class Timeline(Record):
     def memory(self) -> pd.DataFrame:
         """Return the bytes that each machine keeps over time: a column per machine; a row holds until the next.
 
-        A stage keeps a micro-batch's activations from the start of its forward to the end of its backward, and three
-        times its parameters always. What relays and queues buffer, and weights in transit, are not counted.
+        A stage keeps a micro-batch's activations from the start of its forward to the end of its backward. Its weights,
+        and gradients and optimizer state of what trains, it keeps always. What relays and queues buffer, and weights in
+        transit, are not counted.
         """
         machines = np.unique(self.stage_resource)  # (machines,)
         column = np.searchsorted(machines, self.stage_resource)  # (S,)

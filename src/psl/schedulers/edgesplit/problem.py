@@ -44,7 +44,7 @@ class EdgeSplitProblem(RoundCosts):
 
     ::
 
-        limits   Σ w_i ≤ W,   min_cut ≤ j_i,   3 · parameter bytes(j_i) + b a_{j_i} ≤ m_i
+        limits   Σ w_i ≤ W,   min_cut ≤ j_i,   p_{j_i} + b a_{j_i} ≤ m_i,   p_j: `Profile.param_memory`
 
     Args:
         profile, cluster, batch_size, local_steps, min_cut: as in `solve`.
