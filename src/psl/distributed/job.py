@@ -191,11 +191,7 @@ class Job(Record):
         return cross_entropy if self.loss is None else find("loss", self.loss, such_as)
 
     def example(self, layout: torch.memory_format) -> torch.Tensor:
-        """Return the inputs of two samples, with which the model is traced.
-
-        Raises:
-            DataError: samples with several inputs, which processes do not send each other.
-        """
+        """Return inputs of two samples, with which the model is traced; raises as `with_sample`."""
         job = self if self.sample else self.with_sample()
         inputs = torch.zeros((2, *job.sample), dtype=getattr(torch, job.sample_dtype), device=self.device)
         return inputs.contiguous(memory_format=layout) if inputs.ndim == 4 else inputs
@@ -245,8 +241,8 @@ class Job(Record):
             config = dataclasses.replace(config, example=self.example(layout))
         run = build_framework(prepare_model(model, device, layout), config)
         if isinstance(run.settings().get("cut"), str):
-            want, fix = "a cut at which one tensor crosses", "psl.cuts lists them; psl.train takes the others"
-            raise expected("cut", want, f"{run.settings()['cut']!r} between processes", fix, CutError)
+            got, fix = f"{run.settings()['cut']!r} between processes", "psl.cuts lists them; psl.train takes the others"
+            raise expected("cut", "a cut at which one tensor crosses", got, fix, CutError)
         if segments is not None:
             segments.watch(run.optimizers.values())
         return run
