@@ -107,7 +107,8 @@ class TracedModel:
             )
         block = after.name
         for path in reversed([cut.rsplit(".", k)[0] for k in range(1, cut.count(".") + 1)]):
-            if path in self.structure.aliases and self.structure.aliases[path] >= place.index:
+            index = self.structure.aliases.get(path, -1)
+            if index >= place.index and self.structure.places[index] in cuts:
                 block = path
         several = (
             f", or take a cut of {place.n_tensors} tensors: tensors={place.n_tensors}" if place.n_tensors > 1 else ""
