@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 
 from psl.errors import CutError, expected
 from psl.models.examples import Example, read_example
-from psl.models.kept_operators import autograd_functions_kept, recurrent_layers_kept, replaced
+from psl.models.kept_operators import autograd_functions_kept, layers_kept, replaced
 from psl.models.refusals import (
     RandomDraw,
     changed_attributes,
@@ -230,7 +230,7 @@ def _recording(model: nn.Module) -> Iterator[dict[str, Callable[..., Any]]]:
         stack.enter_context(replaced(torch.Tensor, "register_hook", _refuse_tensor_hook))
         stack.enter_context(replaced(torch.inference_mode, "__enter__", _enter_no_grad))
         stack.enter_context(replaced(torch.inference_mode, "__exit__", _exit_no_grad))
-        stack.enter_context(recurrent_layers_kept())
+        stack.enter_context(layers_kept())
         yield stack.enter_context(autograd_functions_kept())
 
 

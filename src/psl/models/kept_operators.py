@@ -1,4 +1,4 @@
-"""Operations that torch.export would take apart, and that stay whole: custom autograd functions, recurrent layers."""
+"""Operations that stay whole in an export: custom autograd functions, recurrent layers, BatchNorm."""
 
 import inspect
 import random
@@ -95,12 +95,12 @@ def _holds_tensors(value: Any) -> bool:
     return any(isinstance(entry, torch.Tensor) for entry in entries)
 
 
-# --- recurrent layers ---
+# --- layers ---
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-_RNN = torch.library.Library("psl_recurrent", "FRAGMENT")
+_LAYERS = torch.library.Library("psl_layers", "FRAGMENT")
 
-#: By our stand-in for a recurrent layer, the operator that it stands for.
+#: By our stand-in for a layer, the operator that it stands for.
 STANDS_FOR: dict[Any, Any] = {}
 
 
@@ -114,17 +114,34 @@ def _shapes(input: Any, hx: Any, params: Any, has_biases: Any, num_layers: Any, 
 for _name in _RECURRENT:
     _real = getattr(torch.ops.aten, _name).input
     _text = str(_real._schema)
-    _RNN.define(_name + _text[_text.index("(") :])
-    torch.library.register_fake(f"psl_recurrent::{_name}", _shapes, lib=_RNN)
-    STANDS_FOR[getattr(torch.ops.psl_recurrent, _name).default] = _real
+    _LAYERS.define(_name + _text[_text.index("(") :])
+    torch.library.register_fake(f"psl_layers::{_name}", _shapes, lib=_LAYERS)
+    STANDS_FOR[getattr(torch.ops.psl_layers, _name).default] = _real
 
 
-class recurrent_layers_kept(TorchFunctionMode):  # a context
-    """Record a recurrent layer as one operation; torch.export would unroll it over the length of the example."""
+# For BatchNorm torch.export would run a decomposition to learn one shape: a quarter of its time with ResNet-50.
+_real = torch.ops.aten.batch_norm.default
+_text = str(_real._schema)
+_LAYERS.define("batch_norm" + _text[_text.index("(") :])
+torch.library.register_fake("psl_layers::batch_norm", lambda input, *rest: torch.empty_like(input), lib=_LAYERS)
+STANDS_FOR[torch.ops.psl_layers.batch_norm.default] = _real
+
+
+def _batch_norm(input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
+                training: bool = False, momentum: float = 0.1, eps: float = 1e-5) -> torch.Tensor:  # fmt: skip
+    return torch.ops.psl_layers.batch_norm(
+        input, weight, bias, running_mean, running_var, training, momentum, eps, torch.backends.cudnn.enabled
+    )
+
+
+class layers_kept(TorchFunctionMode):  # a context
+    """Record a recurrent layer as one operation, which torch.export would unroll over the length of the example."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the stand-in for a recurrent layer on padded sequences; packed ones pass their lengths second."""
+        """Call the stand-in for a layer; recurrent ones on padded sequences, since packed ones pass lengths second."""
         name = getattr(func, "__name__", "")
+        if func is torch.nn.functional.batch_norm:
+            return _batch_norm(*args, **(kwargs or {}))
         if name in _RECURRENT and func is getattr(torch, name) and isinstance(args[3], bool):
-            return getattr(torch.ops.psl_recurrent, name)(*args)
+            return getattr(torch.ops.psl_layers, name)(*args)
         return func(*args, **(kwargs or {}))
