@@ -1,5 +1,6 @@
 """Where a model can be cut: the positions between two operations, and the tensors that cross there."""
 
+import functools
 import operator
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -47,6 +48,8 @@ class Analysis:
             that train, on buffers that forward changes, or on a random draw.
         position: number of each call in the order of execution; inputs and attributes have -1.
         root: the node whose memory a node's value lies in, as far as views and operations in place tell.
+        overwriting: calls that work in place, by the root of the memory that they change.
+        interfaces: what crosses at a position, filled by `psl.models.programs.interface_at`.
         side: inputs whose values may be handed on beside a cut, masks for example.
         keys: what identifies each call in every mode.
     """
@@ -57,8 +60,10 @@ class Analysis:
     carried: set[fx.Node] = field(default_factory=set)
     position: dict[fx.Node, int] = field(default_factory=dict)
     root: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    overwriting: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     side: tuple[fx.Node, ...] = ()
     keys: dict[fx.Node, Key] = field(default_factory=dict)
+    interfaces: dict[int, Any] = field(default_factory=dict)
     mutated: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
@@ -68,12 +73,11 @@ class Analysis:
         for node in self.graph.graph.nodes:
             source = may_alias(node)
             self.root[node] = node if source is None else self.root[source]
-        self.mutated = frozenset(
-            self.state_of[str(self.root[target].target)]
-            for node in calls
-            for target in overwritten(node)
-            if self.root[target].op == "get_attr" and self.root[target].target in self.state_of
-        )
+        for node in calls:
+            for root in dict.fromkeys(self.root[target] for target in overwritten(node)):
+                self.overwriting.setdefault(root, []).append(node)
+        written = [str(root.target) for root in self.overwriting if root.op == "get_attr"]
+        self.mutated = frozenset(self.state_of[name] for name in written if name in self.state_of)
         self.carried = self._find_carried(calls)
         self.keys = _keys(calls)
 
@@ -100,7 +104,7 @@ class Analysis:
                 ):
                     carried.add(node)
             # What is overwritten with values of the data cannot be made anew on the other side.
-            more = {self.root[t] for node in calls if node in carried for t in overwritten(node)} - shared_memory
+            more = {root for root, nodes in self.overwriting.items() if not carried.isdisjoint(nodes)} - shared_memory
             more = {node for node in more if node.op != "get_attr"}
             if not more:
                 return carried
@@ -123,10 +127,7 @@ class Analysis:
         first = tuple(node for node in self.graph.inputs if node not in self.side)
         found = [Crossing(-1, first)]
         alive = [node for node in first if last_use.get(node, -1) > -1]
-        overwritten_at = defaultdict(int)  # root of memory -> last position at which it is overwritten
-        for node in calls:
-            for target in overwritten(node):
-                overwritten_at[self.root[target]] = self.position[node]
+        overwritten_at = {root: self.position[nodes[-1]] for root, nodes in self.overwriting.items()}
         torn = self._torn(outputs, end)
         for node in calls[:-1]:
             if node not in self.carried:
@@ -136,7 +137,7 @@ class Analysis:
             if not all(isinstance(n.meta["val"], torch.Tensor) for n in alive) or set(alive) == set(found[-1].tensors):
                 continue
             roots = Counter(self.root[n] for n in alive)
-            if any(count > 1 and overwritten_at[root] > p for root, count in roots.items()):
+            if any(count > 1 and overwritten_at.get(root, 0) > p for root, count in roots.items()):
                 continue
             found.append(Crossing(p, tuple(alive), tuple(n for n, (a, b) in torn.items() if a <= p < b)))
         final = tuple(dict.fromkeys(outputs))
@@ -162,7 +163,12 @@ def _read(node: fx.Node) -> list[fx.Node]:
 
 def only_sizes(node: fx.Node) -> bool:
     """Return whether an operation returns a size of its argument."""
-    return isinstance(node.target, Operator) and node.target.name().split(".")[0] in _SIZES
+    return _returns_size(node.target)
+
+
+@functools.cache
+def _returns_size(target: Any) -> bool:
+    return isinstance(target, Operator) and target.name().split(".")[0] in _SIZES
 
 
 def _is_side_input(node: fx.Node) -> bool:

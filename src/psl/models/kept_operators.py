@@ -1,4 +1,4 @@
-"""Operations that stay whole in an export: custom autograd functions, recurrent layers, BatchNorm."""
+"""Operations that stay whole in an export: custom autograd functions, recurrent and other layers."""
 
 import inspect
 import random
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
@@ -119,12 +120,29 @@ for _name in _RECURRENT:
     STANDS_FOR[getattr(torch.ops.psl_layers, _name).default] = _real
 
 
-# For BatchNorm torch.export would run a decomposition to learn one shape: a quarter of its time with ResNet-50.
-_real = torch.ops.aten.batch_norm.default
-_text = str(_real._schema)
-_LAYERS.define("batch_norm" + _text[_text.index("(") :])
-torch.library.register_fake("psl_layers::batch_norm", lambda input, *rest: torch.empty_like(input), lib=_LAYERS)
-STANDS_FOR[torch.ops.psl_layers.batch_norm.default] = _real
+# torch.export would decompose these to learn one shape, which took half of its time with ResNet-50 and with Llama.
+_SHAPE_OF = {
+    "batch_norm": lambda input, *rest: torch.empty_like(input),
+    "layer_norm": lambda input, *rest, **options: input.new_empty(input.shape),
+    "linear": lambda input, weight, bias=None: _product(input, weight),
+    "scaled_dot_product_attention": lambda query, key, value, *rest, **options: query.new_empty(
+        *query.shape[:-1], value.shape[-1]
+    ),
+}
+
+
+def _product(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    if input.shape[-1] != weight.shape[-1]:
+        raise RuntimeError(f"linear: a weight of shape {tuple(weight.shape)} takes no input {tuple(input.shape)}")
+    return input.new_empty(*input.shape[:-1], *weight.shape[:-1])
+
+
+for _name, _shape in _SHAPE_OF.items():
+    _real = getattr(torch.ops.aten, _name).default
+    _text = str(_real._schema)
+    _LAYERS.define(_name + _text[_text.index("(") :])
+    torch.library.register_fake(f"psl_layers::{_name}", _shape, lib=_LAYERS)
+    STANDS_FOR[getattr(torch.ops.psl_layers, _name).default] = _real
 
 
 def _batch_norm(input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
@@ -134,14 +152,26 @@ def _batch_norm(input: Any, running_mean: Any, running_var: Any, weight: Any = N
     )
 
 
+_CALLED = {
+    F.batch_norm: _batch_norm,
+    F.layer_norm: torch.ops.psl_layers.layer_norm,
+    F.linear: torch.ops.psl_layers.linear,
+    F.scaled_dot_product_attention: torch.ops.psl_layers.scaled_dot_product_attention,
+}
+
+
 class layers_kept(TorchFunctionMode):  # a context
     """Record a recurrent layer as one operation, which torch.export would unroll over the length of the example."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the stand-in for a layer; recurrent ones on padded sequences, since packed ones pass lengths second."""
+        """Call the stand-in for a layer: recurrent ones on padded sequences, since packed ones pass lengths second.
+
+        Others only where neither autocast nor a class of tensors decides what they return.
+        """
         name = getattr(func, "__name__", "")
-        if func is torch.nn.functional.batch_norm:
-            return _batch_norm(*args, **(kwargs or {}))
+        plain = not types and not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda")
+        if plain and func in _CALLED:
+            return _CALLED[func](*args, **(kwargs or {}))
         if name in _RECURRENT and func is getattr(torch, name) and isinstance(args[3], bool):
             return getattr(torch.ops.psl_layers, name)(*args)
         return func(*args, **(kwargs or {}))

@@ -52,6 +52,8 @@ class Program:
 
 def interface_at(analysis: Analysis, crossing: Crossing) -> Interface:
     """Return what crosses at a position: the tensors, and beside them the inputs and sizes that are needed after."""
+    if crossing.position in analysis.interfaces:
+        return analysis.interfaces[crossing.position]
     needed = _Need(analysis, after=crossing)
     for node in analysis.graph.calls:
         if node in analysis.carried and analysis.position[node] > crossing.position:
@@ -61,13 +63,22 @@ def interface_at(analysis: Analysis, crossing: Crossing) -> Interface:
             needed.add(node)
     side = tuple(node for node in analysis.graph.inputs if node in needed.side)
     axes = tuple(batch_axis(analysis, node) or 0 for node in crossing.tensors)
-    return Interface(crossing.tensors, axes, side, tuple(needed.sizes.values()))
+    interface = Interface(crossing.tensors, axes, side, tuple(needed.sizes.values()))
+    return analysis.interfaces.setdefault(crossing.position, interface)
 
 
 def batch_axis(analysis: Analysis, node: fx.Node) -> int | None:
     """Return the dimension of a tensor that is the batch, None if there is none."""
-    batch = str(analysis.graph.inputs[0].meta["val"].shape[0])
-    return next((d for d, size in enumerate(node.meta["val"].shape) if str(size) == batch), None)
+    batch = sizes_of(analysis.graph.inputs[0])[0]
+    return next((d for d, size in enumerate(sizes_of(node)) if size == batch), None)
+
+
+def sizes_of(node: fx.Node) -> tuple[str, ...]:
+    """Return the formulas of a tensor's sizes; of a node that is a size, its own."""
+    if "sizes" not in node.meta:  # printing one takes long
+        value = node.meta["val"]
+        node.meta["sizes"] = tuple(map(str, value.shape if isinstance(value, torch.Tensor) else [value]))
+    return node.meta["sizes"]
 
 
 class _Need:
@@ -111,7 +122,7 @@ class _Need:
                 if source in self.analysis.side or source.op == "get_attr":
                     pass  # it is handed on, or is there on every side
                 elif not self._read_off(node):
-                    self.sizes.setdefault(str(node.meta["val"]), node)
+                    self.sizes.setdefault(sizes_of(node)[0], node)
                     continue
                 else:
                     continue
@@ -126,8 +137,8 @@ class _Need:
         if isinstance(value, int):
             return True
         for inlet in sorted(self.inlets, key=lambda n: self.analysis.position[n]):
-            for d, size in enumerate(inlet.meta["val"].shape):
-                factor = _factor(str(size), str(value))
+            for d, size in enumerate(sizes_of(inlet)):
+                factor = _factor(size, sizes_of(node)[0])
                 if factor:
                     self.readable[node] = inlet, d, factor
                     return True
@@ -137,9 +148,8 @@ class _Need:
         """Yield what works in place on the memory of a node that is made anew on every side (a mask, for example)."""
         root = self.analysis.root[node]
         if root.op == "call_function":
-            for call in self.analysis.graph.calls:
-                here = self.analysis.position[call] <= self.until and call not in self.analysis.carried
-                if here and any(self.analysis.root[target] is root for target in overwritten(call)):
+            for call in self.analysis.overwriting.get(root, ()):
+                if self.analysis.position[call] <= self.until and call not in self.analysis.carried:
                     yield call
 
 
@@ -192,9 +202,9 @@ def stage_program(
             if analysis.root[node] in changed:
                 # The whole model overwrites a value of its own; here it is the caller's tensor, perhaps a leaf.
                 code.line(f"{code.variable(node)} = {code.variable(node)}.clone()")
-        known = {str(node.meta["val"]): node for node in entering.sizes}
+        known = {sizes_of(node)[0]: node for node in entering.sizes}
         for node in graph.calls:
-            if only_sizes(node) and node not in need.nodes and (size := known.get(str(node.meta["val"]))) is not None:
+            if only_sizes(node) and node not in need.nodes and (size := known.get(sizes_of(node)[0])) is not None:
                 code.names[node] = code.variable(size)
     for node, (inlet, d, factor) in need.readable.items():
         size = f"{code.variable(inlet)}.shape[{d}]"
