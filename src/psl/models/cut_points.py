@@ -113,8 +113,8 @@ class Analysis:
     def crossings(self) -> list[Crossing]:
         """Return the positions at which other tensors cross than at the one before; first the input, last the output.
 
-        Positions at which something other than tensors crosses are left out, and those between two tensors that share
-        memory if either is overwritten later.
+        Left out are positions at which something other than tensors crosses; at which nothing crosses but views of token
+        ids, which is the data itself; and between two tensors that share memory if either is overwritten later.
         """
         calls = self.graph.calls
         end = len(calls)
@@ -137,6 +137,8 @@ class Analysis:
             if not all(isinstance(n.meta["val"], torch.Tensor) for n in alive) or set(alive) == set(found[-1].tensors):
                 continue
             roots = Counter(self.root[n] for n in alive)
+            if roots.keys() <= set(self.graph.inputs) and not any(n.meta["val"].is_floating_point() for n in alive):
+                continue
             if any(count > 1 and overwritten_at.get(root, 0) > p for root, count in roots.items()):
                 continue
             found.append(Crossing(p, tuple(alive), tuple(n for n, (a, b) in torn.items() if a <= p < b)))
@@ -190,6 +192,8 @@ def operator_name(node: fx.Node) -> str:
     """Return the plain name of an operation, such as ``relu``; for a part of a result, that of what it is a part of."""
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
         return operator_name(node.args[0])
+    if "operator" in node.meta:
+        return node.meta["operator"]
     if isinstance(node.target, Operator):
         return node.target.name().split("::")[1].split(".")[0].strip("_")
     return str(getattr(node.target, "__name__", node.target))

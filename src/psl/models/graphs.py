@@ -179,6 +179,10 @@ class _Flattening:
             "where": node.meta.get("stack_trace"),
         }
         made.target = STANDS_FOR.get(node.target, node.target)
+        if made.target is torch.ops.aten.view.default:
+            # torch.export drops a call of contiguous() before it where the strides of the kernels that it knows need
+            # none; those of other kernels, for attention, may need it. reshape is a view, too, where it can be one.
+            made.target, made.meta["operator"] = torch.ops.aten.reshape.default, "view"
         name = node.target.name() if isinstance(node.target, Operator) else ""
         if (function := self.exported.functions.get(name.split(".")[0])) is not None:
             made.target = function
