@@ -166,7 +166,7 @@ def _after_one_forward(model: nn.Module, shared: nn.Module, example: Example) ->
     ran = copy_for_export(model, share=False)
     ran.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        ran(*example.tensors[: example.n_positional], **dict(_named(example)), **fixed_arguments(ran))
+        _run(ran, example)
     own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     for path, module in ran.named_modules():
         for name in [n for n, _ in module.named_parameters(recurse=False, remove_duplicate=False)]:
@@ -176,10 +176,6 @@ def _after_one_forward(model: nn.Module, shared: nn.Module, example: Example) ->
             if full in own and own[full].shape == getattr(module, name).shape:
                 setattr(module, name, own[full])
     return ran
-
-
-def _named(example: Example) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from zip(example.names[example.n_positional :], example.tensors[example.n_positional :], strict=True)
 
 
 def _export(model: nn.Module, example: Example) -> Exported:
@@ -200,22 +196,41 @@ def _export(model: nn.Module, example: Example) -> Exported:
         for tensor, dims in zip(inputs.tensors, example.dynamic_dimensions(), strict=True)
     )
     model.forward = by_position
+    drew: RandomDraw | None = None
     try:
-        for attempt in range(3):
-            try:
-                with _recording(model) as functions:
-                    program = torch.export.export(model, inputs.tensors, dynamic_shapes=dynamic, strict=False)
-                break
-            except RandomDraw:  # another thread of the program may have drawn
-                if attempt == 2:
-                    raise
+        try:
+            with _recording(model) as functions:
+                program = torch.export.export(model, inputs.tensors, dynamic_shapes=dynamic, strict=False)
+        except RandomDraw as cause:  # or another thread of the program
+            drew = cause
     except CutError:
         raise
     except Exception as cause:  # whatever forward or torch.export says
         raise _not_exportable(model, cause) from cause
     finally:
         model.forward = forward
+    if drew is not None and _forward_draws(model, example):
+        raise drew
     return Exported(program, functions, inputs, modes)
+
+
+def _forward_draws(model: nn.Module, example: Example) -> bool:
+    """Return whether every forward pass of a copy draws from Python's or NumPy's generator."""
+    ran = copy_for_export(model, share=False)
+    vars(ran).pop("forward", None)  # that of `forward_observed`, which runs the model itself
+    for _ in range(5):
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), python_randomness_refused(model):
+                _run(ran, example)
+            return False
+        except RandomDraw:
+            continue
+    return True
+
+
+def _run(model: nn.Module, example: Example) -> None:
+    named = zip(example.names[example.n_positional :], example.tensors[example.n_positional :], strict=True)
+    model(*example.tensors[: example.n_positional], **dict(named), **fixed_arguments(model))
 
 
 @contextmanager

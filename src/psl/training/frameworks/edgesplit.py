@@ -62,6 +62,14 @@ class EdgeSplit(LocalTraining):
         """Return the arguments that bear on this framework but not on all, by name."""
         return super().settings() | {"cut": self.cut}
 
+    def train(self, mode: bool = True) -> None:
+        """Put the model and all its parts into training or evaluation mode."""
+        super().train(mode)
+        for client, device in enumerate(self.devices):
+            device.module.train(mode)
+            if (server_part := self.server_part(client)) is not None:
+                server_part.train(mode)
+
     def local_step(self, client: int, batch: Batch) -> torch.Tensor:
         """Train one device, and the server for it, on one mini-batch and return its mean loss."""
         device, server_part = self.devices[client], self.server_part(client)
