@@ -113,8 +113,8 @@ class Analysis:
     def crossings(self) -> list[Crossing]:
         """Return the positions at which other tensors cross than at the one before; first the input, last the output.
 
-        Left out are positions at which something other than tensors crosses; at which nothing crosses but views of token
-        ids, which is the data itself; and between two tensors that share memory if either is overwritten later.
+        Left out are positions at which something other than tensors crosses; at which nothing crosses but views of
+        token ids, which are the data; and between two tensors that share memory if either is overwritten later.
         """
         calls = self.graph.calls
         end = len(calls)
