@@ -41,21 +41,21 @@ class EdgeSplit(LocalTraining):
         traced = trace(model, config.example)
         places = [traced.find(cut, config.tensors) for cut in check_cuts(config.cut)]
         self.cut = [traced.number(place) for place in places]
-        device_parts: dict[int | str, nn.Module] = {}  # by cut, as the other two
+        self._device_parts: dict[int | str, nn.Module] = {}  # by cut, as the other two
         self._server_parts: dict[int | str, nn.Module | None] = {}
         self._device_tensors: dict[int | str, set[int]] = {}  # ids of those that travel
         for cut, place in dict(zip(self.cut, places, strict=True)).items():
             refuse_raw_data(cut)
             whole = place is traced.all_places[-1]
-            device_parts[cut], self._server_parts[cut] = (model, None) if whole else stages(traced, [place])
-            self._device_tensors[cut] = {id(tensor) for tensor in exchanged(device_parts[cut])}
+            self._device_parts[cut], self._server_parts[cut] = (model, None) if whole else stages(traced, [place])
+            self._device_tensors[cut] = {id(tensor) for tensor in exchanged(self._device_parts[cut])}
         for i, cut in enumerate(self.cut):
-            self.optimizers[f"client {i}"] = config.make_optimizer(device_parts[cut])
+            self.optimizers[f"client {i}"] = config.make_optimizer(self._device_parts[cut])
             server_part = self._server_parts[cut]
             if server_part is not None:
                 self.optimizers[f"server {i}"] = config.make_optimizer(server_part)
         self.devices = [
-            Stage(device_parts[cut], self.optimizers[f"client {i}"], first=True) for i, cut in enumerate(self.cut)
+            Stage(self._device_parts[cut], self.optimizers[f"client {i}"], first=True) for i, cut in enumerate(self.cut)
         ]
 
     def settings(self) -> dict[str, Any]:
@@ -65,10 +65,9 @@ class EdgeSplit(LocalTraining):
     def train(self, mode: bool = True) -> None:
         """Put the model and all its parts into training or evaluation mode."""
         super().train(mode)
-        for client, device in enumerate(self.devices):
-            device.module.train(mode)
-            if (server_part := self.server_part(client)) is not None:
-                server_part.train(mode)
+        for part in (*self._device_parts.values(), *self._server_parts.values()):
+            if part is not None:
+                part.train(mode)
 
     def local_step(self, client: int, batch: Batch) -> torch.Tensor:
         """Train one device, and the server for it, on one mini-batch and return its mean loss."""
