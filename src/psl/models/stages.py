@@ -134,10 +134,10 @@ class StageModule(nn.Module):
             owner = owner.get_submodule(step)
         if name in constants:
             owner.register_buffer(last, constants[name], persistent=False)
-        elif isinstance(tensors[name], nn.Parameter):
-            owner.register_parameter(last, tensors[name])
+        elif isinstance(tensor := tensors[name], nn.Parameter):
+            owner.register_parameter(last, tensor)
         else:
-            owner.register_buffer(last, tensors[name], persistent=persistent)
+            owner.register_buffer(last, tensor, persistent=persistent)
 
     def _slot(self, name: str) -> tuple[nn.Module, str]:
         path, _, last = name.rpartition(".")

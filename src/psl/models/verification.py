@@ -114,13 +114,13 @@ def _run_whole(model: nn.Module, batch: Any, training: bool) -> _Outcome:
 
 
 def _run_stages(parts: list[nn.Module], twin: nn.Module, batch: Any, training: bool) -> _Outcome:
-    passes: list[tuple[list[torch.Tensor], list[torch.Tensor], dict[int, torch.Tensor]]] = []
-    value = batch
+    passes: list[tuple[list[Any], list[Any], dict[int, torch.Tensor]]] = []
+    value: Any = batch
     final: Any = None
     with torch.set_grad_enabled(training):
         for k, part in enumerate(parts):
             arrived: dict[int, torch.Tensor] = {}
-            leaves: list[torch.Tensor] = []
+            leaves: list[Any] = []
             if k == 0:
                 made = call(part, value)
             else:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from psl.errors import PSLError, check_choice, check_count, check_number, expected
+from psl.models.splitting import Cut
 from psl.models.tracing import trace
 from psl.plans import Plan
 from psl.training.config import (
@@ -104,7 +105,7 @@ def resolve(
 
 def _choose_cut(
     kind: type[Framework], cut: object, plan: Plan | None, n_clients: int
-) -> int | str | list[int | str] | None:
+) -> int | str | Cut | list[int | str | Cut] | None:
     """Return the cut or the list of cuts that a framework takes, else the plan's; None if it does not split."""
     if not kind.splits:
         return None
