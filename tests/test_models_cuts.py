@@ -301,6 +301,14 @@ def test_sizes_are_per_sample_wherever_the_batch_stands():
     assert {c.shape for c in psl.cuts(folded, (10, 6))} == {(10, 6)}
 
 
+def test_a_batch_that_was_folded_crosses_in_rows_wherever_it_stands():
+    model = Net(lambda self, x: self.b(self.a(x).reshape(-1, 6).reshape(-1, 10, 6).transpose(0, 1)).transpose(0, 1))
+    x = torch.randn(10, 10, 6)  # as many samples as steps: the shape does not tell which is which
+    for cut in psl.cuts(model, (10, 6))[4:]:
+        client = psl.split(model, cut, (10, 6)).client
+        torch.testing.assert_close(client(x[:3]), client(x)[:3])
+
+
 @pytest.mark.parametrize("between", [nn.Flatten(), nn.Identity(), nn.Dropout(0.0)])
 def test_the_server_leaves_the_received_tensor_alone_behind_a_view_too(between):
     model = nn.Sequential(nn.Linear(4, 4), between, nn.ReLU(inplace=True), nn.Linear(4, 2)).eval()

@@ -1,6 +1,5 @@
 """Where a model can be cut: the positions between two operations, and the tensors that cross there."""
 
-import functools
 import operator
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -12,11 +11,17 @@ from torch import fx
 
 from psl.models.graphs import ModelGraph, Operator, is_random, may_alias, overwritten
 
+aten = torch.ops.aten
+
 #: Identifies an operation in every mode: module path, name of the operator, and which of these in the module it is.
 Key = tuple[str, str, int]
 
 # Operators that look at nothing but the sizes of a tensor.
-_SIZES = {"aten::sym_size", "aten::sym_numel", "aten::sym_stride", "aten::sym_storage_offset"}
+_SIZES = {
+    getattr(packet, overload)
+    for packet in (aten.sym_size, aten.sym_numel, aten.sym_stride, aten.sym_storage_offset)
+    for overload in packet.overloads()
+}
 
 
 @dataclass(eq=False)
@@ -128,6 +133,7 @@ class Analysis:
         found = [Crossing(-1, first)]
         alive = [node for node in first if last_use.get(node, -1) > -1]
         overwritten_at = {root: self.position[nodes[-1]] for root, nodes in self.overwriting.items()}
+        inputs = set(self.graph.inputs)
         torn = self._torn(outputs, end)
         for node in calls[:-1]:
             if node not in self.carried:
@@ -137,7 +143,7 @@ class Analysis:
             if not all(isinstance(n.meta["val"], torch.Tensor) for n in alive) or set(alive) == set(found[-1].tensors):
                 continue
             roots = Counter(self.root[n] for n in alive)
-            if roots.keys() <= set(self.graph.inputs) and not any(n.meta["val"].is_floating_point() for n in alive):
+            if roots.keys() <= inputs and not any(n.meta["val"].is_floating_point() for n in alive):
                 continue
             if any(count > 1 and overwritten_at.get(root, 0) > p for root, count in roots.items()):
                 continue
@@ -165,12 +171,7 @@ def _read(node: fx.Node) -> list[fx.Node]:
 
 def only_sizes(node: fx.Node) -> bool:
     """Return whether an operation returns a size of its argument."""
-    return _returns_size(node.target)
-
-
-@functools.cache
-def _returns_size(target: Any) -> bool:
-    return isinstance(target, Operator) and target.name().split(".")[0] in _SIZES
+    return node.target in _SIZES
 
 
 def _is_side_input(node: fx.Node) -> bool:

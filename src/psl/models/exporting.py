@@ -23,7 +23,7 @@ from psl.models.refusals import (
     python_randomness_refused,
     refuse,
 )
-from psl.models.values import fixed_arguments
+from psl.models.values import call_on_example, fixed_arguments
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _after_one_forward(model: nn.Module, shared: nn.Module, example: Example) ->
     ran = copy_for_export(model, share=False)
     ran.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        _run(ran, example)
+        call_on_example(ran, example)
     own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     for path, module in ran.named_modules():
         for name in [n for n, _ in module.named_parameters(recurse=False, remove_duplicate=False)]:
@@ -221,16 +221,11 @@ def _forward_draws(model: nn.Module, example: Example) -> bool:
     for _ in range(5):
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), python_randomness_refused(model):
-                _run(ran, example)
+                call_on_example(ran, example)
             return False
         except RandomDraw:
             continue
     return True
-
-
-def _run(model: nn.Module, example: Example) -> None:
-    named = zip(example.names[example.n_positional :], example.tensors[example.n_positional :], strict=True)
-    model(*example.tensors[: example.n_positional], **dict(named), **fixed_arguments(model))
 
 
 @contextmanager

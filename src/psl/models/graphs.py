@@ -61,11 +61,24 @@ class ModelGraph:
         """The calls, in order."""
         return [node for node in self.graph.nodes if node.op == "call_function"]
 
+    def size(self, size: Any, batch_size: int) -> int:
+        """Return a size of the graph as a number, for a batch of this size and the example's lengths."""
+        if isinstance(size, int):
+            return size
+        known = {}
+        for node, tensor in zip(self.inputs, self.example.tensors, strict=True):
+            for symbol, n in zip(node.meta["val"].shape, tensor.shape, strict=True):
+                if not isinstance(symbol, int):
+                    known.setdefault(symbol.node.expr, n)
+        known[self.inputs[0].meta["val"].shape[0].node.expr] = batch_size
+        return int(size.node.expr.subs(known))
+
     @property
     def outputs(self) -> list[Any]:
         """What the model returns: nodes, and constants such as None."""
-        (output,) = (node for node in self.graph.nodes if node.op == "output")
-        return list(output.args[0])
+        (arguments,) = (node.args for node in self.graph.nodes if node.op == "output")
+        returned: Any = arguments[0]
+        return list(returned)
 
 
 def region_context(region: Region, device: torch.device) -> Any:
@@ -132,7 +145,9 @@ class _Flattening:
         elif kind in ("PARAMETER", "BUFFER", "CONSTANT_TENSOR"):
             made = self.graph.create_node("get_attr", spec.target, name=node.name)
             if kind == "CONSTANT_TENSOR":
-                self.constants[spec.target] = self.exported.program.constants[spec.target]
+                constant = self.exported.program.constants[spec.target]
+                assert isinstance(constant, torch.Tensor)
+                self.constants[spec.target] = constant
         else:
             want, got = "a model of tensors", f"one that uses {spec.target!r} ({kind})"
             raise expected("model", want, got, "keep only tensors in parameters, buffers and attributes", CutError)
@@ -143,14 +158,15 @@ class _Flattening:
         """Copy a module's calls; returns what its output node returns."""
         assert isinstance(module, fx.GraphModule)
         for node in module.graph.nodes:
+            arguments: Any = node.args
             if node.op == "output":
-                return map_arg(node.args[0], lambda n: nodes[n])
+                return map_arg(arguments[0], lambda n: nodes[n])
             if node.op != "call_function" or _is_assertion(node):
                 continue
-            if node.target is operator.getitem and isinstance(nodes[node.args[0]], list | tuple):
-                nodes[node] = nodes[node.args[0]][node.args[1]]  # of what a context returned
-            elif node.target is _SLICE and node.args[2:] in ((), (0, _END)):
-                nodes[node] = nodes[node.args[0]]  # x[:] and the like
+            if node.target is operator.getitem and isinstance(nodes[arguments[0]], list | tuple):
+                nodes[node] = nodes[arguments[0]][arguments[1]]  # of what a context returned
+            elif node.target is _SLICE and arguments[2:] in ((), (0, _END)):
+                nodes[node] = nodes[arguments[0]]  # x[:] and the like
             elif node.target in (_NO_GRAD, _AUTOCAST):
                 nodes[node] = self._context(module, node, nodes, regions)
             else:
@@ -159,12 +175,13 @@ class _Flattening:
 
     def _context(self, module: nn.Module, node: fx.Node, nodes: dict[fx.Node, Any], regions: tuple[Region, ...]) -> Any:
         n = 1 if node.target is _NO_GRAD else 4
+        arguments: Any = node.args
         self.n_regions += 1  # two stretches under equal contexts stay two: autocast keeps what it cast for one of them
-        region = ("grad" if n == 1 else "autocast", *node.args[:n], self.n_regions)
-        inner = module.get_submodule(str(node.args[n].target))
+        region = ("grad" if n == 1 else "autocast", *arguments[:n], self.n_regions)
+        inner = module.get_submodule(str(arguments[n].target))
         assert isinstance(inner, fx.GraphModule)
         places = (inside for inside in inner.graph.nodes if inside.op == "placeholder")
-        values = (map_arg(arg, lambda source: nodes[source]) for arg in node.args[n + 1 :])
+        values = (map_arg(arg, lambda source: nodes[source]) for arg in arguments[n + 1 :])
         return list(self._inline(inner, dict(zip(places, values, strict=True)), (*regions, region)))
 
     def _call(self, node: fx.Node, nodes: dict[fx.Node, Any], regions: tuple[Region, ...]) -> fx.Node:
@@ -253,8 +270,9 @@ def may_alias(node: fx.Node) -> fx.Node | None:
         shared = argument.alias_info is not None and any(entry in sets for entry in argument.alias_info.before_set)
         # Dropout returns its input itself in eval mode; its schema does not say so.
         idle = "dropout" in schema.name and values.get("train", True) is False and argument.name == "input"
-        if (shared or idle) and isinstance(values.get(argument.name), fx.Node):
-            return values[argument.name]
+        source = values.get(argument.name)
+        if (shared or idle) and isinstance(source, fx.Node):
+            return source
     return None
 
 

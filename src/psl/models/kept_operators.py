@@ -4,6 +4,7 @@ import inspect
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,80 +99,73 @@ def _holds_tensors(value: Any) -> bool:
 
 # --- layers ---
 
-_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _LAYERS = torch.library.Library("psl_layers", "FRAGMENT")
 
 #: By our stand-in for a layer, the operator that it stands for.
 STANDS_FOR: dict[Any, Any] = {}
 
 
-def _shapes(input: Any, hx: Any, params: Any, has_biases: Any, num_layers: Any, dropout: Any, train: Any,
-            bidirectional: Any, batch_first: Any) -> tuple[torch.Tensor, ...]:  # fmt: skip
+def _stand_in(real: Any, fake: Callable[..., Any]) -> Any:
+    """Define an operator with the arguments of a real one, of which only the shapes of its results are known."""
+    name = real.name().split("::")[1].split(".")[0]
+    text = str(real._schema)
+    _LAYERS.define(name + text[text.index("(") :])
+    torch.library.register_fake(f"psl_layers::{name}", fake, lib=_LAYERS)
+    made = getattr(torch.ops.psl_layers, name).default
+    STANDS_FOR[made] = real
+    return made
+
+
+def _recurrent(input: Any, hx: Any, params: Any, has_biases: Any, num_layers: Any, dropout: Any, train: Any,
+               bidirectional: Any, batch_first: Any) -> tuple[torch.Tensor, ...]:  # fmt: skip
     states = hx if isinstance(hx, list | tuple) else [hx]
     width = states[0].shape[2] * (1 + bidirectional)
     return input.new_empty(*input.shape[:2], width), *(torch.empty_like(state) for state in states)
 
 
-for _name in _RECURRENT:
-    _real = getattr(torch.ops.aten, _name).input
-    _text = str(_real._schema)
-    _LAYERS.define(_name + _text[_text.index("(") :])
-    torch.library.register_fake(f"psl_layers::{_name}", _shapes, lib=_LAYERS)
-    STANDS_FOR[getattr(torch.ops.psl_layers, _name).default] = _real
-
-
-# torch.export would decompose these to learn one shape, which took half of its time with ResNet-50 and with Llama.
-_SHAPE_OF = {
-    "batch_norm": lambda input, *rest: torch.empty_like(input),
-    "layer_norm": lambda input, *rest, **options: input.new_empty(input.shape),
-    "linear": lambda input, weight, bias=None: _product(input, weight),
-    "scaled_dot_product_attention": lambda query, key, value, *rest, **options: query.new_empty(
-        *query.shape[:-1], value.shape[-1]
-    ),
-}
-
-
-def _product(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _linear(input: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
     if input.shape[-1] != weight.shape[-1]:
         raise RuntimeError(f"linear: a weight of shape {tuple(weight.shape)} takes no input {tuple(input.shape)}")
     return input.new_empty(*input.shape[:-1], *weight.shape[:-1])
 
 
-for _name, _shape in _SHAPE_OF.items():
-    _real = getattr(torch.ops.aten, _name).default
-    _text = str(_real._schema)
-    _LAYERS.define(_name + _text[_text.index("(") :])
-    torch.library.register_fake(f"psl_layers::{_name}", _shape, lib=_LAYERS)
-    STANDS_FOR[getattr(torch.ops.psl_layers, _name).default] = _real
+def _attention(query: torch.Tensor, key: Any, value: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+    return query.new_empty(*query.shape[:-1], value.shape[-1])
 
 
-def _batch_norm(input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
+def _batch_norm(stand_in: Any, input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
                 training: bool = False, momentum: float = 0.1, eps: float = 1e-5) -> torch.Tensor:  # fmt: skip
-    return torch.ops.psl_layers.batch_norm(
-        input, weight, bias, running_mean, running_var, training, momentum, eps, torch.backends.cudnn.enabled
-    )
+    cudnn = torch.backends.cudnn.enabled
+    return stand_in(input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn)
 
 
-_CALLED = {
-    F.batch_norm: _batch_norm,
-    F.layer_norm: torch.ops.psl_layers.layer_norm,
-    F.linear: torch.ops.psl_layers.linear,
-    F.scaled_dot_product_attention: torch.ops.psl_layers.scaled_dot_product_attention,
+_aten = torch.ops.aten
+# torch.export would unroll these over the length of the example.
+_RECURRENT = {
+    real: _stand_in(getattr(_aten, real.__name__).input, _recurrent)
+    for real in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+}
+# And decompose these, only to learn one shape: half of its time with ResNet-50 and with Llama.
+_DECOMPOSED = {
+    F.layer_norm: _stand_in(_aten.layer_norm.default, lambda input, *rest, **options: input.new_empty(input.shape)),
+    F.linear: _stand_in(_aten.linear.default, _linear),
+    F.scaled_dot_product_attention: _stand_in(_aten.scaled_dot_product_attention.default, _attention),
+    F.batch_norm: partial(_batch_norm, _stand_in(_aten.batch_norm.default, lambda x, *rest: torch.empty_like(x))),
 }
 
 
 class layers_kept(TorchFunctionMode):  # a context
-    """Record a recurrent layer as one operation, which torch.export would unroll over the length of the example."""
+    """Record layers as one operation each, which torch.export would take apart."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the stand-in for a layer: recurrent ones on padded sequences, since packed ones pass lengths second.
 
         Others only where neither autocast nor a class of tensors decides what they return.
         """
-        name = getattr(func, "__name__", "")
-        plain = not types and not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda")
-        if plain and func in _CALLED:
-            return _CALLED[func](*args, **(kwargs or {}))
-        if name in _RECURRENT and func is getattr(torch, name) and isinstance(args[3], bool):
-            return getattr(torch.ops.psl_layers, name)(*args)
+        if func in _DECOMPOSED:
+            autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+            if not types and not autocast:
+                return _DECOMPOSED[func](*args, **(kwargs or {}))
+        elif func in _RECURRENT and isinstance(args[3], bool):
+            return _RECURRENT[func](*args)
         return func(*args, **(kwargs or {}))

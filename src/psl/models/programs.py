@@ -68,9 +68,9 @@ def interface_at(analysis: Analysis, crossing: Crossing) -> Interface:
 
 
 def batch_axis(analysis: Analysis, node: fx.Node) -> int | None:
-    """Return the dimension of a tensor that is the batch, None if there is none."""
-    batch = sizes_of(analysis.graph.inputs[0])[0]
-    return next((d for d, size in enumerate(sizes_of(node)) if size == batch), None)
+    """Return the dimension of a tensor that is as long as the batch, whatever its formula; None if there is none."""
+    sizes = node.meta["val"].shape
+    return next((d for d, n in enumerate(sizes) if all(analysis.graph.size(n, b) == b for b in (2, 3, 5))), None)
 
 
 def sizes_of(node: fx.Node) -> tuple[str, ...]:
@@ -119,12 +119,10 @@ class _Need:
                 continue
             if only_sizes(node) and not self.at_hand(node.all_input_nodes[0]) and node not in self.analysis.carried:
                 source = node.all_input_nodes[0]
-                if source in self.analysis.side or source.op == "get_attr":
-                    pass  # it is handed on, or is there on every side
-                elif not self._read_off(node):
-                    self.sizes.setdefault(sizes_of(node)[0], node)
-                    continue
-                else:
+                there_anyway = source in self.analysis.side or source.op == "get_attr"  # handed on, or on every side
+                if not there_anyway:
+                    if not self._read_off(node):
+                        self.sizes.setdefault(sizes_of(node)[0], node)
                     continue
             self.nodes.add(node)
             todo += node.all_input_nodes

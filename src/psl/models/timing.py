@@ -17,7 +17,7 @@ from psl.models.flops import profile
 from psl.models.runs import GraphRun
 from psl.models.structure import Place
 from psl.models.tracing import TracedModel, trace
-from psl.models.values import tensors_in
+from psl.models.values import call_on_example, tensors_in
 from psl.profiles import Profile
 
 
@@ -208,10 +208,9 @@ class _Stopwatch(GraphRun):
 
     def plain_pass(self, x: Example) -> np.ndarray:
         """Return (2,) seconds: forward and backward of the whole model, without clocks inside."""
-        n = x.n_positional
         self.before()
         begin = self._read()
-        output = self.model(*x.tensors[:n], **dict(zip(x.names[n:], x.tensors[n:], strict=True)))
+        output = call_on_example(self.model, x)
         forward = self._read() - begin
         self.before()
         begin = self._read()

@@ -14,6 +14,7 @@ from torch import nn
 from psl.errors import CutError, expected
 from psl.models.examples import Example, is_shape, read_example
 from psl.models.exporting import example_is_for_token_ids, modes_of
+from psl.models.programs import batch_axis
 from psl.models.refusals import check_model_kind
 from psl.models.structure import Place, Structure, make_structure, structure_key
 
@@ -128,33 +129,23 @@ class TracedModel:
 
     def sample_shapes(self, place: Place) -> list[tuple[int, ...]]:
         """Return the shapes of a place's tensors for one sample, without the batch dimension."""
-        shapes = []
+        graph, shapes = self.structure.analysis.graph, []
         for node in place.crossings[True].tensors:
-            sizes = [n for n in node.meta["val"].shape if any(self.size(n, batch) != batch for batch in (2, 3, 5))]
-            shapes.append(tuple(self.size(n, 1) for n in sizes))
+            axis = batch_axis(self.structure.analysis, node)
+            sizes = node.meta["val"].shape
+            shapes.append(tuple(graph.size(n, 1) for d, n in enumerate(sizes) if d != axis))
         return shapes
 
     def sample_elements(self, place: Place) -> float:
         """Return how many floating-point elements cross at a place per sample; 0 if other numbers cross there."""
+        graph = self.structure.analysis.graph
         tensors = [node.meta["val"] for node in place.crossings[True].tensors]
         if not all(tensor.is_floating_point() for tensor in tensors):
             return 0.0
         large, small = (
-            sum(math.prod(self.size(n, batch) for n in tensor.shape) for tensor in tensors) for batch in (4, 2)
+            sum(math.prod(graph.size(n, batch) for n in tensor.shape) for tensor in tensors) for batch in (4, 2)
         )
         return (large - small) / 2
-
-    def size(self, size: Any, batch_size: int) -> int:
-        """Return a size of the graph as a number, for a batch of this size and the example's lengths."""
-        if isinstance(size, int):
-            return size
-        known = {}
-        for node, tensor in zip(self.structure.analysis.graph.inputs, self.structure.example.tensors, strict=True):
-            for symbol, n in zip(node.meta["val"].shape, tensor.shape, strict=True):
-                if not isinstance(symbol, int):
-                    known.setdefault(symbol.node.expr, n)
-        known[self.structure.analysis.graph.inputs[0].meta["val"].shape[0].node.expr] = batch_size
-        return int(size.node.expr.subs(known))
 
 
 # --- the memory of structures ---

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from psl.models.examples import Inputs
+from psl.models.examples import Example, Inputs
 
 
 def fixed_arguments(model: nn.Module) -> dict[str, Any]:
@@ -24,6 +24,13 @@ def call(module: nn.Module, batch: Inputs) -> Any:
     if isinstance(batch, Mapping):
         return module(**(fixed | {name: value for name, value in batch.items() if value is not None}))
     return module(*batch, **fixed) if isinstance(batch, tuple | list) else module(batch, **fixed)
+
+
+def call_on_example(module: nn.Module, example: Example) -> Any:
+    """Call a module on an example's inputs, with its `fixed_arguments`."""
+    n = example.n_positional
+    named = zip(example.names[n:], example.tensors[n:], strict=True)
+    return module(*example.tensors[:n], **dict(named), **fixed_arguments(module))
 
 
 def copied(batch: Inputs) -> Any:
