@@ -77,8 +77,10 @@ def check_array(
         fix: what the caller should do; the end of the message.
 
     Raises:
-        ScenarioError: if the shape is wrong, a value is NaN or infinite, or below `minimum`.
+        ScenarioError: if the shape is wrong, a value is text, a boolean, NaN or infinite, or below `minimum`.
     """
+    if (no_number := _no_number(value)) is not None:
+        raise expected(name, "numbers", repr(no_number)[:80], fix)
     try:
         array = np.array(cast(Any, value), dtype=np.float64)
     except (TypeError, ValueError) as cause:
@@ -106,6 +108,19 @@ def check_array(
             raise expected(name, f"values {'above' if strict else 'of at least'} {minimum:g}", got, fix)
     array.setflags(write=False)
     return array
+
+
+def _no_number(value: Any) -> Any:
+    """Return the first text or boolean in a value, which NumPy would take for a number; None if there is none."""
+    if isinstance(value, str | bytes | bool | np.bool_):
+        return value
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    if kind in "bSU" and kind and np.size(value):
+        return np.ravel(value)[0]
+    if kind == "O":  # such as a column of a table
+        value = np.ravel(value).tolist()
+    entries = value if isinstance(value, list | tuple) else ()
+    return next((found for entry in entries if (found := _no_number(entry)) is not None), None)
 
 
 def check_number(

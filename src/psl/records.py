@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,7 +21,8 @@ class Record:
 
     Fields may hold numbers, strings, None, NumPy arrays, tuples or dicts of these, and other records. A record with
     a field of another kind overrides `_values` and `_from_values`.
-    A dict written by `to_dict` names its class under ``"type"``; arrays become nested lists.
+    A dict written by `to_dict` names its class under ``"type"``; arrays become nested lists. NaN and infinities, which
+    JSON does not know, become ``{"float": "inf"}``, and in arrays ``"inf"``.
     """
 
     _classes: ClassVar[dict[str, type["Record"]]] = {}
@@ -50,7 +52,11 @@ class Record:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Restore a record from `to_dict`'s result; raises `PSLError` if it names another class or lacks a field."""
+        """Restore a record from `to_dict`'s result.
+
+        Raises:
+            PSLError: it names another class, or its fields are not those of the class.
+        """
         got = data.get("type") if isinstance(data, dict) else type(data).__name__
         found = _class_named(str(got))
         if found is None or not issubclass(found, cls):
@@ -59,20 +65,19 @@ class Record:
         fields = [f for f in dataclasses.fields(found) if f.init]
         names = {f.name for f in fields}
         required = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
-        if missing := [name for name in required if name not in data]:
-            want, fix = "a dict with all fields", "pass what to_dict() returned"
-            got = f"none named {', '.join(map(repr, missing))}"
-            raise expected(f"{found.__name__}.from_dict", want, got, fix, PSLError)
-        return found._from_values({k: _decode(v) for k, v in data.items() if k in names})
+        missing = [name for name in required if name not in data]
+        unknown = [name for name in data if name not in names and name != "type"]
+        if missing or unknown:
+            want, fix = f"a dict with the fields of {found.__name__}", "pass what to_dict() of this version returned"
+            parts = [f"none named {', '.join(map(repr, missing))}"] if missing else []
+            parts += [f"unknown {', '.join(map(repr, unknown))}"] if unknown else []
+            raise expected(f"{found.__name__}.from_dict", want, " and ".join(parts), fix, PSLError)
+        return found._from_values({k: _decode(v) for k, v in data.items() if k != "type"})
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the record to a JSON file and return its path.
-
-        NaN and infinities are written as Python's `json` spells them (``NaN``, ``Infinity``); `load` reads them back,
-        strict JSON readers refuse them.
-        """
+        """Write the record to a file of strict JSON and return its path."""
         path = Path(path)
-        path.write_text(json.dumps(self.to_dict()) + "\n")
+        path.write_text(json.dumps(self.to_dict(), allow_nan=False) + "\n")
         return path
 
     @classmethod
@@ -111,9 +116,13 @@ def _encode(value: Any) -> Any:
     if isinstance(value, Record):
         return value.to_dict()
     if isinstance(value, np.ndarray):
-        return {"array": value.tolist(), "dtype": str(value.dtype)}
+        plain = value.dtype.kind != "f" or np.isfinite(value).all()
+        shown = value if plain else np.where(np.isfinite(value), value.astype(object), value.astype(str))
+        return {"array": shown.tolist(), "dtype": str(value.dtype)}
     if isinstance(value, np.generic):
-        return value.item()
+        return _encode(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
     if isinstance(value, dict):
         return {"dict": {str(k): _encode(v) for k, v in value.items()}}
     if isinstance(value, list | tuple):
@@ -125,6 +134,8 @@ def _encode(value: Any) -> Any:
 
 def _decode(value: Any) -> Any:
     if isinstance(value, dict):
+        if "float" in value:
+            return float(value["float"])
         if "array" in value:
             return np.array(value["array"], dtype=value["dtype"])
         if "dict" in value:
