@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "records": {"errors"},
     "profile_tables": {"errors"},
     "profiles": {"errors", "records", "profile_tables"},
-    "plans": {"errors", "profiles"},
+    "plans": {"errors", "profiles", "records"},
     "networks": {"errors", "records", "profiles", "units"},
     "schedulers": {"errors", "gradient_aggregation", "records", "profiles", "plans", "networks"},
     "models": {"errors", "profiles"},

@@ -296,14 +296,12 @@ def test_a_plan_refuses_power_beyond_the_limits():
 def test_a_bound_of_another_scenario_is_no_certificate():
     profile, cell = scenario(11)
     plan = epsl.solve(profile, cell, batch_size=16)
-    message = (
-        r"EPSLPlan\.lower_bound: expected at most the plan's own round time, .*Fix: solve again, or replace lower_b"
-    )
+    message = r"EPSLPlan\.lower_bound: expected at most the plan's own round time, .*Fix: solve again, or pass lower_b"
     with pytest.raises(ScenarioError, match=message):
-        dataclasses.replace(plan, batch_size=2)
+        dataclasses.replace(plan, batch_size=2, proven_for="")
     with pytest.raises(ScenarioError, match=r"EPSLPlan\.lower_bound: expected seconds, or NaN for none, got 'low'"):
         dataclasses.replace(plan, lower_bound="low")
     tight = dataclasses.replace(plan, lower_bound=plan.round_time * (1 + 1e-12))
     assert tight.lower_bound == plan.round_time and tight.exact, "above it by rounding only"
-    moved = dataclasses.replace(plan, batch_size=2, lower_bound=float("nan"))
+    moved = dataclasses.replace(plan, batch_size=2)
     assert moved.round_time < plan.lower_bound and "no lower bound" in repr(moved)

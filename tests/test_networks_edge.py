@@ -77,7 +77,7 @@ def changed(change, nodes=None, edges=None):
 
 
 BAD = {
-    "expected a networkx.DiGraph, got Graph. Fix: make a nx.DiGraph": nx.Graph([(0, 1)]),
+    "expected a networkx.DiGraph, got dict. Fix: make a nx.DiGraph": {0: [1]},
     "edge 'clients' -> 1: rate: expected values above 0, got 0": changed(
         lambda g: g.edges["clients", 1].update(rate=0)
     ),

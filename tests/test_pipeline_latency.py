@@ -137,7 +137,7 @@ def test_plan_record(tmp_path):
     assert plan.cuts == (1,) and plan.cut_names == ("a",) and plan.scheduler == "pipeline"
     assert len(plan.to_frame()) == 4
     assert "clients:0-1 → server:1-3, b=2" in repr(plan)
-    by_interval = dataclasses.replace(plan, objective="interval", lower_bound=15.0, exact=True)
+    by_interval = dataclasses.replace(plan, objective="interval", lower_bound=15.0, proven_for="")
     assert by_interval.value == 15.0 and by_interval.gap == 0.0 and "optimal" in repr(by_interval)
     with pytest.raises(ScenarioError, match="framework: expected 'pipeline', .*, got 'epsl'"):
         plan.framework_round_time("epsl")

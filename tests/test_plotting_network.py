@@ -48,8 +48,9 @@ def test_network_with_its_plan():
 
 
 def test_network_without_a_plan_and_with_positions():
-    network = triangle()
-    nx.set_node_attributes(network.graph, {0: (0, 0), "relay": (100, 0), 2: (50, 80)}, "pos")
+    graph = nx.DiGraph(triangle().graph)
+    nx.set_node_attributes(graph, {0: (0, 0), "relay": (100, 0), 2: (50, 80)}, "pos")
+    network = EdgeNetwork(graph, 0)
     _, ax = plt.subplots()
     assert plotting.plot_network(network, ax=ax) is ax
     drawn = np.concatenate([c.get_offsets() for c in ax.collections if isinstance(c, PathCollection)])
@@ -158,8 +159,9 @@ def test_gantt_of_anything():
 
 
 def test_a_row_of_nodes_is_drawn_wide_with_notes_that_take_turns():
-    network = EdgeNetwork(chain([1] * 5, [1] * 5, [1] * 4, [1] * 4).network.graph, 0)
-    nx.set_node_attributes(network.graph, {n: (n, 0.0) for n in range(5)}, "pos")
+    graph = nx.DiGraph(chain([1] * 5, [1] * 5, [1] * 4, [1] * 4).network.graph)
+    nx.set_node_attributes(graph, {n: (n, 0.0) for n in range(5)}, "pos")
+    network = EdgeNetwork(graph, 0)
     ax = plotting.plot_network(network)
     assert ax.figure.get_size_inches()[0] == pytest.approx(1.8 + 5 * 1.25)
     notes = [text for text in ax.texts if "FLOP/s" in text.get_text()]

@@ -1,9 +1,14 @@
 """What all plans have in common: the protocol that simulation and training use, and the check of lower bounds."""
 
+import hashlib
+import math
 from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
 
 from psl.errors import expected
 from psl.profiles import Profile
+from psl.records import Record
 
 _ROUNDING = 1e-9  # relative; a bound and a round time add up their terms in different orders
 
@@ -56,6 +61,53 @@ class Plan(Protocol):
         ...
 
 
+def held_bound(
+    name: str, lower_bound: float, proven_for: str, scenario: tuple[Any, ...], value: float
+) -> dict[str, Any]:
+    """Return the fields ``lower_bound`` and ``proven_for`` of a plan: its bound, if it is one of the plan's scenario.
+
+    A copy with another scenario (`dataclasses.replace`) or an edited file has no bound: the old one holds no longer.
+
+    Args:
+        name: of the plan's class, for the message.
+        lower_bound: s, or NaN for none.
+        proven_for: what the bound was computed for, as this function returned it; "" for a bound of this scenario.
+        scenario: all that the bound depends on.
+        value: s, what the bound is a bound of.
+
+    Raises:
+        ScenarioError: the bound is no number, or above the value although it is said to be of this scenario.
+    """
+    bound = check_lower_bound(name, lower_bound, math.inf)
+    if math.isnan(bound):
+        return {"lower_bound": bound, "proven_for": ""}
+    here = _digest(scenario)
+    if proven_for not in ("", here):
+        return {"lower_bound": math.nan, "proven_for": ""}
+    # A bound that equals the value but for rounding is the value.
+    return {"lower_bound": min(check_lower_bound(name, bound, value), value), "proven_for": here}
+
+
+def _digest(value: Any) -> str:
+    """Return a hash of records, arrays, numbers and text, the same after a JSON round trip."""
+    seen: dict[int, bytes] = {}  # very many devices may share few profiles
+
+    def encoded(part: Any) -> bytes:
+        if isinstance(part, Record):
+            if id(part) not in seen:
+                seen[id(part)] = hashlib.sha256(encoded(part._values())).digest()
+            return seen[id(part)]
+        if isinstance(part, np.ndarray):
+            return f"{part.dtype}{part.shape}".encode() + part.tobytes()
+        if isinstance(part, dict):
+            return b"{" + b",".join(str(key).encode() + b":" + encoded(entry) for key, entry in part.items()) + b"}"
+        if isinstance(part, list | tuple):
+            return b"[" + b",".join(map(encoded, part)) + b"]"
+        return repr(part).encode()
+
+    return hashlib.sha256(encoded(value)).hexdigest()[:16]
+
+
 def check_lower_bound(name: str, lower_bound: float, round_time: float) -> float:
     """Return the bound of a plan as a float; refuse one that the plan itself beats. NaN is no bound.
 
@@ -67,7 +119,7 @@ def check_lower_bound(name: str, lower_bound: float, round_time: float) -> float
     Raises:
         ScenarioError: the bound is no number, or above the round time: it is of another scenario.
     """
-    fix = "solve again, or replace lower_bound=nan too"
+    fix = "solve again, or pass lower_bound=nan"
     try:
         value = float(lower_bound)
     except (TypeError, ValueError) as cause:

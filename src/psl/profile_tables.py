@@ -18,6 +18,7 @@ Table = str | os.PathLike[str] | pd.DataFrame
 TABLE_COLUMNS = {
     "forward time": {"fwd_s": 1.0, "fwd_ms": 1e-3, "fwd_us": 1e-6},
     "backward time": {"bwd_s": 1.0, "bwd_ms": 1e-3, "bwd_us": 1e-6},
+    "optimizer time": {"step_s": 1.0, "step_ms": 1e-3, "step_us": 1e-6},
     "activation": {"act_bits": 1.0, "act_bytes": 8.0},
     "gradient": {"grad_bits": 1.0, "grad_bytes": 8.0},
     "parameters": {"param_bits": 1.0, "param_bytes": 8.0},
@@ -26,7 +27,7 @@ TABLE_COLUMNS = {
 }
 _PIPEDREAM_NODE = re.compile(
     r"(?P<id>\S+) -- (?P<what>.+) -- forward_compute_time=(?P<fwd_ms>\S+), backward_compute_time=(?P<bwd_ms>\S+), "
-    r"activation_size=(?P<act_bytes>[^\s,]+), parameter_size=(?P<param_bytes>[^\s,]+)"
+    r"activation_size=(?P<act_bytes>\[[^\]]*\]|[^\s,]+), parameter_size=(?P<param_bytes>[^\s,]+)"
 )
 _PIPEDREAM_EDGE = re.compile(r"\s*(?P<tail>\S+) -- (?P<head>\S+)")
 
@@ -44,16 +45,20 @@ def read_layers(table: Table, batch_size: int = 1, input_bits: float = 0.0) -> d
     take = lambda what, default: _table_column(frame, what, default)  # noqa: E731
     forward, backward = take("forward time", None) / batch_size, take("backward time", None) / batch_size
     activation = take("activation", None) / batch_size
+    if not (forward.any() or backward.any()):
+        fix = "check the unit and the columns: a table of zeros plans nothing"
+        raise expected("table", "a forward or backward time above 0", f"zeros in all {len(frame)} rows", fix)
     gradient = take("gradient", activation * batch_size) / batch_size
     memory = take("memory", activation * batch_size / 8) / batch_size
     parameters = take("parameters", np.zeros(len(frame)))
     weights = take("memory of the parameters", 3 * parameters / 8)
+    steps = take("optimizer time", np.zeros(len(frame)))  # once per batch, whatever its size
     if has_input and input_bits:
         fix = "leave input_bits out, or the row"
         raise expected("input_bits", f"none, as the table has a row {names[0]!r}", f"{input_bits:g}", fix)
     if has_input:
-        layers = (forward, backward, parameters, weights, memory)
-        forward, backward, parameters, weights, memory = (values[1:] for values in layers)
+        layers = (forward, backward, parameters, weights, memory, steps)
+        forward, backward, parameters, weights, memory, steps = (values[1:] for values in layers)
     else:
         names = ["input", *names]
         activation, gradient = np.append(input_bits, activation), np.append(input_bits, gradient)
@@ -68,6 +73,7 @@ def read_layers(table: Table, batch_size: int = 1, input_bits: float = 0.0) -> d
         "act_memory": from_zero(memory),
         "last_bwd_seconds": float(backward[-1]),
         "param_memory": from_zero(weights) if "param_memory_bytes" in frame.columns else None,
+        "step_seconds": from_zero(steps) if steps.any() else None,
     }
 
 
@@ -136,7 +142,7 @@ def _read_pipedream(text: str) -> pd.DataFrame:
     unit: list[dict[str, float]] = []  # the nodes since the last cut
     open_until = 0  # place of the last reader of any node before the current one
     for k, node in enumerate(order):
-        values = {key: _number(value, node, key) for key, value in nodes[node].items() if key != "what"}
+        values = {key: _size(value, node, key) for key, value in nodes[node].items() if key != "what"}
         unit.append(values)
         if open_until <= k:  # nobody behind this node reads anything before it
             kind = nodes[node]["what"].split("(")[0].strip()
@@ -148,8 +154,10 @@ def _read_pipedream(text: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _number(text: str, node: str, key: str) -> float:
+def _size(text: str, node: str, key: str) -> float:
+    """Return a number of a PipeDream graph; a list of sizes, of a layer with several outputs, is their sum."""
+    parts = re.split(r"[;,]", text[1:-1]) if text.startswith("[") and text.endswith("]") else [text]
     try:
-        return float(text)
+        return sum(map(float, parts))
     except ValueError as cause:
         raise expected(f"{key} of {node}", "a number", repr(text), "pass the graph.txt as written") from cause

@@ -32,6 +32,8 @@ class Profile(Record):
             of FLOP. A node of speed 1.0 is then that device, one of speed 0.5 half as fast.
         param_memory: (L+1,) bytes that the weights of units 1..j take, with gradients and optimizer state of what
             trains; None for 3 δ_j / 8, where all of it trains: it then follows `param_bits`, also in a replaced copy.
+        step_cost: (L+1,) σ_j, what one step of the optimizer on units 1..j costs, in the same unit; not per sample, but
+            once for every mini-batch. None for nothing.
 
     A model whose first units are frozen has ϖ_j, χ_j and δ_j of 0 up to the first cut behind a weight that trains.
 
@@ -52,6 +54,7 @@ class Profile(Record):
     last_bwd_cost: float = 0.0
     unit: str = "FLOP"
     param_memory: np.ndarray | None = None
+    step_cost: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         names = tuple(str(name) for name in self.names)
@@ -61,7 +64,7 @@ class Profile(Record):
         if self.unit not in ("FLOP", "s"):
             raise expected("Profile.unit", "'FLOP' or 's'", repr(self.unit), "use Profile.measured for seconds")
         fix = "give one entry per cut, L+1 in all, per sample, starting with the raw input"
-        given = () if self.param_memory is None else ("param_memory",)
+        given = [name for name in ("param_memory", "step_cost") if getattr(self, name) is not None]
         for field in ("fwd_cost", "bwd_cost", "act_bits", "grad_bits", "param_bits", "act_memory", *given):
             array = check_array(f"Profile.{field}", getattr(self, field), shape=(len(names),), minimum=0, fix=fix)
             self._set(**{field: array})
@@ -86,6 +89,7 @@ class Profile(Record):
         act_memory: ArrayLike | None = None,
         last_bwd_seconds: float = 0.0,
         param_memory: ArrayLike | None = None,
+        step_seconds: ArrayLike | None = None,
     ) -> Self:
         """Build a profile from measured seconds per sample, cumulative like FLOP.
 
@@ -95,6 +99,7 @@ class Profile(Record):
             fwd_seconds, bwd_seconds: (L+1,) seconds per sample on the reference device, cumulative.
                 For a table per layer use ``numpy.cumsum`` with a leading 0.
             last_bwd_seconds: seconds per sample of the last layer's backward pass.
+            step_seconds: (L+1,) seconds of an optimizer step on units 1..j, per mini-batch; default none.
 
         Raises:
             ScenarioError: as `Profile`.
@@ -113,6 +118,7 @@ class Profile(Record):
             "act_memory": zeros if act_memory is None else act_memory,
             "last_bwd_cost": last_bwd_seconds,
             "param_memory": param_memory,
+            "step_cost": step_seconds,
         }
         return cls(**fields, unit="s")
 
@@ -126,6 +132,7 @@ class Profile(Record):
         ``name``                                of the layer; the cut behind it gets this name
         ``fwd_s`` | ``fwd_ms`` | ``fwd_us``     time of its forward pass for the batch
         ``bwd_s`` | ``bwd_ms`` | ``bwd_us``     time of its backward pass for the batch
+        ``step_s`` | ``step_ms`` | ``step_us``  time of the optimizer's step on its parameters; by default none
         ``act_bits`` | ``act_bytes``            its output for the batch
         ``grad_bits`` | ``grad_bytes``          gradient of its output for the batch; by default as large as the output
         ``param_bits`` | ``param_bytes``        its parameters, as far as they are sent; by default none
@@ -158,6 +165,11 @@ class Profile(Record):
     def n_units(self) -> int:
         """L, the number of units; cuts are numbered 0..L."""
         return len(self.names) - 1
+
+    @property
+    def steps(self) -> np.ndarray:
+        """(L+1,) σ_j, `step_cost`, or zeros."""
+        return np.zeros(len(self.names)) if self.step_cost is None else self.step_cost
 
     def training_memory(self, samples: int) -> np.ndarray:
         """Return (L+1,) bytes that training units 1..j takes: `param_memory` + samples × a_j.
@@ -202,6 +214,8 @@ class Profile(Record):
             "act_memory_bytes": self.act_memory,
             "param_memory_bytes": self.training_memory(0),
         }
+        if self.step_cost is not None:
+            columns[f"step_{time}"] = self.step_cost
         return pd.DataFrame(columns).rename_axis("cut")
 
     def __repr__(self) -> str:

@@ -104,7 +104,7 @@ def _compared(
     done = run(plan.scheduler, model, dataset, plan=plan, emulate=links, progress=False, nursery=nursery, **options)
     b = plan.micro_batch if plan.scheduler == "pipeline" else plan.batch_size
     before, after = plan.profile, measured_profile(model, dataset, batch_size=b, repeats=_PASSES, nursery=nursery)
-    planned, plan = plan, replace(plan, profile=_mean(before, after), lower_bound=float("nan"))
+    planned, plan = plan, replace(plan, profile=_mean(before, after))
     events = done.events[done.events["round"] >= _WARM_UP]
     predict, measure = _terms_of(plan, events)
     measured = pd.DataFrame([measure(part) for _, part in events.groupby("round")]).median()
@@ -238,9 +238,7 @@ def _edgesplit_measured(plan, events: pd.DataFrame, device: int) -> dict[str, fl
     kinds, computing = events["kind"].astype(str), ["forward", "backward"]
     seconds = events["end_s"] - events["start_s"]
     resource = events["resource"].astype(str)
-    names = {f"client {device}", f"device {device}"}
-    if plan.cluster.device_names is not None:
-        names.add(plan.cluster.device_names[device])
+    names = {f"client {device}", plan.cluster.labels[device]}  # of a run, and of the simulation
     mine = resource.isin(names)
     for_it = resource.isin([f"server for {name}" for name in names])
     carried = resource.isin([f"{way} {name}" for way in ("uplink of", "downlink of", "band of") for name in names])
@@ -269,7 +267,7 @@ def _pipeline_predicted(plan) -> dict[str, float]:
 def _pipeline_measured(plan, events: pd.DataFrame) -> dict[str, float]:
     seconds = (events["end_s"] - events["start_s"]).groupby([events["resource"], events["kind"]], observed=True).mean()
     kinds = seconds.index.get_level_values("kind").astype(str)
-    inner = events[events["kind"].isin(KINDS)]
+    inner = events[events["kind"].isin(KINDS) & (events["kind"] != "step")]  # measured profiles have no steps
     delays = 0.0
     if "cpu_s" not in events:  # the simulation counts propagation as no event
         graph = plan.network.graph

@@ -1,11 +1,37 @@
 """Channel models: linear power gain of every client on every subchannel."""
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
 
 BASE_STATION_HEIGHT = 10.0  # m, TR 38.901 table 7.2-1, UMi
 USER_HEIGHT = 1.5  # m, same table
+
+#: Where TR 38.901 (table 7.4.1-1, UMi) defines a path loss: distances on the ground, m, and carriers, Hz.
+VALID_DISTANCE = (10.0, 5000.0)
+VALID_CARRIER = (0.5e9, 100e9)
+
+
+def warn_outside_validity(distance: np.ndarray, carrier_frequency: float, stacklevel: int) -> None:
+    """Warn where clients or the carrier are outside the range for which TR 38.901 gives a path loss.
+
+    Args:
+        distance: (C,) from the base station on the ground, m.
+        carrier_frequency: Hz.
+        stacklevel: as in `warnings.warn`, counted from here.
+    """
+    outside = []
+    if not VALID_CARRIER[0] <= carrier_frequency <= VALID_CARRIER[1]:
+        outside.append(f"carrier_frequency={carrier_frequency / 1e9:.4g} GHz (valid: 0.5..100 GHz)")
+    far = distance[(distance < VALID_DISTANCE[0] * (1 - 1e-9)) | (distance > VALID_DISTANCE[1])]
+    if far.size:
+        outside.append(
+            f"{far.size} of {distance.size} clients at {far.min():.4g}..{far.max():.4g} m (valid: 10..5000 m)"
+        )
+    if outside:
+        text = f"outside the range of validity of TR 38.901 UMi: {' and '.join(outside)}; the gains are extrapolated"
+        warnings.warn(text, stacklevel=stacklevel + 1)
 
 
 def umi(

@@ -84,6 +84,13 @@ class EdgeCluster(Record):
         """Whole resource blocks in the band; 0 where bandwidth is divisible at will."""
         return int(np.floor(self.bandwidth / self.resource_block * (1 + _ROUNDING))) if self.resource_block else 0
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """One name per device: its own, with its number where two devices have the same; "device i" without names."""
+        names = self.device_names or tuple(f"device {i}" for i in range(self.n_devices))
+        repeated = len(set(names)) < len(names)
+        return tuple(f"{name} ({i})" if repeated else name for i, name in enumerate(names))
+
     def describe(self, device: int) -> str:
         """Return the number of a device and its name, as messages show it."""
         return f"{device} ({self.device_names[device]!r})" if self.device_names else f"{device}"

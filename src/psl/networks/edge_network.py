@@ -1,6 +1,8 @@
 """A multi-hop edge network: nodes that compute or only relay, and the links between them."""
 
+import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -10,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from psl.errors import check_choice, check_count, check_number, expected
+from psl.networks.graphs import ScenarioGraph, as_scenario, simple
 from psl.networks.topologies import TOPOLOGIES
 from psl.networks.validation import check_edge, check_node, check_range, own_name
 from psl.profiles import Profile
@@ -24,7 +27,9 @@ class EdgeNetwork(Record):
     compute as fast as M_c times the slowest of them, ``speed = M_c * min(client_speed)``.
 
     Args:
-        graph: a `networkx.DiGraph`; the record keeps a frozen copy. Nodes are named by whole numbers or strings.
+        graph: a `networkx.DiGraph`; the record keeps a copy that cannot be changed, attributes included. Of an
+            undirected graph every link carries both directions. Parallel links of a multigraph become one: their rates
+            add up. Nodes are named by whole numbers or strings.
 
             ========  ==========================================================================================
             node      ``speed``: speed s_n, FLOP/s (0 or absent: the node only relays); for a model whose profile is
@@ -38,12 +43,11 @@ class EdgeNetwork(Record):
         source: the node that holds the data; it computes at least the first unit.
         duplex: "full": a link carries both directions at once; "half": one at a time.
 
-    In a saved network unlimited memory and rates are spelled ``Infinity``, see `save`.
-
     Raises:
-        ScenarioError: no directed graph, an empty one, an unknown attribute, a number given as text, a rate that is not
-            positive, a negative latency, overhead, memory or speed, a self-loop, an edge without its reverse, a source
-            that is missing or does not compute, or nodes that the source cannot reach.
+        ScenarioError: no graph, an empty one, parallel links that differ in more than their rate, an unknown attribute,
+            a number given as text, a rate that is not positive, a negative latency, overhead, memory or speed, a
+            self-loop, an edge without its reverse, a source that is missing or does not compute, or nodes that the
+            source cannot reach.
 
     Source: Pipelining Split Learning in Multi-hop Edge Networks (arXiv 2505.04368): multi-hop network [P]; relays,
         overheads and duplex modes [R]; measured profiles per node [B].
@@ -55,26 +59,28 @@ class EdgeNetwork(Record):
 
     def __post_init__(self) -> None:
         check_choice("EdgeNetwork.duplex", self.duplex, ("full", "half"))
-        if not isinstance(self.graph, nx.DiGraph) or self.graph.is_multigraph():
-            fix = "make a nx.DiGraph with an edge for each direction, e.g. undirected.to_directed()"
+        if not isinstance(self.graph, nx.Graph):  # the base of all networkx graphs
+            fix = "make a nx.DiGraph with an edge for each direction"
             raise expected("EdgeNetwork.graph", "a networkx.DiGraph", type(self.graph).__name__, fix)
         if not len(self.graph):
             raise expected("EdgeNetwork.graph", "a source at least", "an empty graph", "add nodes and links")
-        graph = nx.DiGraph()
+        graph = ScenarioGraph()
         for node, values in self.graph.nodes(data=True):
             name = own_name(node)
             if name is None:
                 want = "nodes named by whole numbers or strings"
                 raise expected("EdgeNetwork.graph", want, repr(node), "rename the node")
             graph.add_node(name, **check_node(node, values))
-        for u, v, values in self.graph.edges(data=True):
-            graph.add_edge(own_name(u), own_name(v), **check_edge(self.graph, u, v, values))
+        given = simple(self.graph)
+        for u, v, values in given.edges(data=True):
+            graph.add_edge(own_name(u), own_name(v), **check_edge(given, u, v, values))
         source = own_name(self.source)
         if source not in graph:
             names = ", ".join([*map(repr, list(graph)[:5]), *["..."] * (len(graph) > 5)])
             fix = "name the node that holds the data"
             raise expected("EdgeNetwork.source", f"one of the nodes {names}", repr(self.source), fix)
-        self._set(graph=nx.freeze(graph), source=source)
+        graph.close()
+        self._set(graph=graph, source=source)
         if not self.computes[self.index[self.source]]:
             fix = "give it speed > 0 (or a measured profile): it runs at least the first unit"
             raise expected("EdgeNetwork.source", "a node that computes", f"{self.source!r} with speed=0", fix)
@@ -85,7 +91,8 @@ class EdgeNetwork(Record):
             raise expected("EdgeNetwork.graph", want, got, "add links or remove these nodes")
 
     def _values(self) -> dict[str, Any]:
-        nodes, edges = list(self.graph.nodes(data=True)), list(self.graph.edges(data=True))
+        nodes = [(node, dict(values)) for node, values in self.graph.nodes(data=True)]
+        edges = [(u, v, dict(values)) for u, v, values in self.graph.edges(data=True)]
         return super()._values() | {"graph": {"nodes": nodes, "edges": edges}}
 
     @classmethod
@@ -248,6 +255,43 @@ class EdgeNetwork(Record):
             graph.add_edge(u, v, rate=r, latency=delay)
             graph.add_edge(v, u, rate=r, latency=delay)
         return cls(graph, 0, duplex)
+
+    @classmethod
+    def from_graph(
+        cls,
+        graph: nx.Graph | str | os.PathLike[str],
+        source: int | str,
+        *,
+        speed: float | Mapping[int | str, float],
+        rate: float | None = None,
+        latency: float | None = None,
+        memory: float | Mapping[int | str, float] = np.inf,
+        overhead: float = 0.0,
+        duplex: str = "full",
+    ) -> Self:
+        """Make a network of a graph as topology collections give it, such as Internet Topology Zoo and SNDlib.
+
+        Nodes are named by their ``label`` where every label is unique, else by their id. Longitude and Latitude, or x
+        and y, are kept for drawings. A link's rate is ``rate`` or ``LinkSpeedRaw`` (bit/s), ``capacity`` or
+        ``preinstalledCapacity`` (Mbit/s). Other attributes, loops, and what the source cannot reach are left out.
+
+        Args:
+            graph: a networkx graph, or the path of a GraphML or GML file.
+            source: the node that holds the data.
+            speed: FLOP/s of every node; or by name, the others then only relay.
+            rate: bit/s of links that have none of their own.
+            latency: s, of links that have none of their own; None for the time that light takes in fibre along the
+                great circle, and 0 without places.
+            memory: bytes of every computing node, or by name; default no limit.
+            overhead: of every computing node, s per micro-batch and pass.
+            duplex: "full" or "half".
+
+        Raises:
+            ScenarioError: the file cannot be read, a link has no rate, a name is no node's, or as `EdgeNetwork`.
+
+        Source: ours [B]; the attributes are those of Internet Topology Zoo and SNDlib.
+        """
+        return cls(as_scenario(graph, source, speed, rate, latency, memory, overhead), source, duplex)
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per node: role, speed, overhead, memory, number of links and their fastest rate out."""

@@ -39,7 +39,8 @@ class WirelessCell(Record):
         client_speed: (C,) client speeds s_i, FLOP/s; for a model whose profile is measured, relative to its reference
             device (1.0 is that device).
         server_speed: server speed s_srv, in the same unit.
-        uplink_gain: (C, M) linear power gain g_ik, antenna gains included; used for both directions.
+        uplink_gain: (C, M) linear power gain g_ik, antenna gains included; used for both directions. 0 is a subchannel
+            that a client cannot use.
         bandwidth: (M,) subchannel bandwidths B_k, Hz; a scalar serves all.
         noise_psd: noise power spectral density σ², W/Hz.
         client_power: (C,) power limit P_i of each client, W; a scalar serves all.
@@ -75,7 +76,7 @@ class WirelessCell(Record):
         speeds = check_array("WirelessCell.client_speed", self.client_speed, shape=(None,), minimum=0, strict=True)
         fix = "pass linear power gains (not dB), one row per client and one column per subchannel"
         shape = (len(speeds), None)
-        gain = check_array("WirelessCell.uplink_gain", self.uplink_gain, shape=shape, minimum=0, strict=True, fix=fix)
+        gain = check_array("WirelessCell.uplink_gain", self.uplink_gain, shape=shape, minimum=0, fix=fix)
         n_clients, n_subchannels = gain.shape
         if n_clients < 1 or n_subchannels < n_clients:
             got = f"{n_clients} clients and {n_subchannels} subchannels"
@@ -90,7 +91,8 @@ class WirelessCell(Record):
             self._set(**{name: value})
         with np.errstate(over="ignore"):
             snr = self.snr_per_psd
-        odd = np.argwhere(~(np.isfinite(snr) & (snr >= np.finfo(float).tiny)))  # below it, 1 / snr may overflow
+        fits = np.isfinite(snr) & (snr >= np.finfo(float).tiny)  # below it, 1 / snr may overflow
+        odd = np.argwhere(~(fits | (gain == 0)))
         if odd.size:
             i, k = map(int, odd[0])
             got = f"{snr[i, k]:g} for client {i} on subchannel {k}"
@@ -222,6 +224,8 @@ class WirelessCell(Record):
             server_speed: FLOP/s. Scale it (and `total_power_dbm`) with the number of clients in scaling
                 studies: with an unscaled server the best cut moves to the last layer.
 
+        Warns where a client or the carrier is outside the range for which TR 38.901 gives a path loss.
+
         Raises:
             ScenarioError: an argument is out of range.
             ModuleNotFoundError: ``channel="umi"`` without torch or Sionna.
@@ -247,6 +251,7 @@ class WirelessCell(Record):
         distance = np.sqrt(rng.uniform(min(10.0 / radius, 1.0) ** 2, 1.0, n_clients)) * radius
         angle = rng.uniform(0, 2 * np.pi, n_clients)
         positions = np.stack([distance * np.cos(angle), distance * np.sin(angle)], axis=1)
+        channel_models.warn_outside_validity(distance, carrier_frequency, stacklevel=2)
         try:
             gain, line_of_sight = channel_models.MODELS[channel](
                 positions, n_subchannels, subchannel_bandwidth, carrier_frequency, seed

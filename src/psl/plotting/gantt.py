@@ -18,6 +18,7 @@ GANTT_LOOKS: dict[str, dict[str, str]] = {
     "gradient": {"facecolor": "#b0b0b0", "hatch": "\\\\\\\\\\\\"},
     "broadcast": {"facecolor": "#d9d9d9", "hatch": "xxxxxx"},
     "model": {"facecolor": "#ffffff", "hatch": "....."},
+    "step": {"facecolor": "#e69f00", "hatch": ""},
 }
 
 

@@ -11,9 +11,10 @@ from psl.simulation.timeline import Recorder
 def edgesplit_jobs(plan: Any) -> Recorder:
     """Return the jobs of one round of an `EdgeSplitPlan`.
 
-    Each of the N devices downloads its part of the model, takes H local steps (forward, upload, server forward and
-    backward on an N-th of the server, download, backward) and uploads its part. Devices share nothing but the
-    moment at which the models are averaged. A device that holds the whole model meets the server only for that.
+    Each of the N devices downloads its part of the model, takes H local steps (forward, upload, server forward,
+    backward and optimizer step on an N-th of the server, download, backward, optimizer step) and uploads its part.
+    Devices share nothing but the moment at which the models are averaged. A device that holds the whole model meets the
+    server only for that.
 
     Source: EdgeSplit (arXiv 2403.15815): a depth and a band per device [P], the round's costs [R]; its simulation [B].
     """
@@ -23,7 +24,7 @@ def edgesplit_jobs(plan: Any) -> Recorder:
     n_devices, n_units = cluster.n_devices, profile.n_units
     server_speed = cluster.server_speed / n_devices
     jobs = Recorder()
-    for i, name in enumerate(_resource_names(cluster)):
+    for i, name in enumerate(cluster.labels):
         j = int(plan.cuts[i])
         own = None if cluster.profiles is None else cluster.profiles[i]
         table, speed = (profile, cluster.device_speed[i]) if own is None else (own, 1.0)
@@ -42,9 +43,12 @@ def edgesplit_jobs(plan: Any) -> Recorder:
                 ("activation", band, up, i),
                 ("forward", server, server_forward, server_part),
                 ("backward", server, server_backward, server_part),
+                ("step", server, (profile.steps[-1] - profile.steps[j]) / server_speed, server_part),
                 ("gradient", band, down, i),
             ]
         work.append(("backward", device, backward, device_part))
+        work.append(("step", device, table.steps[j] / speed, device_part))
+        work = [entry for entry in work if entry[0] != "step" or entry[2]]  # most profiles know no time of it
         model = transfer(profile.param_bits[j], rate)
         last = jobs.event("model", band, model, micro_batch=-1, stage=i)
         for step in range(plan.local_steps):
@@ -52,12 +56,3 @@ def edgesplit_jobs(plan: Any) -> Recorder:
                 last = jobs.event(kind, resource, seconds, (last,), micro_batch=step, stage=stage, samples=b)
         jobs.event("model", band, model, (last,), micro_batch=-1, stage=i)
     return jobs
-
-
-def _resource_names(cluster: EdgeCluster) -> list[str]:
-    """Return one name per device: its own, with its number where two devices have the same."""
-    names = cluster.device_names
-    if names is None:
-        return [f"device {i}" for i in range(cluster.n_devices)]
-    repeated = len(set(names)) < len(names)
-    return [f"{name} ({i})" if repeated else name for i, name in enumerate(names)]

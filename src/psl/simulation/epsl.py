@@ -10,8 +10,8 @@ def epsl_jobs(plan: Any) -> Recorder:
     """Return the jobs of one round of an `EPSLPlan`.
 
     Each client computes forward and uploads its activations over its own subchannels. When all have arrived, the server
-    computes forward, then backward. It broadcasts the aggregated gradients over all subchannels, then sends each client
-    the others over the client's own. Each client ends with its backward.
+    computes forward, then backward, and steps. It broadcasts the aggregated gradients over all subchannels, then sends
+    each client the others over the client's own. Each client ends with its backward and its step.
 
     Source: EPSL (arXiv 2303.15991): the round [P], its costs [R]; its simulation [B].
     """
@@ -44,6 +44,8 @@ def epsl_jobs(plan: Any) -> Recorder:
     before_last = max(profile.bwd_cost[-1] - profile.bwd_cost[j] - profile.last_bwd_cost, 0.0)
     backward = (server_rows(plan.phi, b, n_clients) * before_last + rows * profile.last_bwd_cost) / cell.server_speed
     last = jobs.event("backward", server, backward, (last,), stage=server_part, samples=rows)
+    if step := (profile.steps[-1] - profile.steps[j]) / cell.server_speed:
+        last = jobs.event("step", server, step, (last,), stage=server_part)
     if n_a > 0:
         seconds = transfer(n_a * profile.grad_bits[j], common)
         last = jobs.event("broadcast", whole_band, seconds, (last,), samples=n_a)
@@ -52,7 +54,11 @@ def epsl_jobs(plan: Any) -> Recorder:
         if b > n_a:
             seconds = transfer((b - n_a) * profile.grad_bits[j], down[i])
             ready = jobs.event("gradient", band[i], seconds, (last,), stage=i, samples=b - n_a)
-        jobs.event("backward", machine[i], b * table.bwd_cost[j] / speed, (ready,), stage=client_part[i], samples=b)
+        done = jobs.event(
+            "backward", machine[i], b * table.bwd_cost[j] / speed, (ready,), stage=client_part[i], samples=b
+        )
+        if table.steps[j]:
+            jobs.event("step", machine[i], table.steps[j] / speed, (done,), stage=client_part[i])
     return jobs
 
 

@@ -37,6 +37,7 @@ class Operation:
     overhead: float  # s, whatever the size
     per_sample: tuple[float, float]  # s
     delay: tuple[float, float] = (0.0, 0.0)  # s on the way, after the resource is free again
+    step: float = 0.0  # s, the optimizer step of a stage at the end of the mini-batch
 
 
 def pipeline_jobs(plan: Any, *, order: str = "1f1b", max_in_flight: int | None = None, equal: bool = False) -> Recorder:
@@ -52,6 +53,7 @@ def pipeline_jobs(plan: Any, *, order: str = "1f1b", max_in_flight: int | None =
       while the message is on its way for the latency l_e. Messages are stored and forwarded: the next hop starts
       when the whole message has arrived.
     * "flush": no backward starts before the last forward of the last stage has ended, as in GPipe.
+    * A stage takes its optimizer step, (σ_j − σ_i)/s_n, after its last backward.
     * `max_in_flight` = W: the source starts micro-batch m + W only after its backward of micro-batch m.
 
     Args:
@@ -93,6 +95,11 @@ def pipeline_jobs(plan: Any, *, order: str = "1f1b", max_in_flight: int | None =
         chain = _pass(jobs, operations[::-1], _BACKWARD, m, n, after)
         if m + window < len(sizes):
             jobs.require(first_forward[m + window], chain[-1])
+        last_backward = chain[::-1]
+    for operation, passed in zip(operations, last_backward, strict=True):
+        if operation.step:
+            label = {"micro_batch": -1, "stage": operation.number}
+            jobs.event("step", operation.resources[0], operation.step, (passed,), (len(sizes), 0), **label)
     return jobs
 
 
@@ -149,7 +156,10 @@ def _stage(plan: PipelinedPath, jobs: Recorder, node: int | str, i: int, j: int)
     forward, backward = table.fwd_cost[j] - table.fwd_cost[i], table.bwd_cost[j] - table.bwd_cost[i]
     per_sample = float(forward / speed), float(backward / speed)
     number = jobs.stage(resource, plan.profile, i, j)
-    return Operation(("forward", "backward"), number, (resource, resource), attributes["overhead"], per_sample)
+    step = float((table.steps[j] - table.steps[i]) / speed)
+    return Operation(
+        ("forward", "backward"), number, (resource, resource), attributes["overhead"], per_sample, step=step
+    )
 
 
 def _hop(plan: PipelinedPath, jobs: Recorder, number: int, cut: int, u: int | str, v: int | str) -> Operation:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 #: What an event can be; `Timeline.kind` holds positions in this tuple.
-KINDS = ("forward", "backward", "activation", "gradient", "broadcast", "model")
+KINDS = ("forward", "backward", "activation", "gradient", "broadcast", "model", "step")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -32,7 +32,8 @@ class Timeline(Record):
         resources: R names, such as "node 2" or "link 0→2".
         resource: (E,) position of the event's resource in `resources`.
         kind: (E,) position of the event's kind in `KINDS`.
-        micro_batch: (E,) number of the micro-batch; for EdgeSplit of the local step, −1 for a model's transfer.
+        micro_batch: (E,) number of the micro-batch; for EdgeSplit of the local step, −1 for a model's transfer and for
+            the optimizer's step of a pipeline's stage.
         stage: (E,) number of the stage for a computation; of the hop, client or device for a transfer.
         samples: (E,) samples computed on or carried; 0 for a model's transfer.
         start, end: (E,) s. Propagation latency is no event: it occupies nothing.

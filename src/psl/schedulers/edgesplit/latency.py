@@ -20,6 +20,7 @@ BEYOND = 1e100
 TERMS = {
     "device_compute": "forward and backward on the device",
     "server_compute": "forward and backward on the device's share of the server",
+    "optimizer": "optimizer steps of the device and of its share of the server",
     "activation_exchange": "activations up and gradients down",
     "model_exchange": "the device's part of the model down and up",
 }
@@ -32,6 +33,7 @@ class RoundCosts:
 
         T_i    = c_i(j_i) + D(j_i) / (e_i w_i)
         c_i(j) = H b [ (ρ_j + ϖ_j) / s_i + ((ρ_L − ρ_j) + (ϖ_L − ϖ_j)) N / s_srv ]
+                 + H [ σ_j / s_i + (σ_L − σ_j) N / s_srv ]
         D(j)   = H b (ψ_j + χ_j) + 2 δ_j,    with ψ_L = χ_L = 0: a device with the whole model sends no activations
 
     A device with a measured profile of its own takes that profile's seconds in place of (ρ_j + ϖ_j) / s_i.
@@ -53,10 +55,13 @@ class RoundCosts:
         samples = self.batch_size * self.local_steps
         self.n_devices = cluster.n_devices
         self.efficiency = cluster.spectral_efficiency  # (N,) bit/s/Hz
-        self.device_work = samples * (profile.fwd_cost + profile.bwd_cost)  # (L+1,) FLOP of a round before the cut
+        passes = samples * (profile.fwd_cost + profile.bwd_cost)
+        self.device_steps = self.local_steps * profile.steps  # (L+1,) FLOP of a round's optimizer steps
+        self.device_work = passes + self.device_steps  # (L+1,) FLOP of a round before the cut
         # Forward and backward are subtracted apart: in their sum the smaller one loses its digits.
         behind = (profile.fwd_cost[-1] - profile.fwd_cost) + (profile.bwd_cost[-1] - profile.bwd_cost)
-        self.server_work = samples * behind  # (L+1,) FLOP of a round behind the cut
+        self.server_steps = self.local_steps * (profile.steps[-1] - profile.steps)
+        self.server_work = samples * behind + self.server_steps  # (L+1,) FLOP of a round behind the cut
         with np.errstate(over="ignore", invalid="ignore"):  # `_check_finite` refuses what overflows
             self.server_seconds = self.server_work * (self.n_devices / cluster.server_speed)  # (L+1,)
         self.up_bits = samples * profile.act_bits  # (L+1,)
@@ -77,7 +82,7 @@ class RoundCosts:
         row_of: dict[int, int] = {id(None): -1}
         rows: dict[bytes, tuple[int, np.ndarray]] = {}
         for own in {id(own): own for own in profiles if own is not None}.values():
-            row = samples * (own.fwd_cost + own.bwd_cost)
+            row = samples * (own.fwd_cost + own.bwd_cost) + self.local_steps * own.steps
             row_of[id(own)] = rows.setdefault(row.tobytes(), (len(rows), row))[0]
         group = np.array([row_of[id(own)] for own in profiles])
         return group, np.array([row for _, row in rows.values()]).reshape(len(rows), len(self.device_work))
@@ -121,13 +126,19 @@ class RoundCosts:
     def latency(self, cuts: np.ndarray, bandwidth: np.ndarray) -> "RoundLatency":
         """Return the terms of the devices' times for checked (N,) cuts and (N,) Hz."""
         rate = self.efficiency * bandwidth
+        device_steps = self.device_steps[cuts] / self.cluster.device_speed
+        for i, own in enumerate(self.cluster.profiles or ()):
+            if own is not None:
+                device_steps[i] = self.local_steps * own.steps[cuts[i]]
+        server_steps = self.server_steps[cuts] * (self.n_devices / self.cluster.server_speed)
         return RoundLatency(
             cuts=cuts,
             cut_names=tuple(self.profile.names[j] for j in cuts.tolist()),
             bandwidth=bandwidth,
             rate=rate,
-            device_compute=self.device_seconds(cuts),
-            server_compute=self.server_seconds[cuts],
+            device_compute=self.device_seconds(cuts) - device_steps,
+            server_compute=self.server_seconds[cuts] - server_steps,
+            optimizer=device_steps + server_steps,
             activation_exchange=seconds((self.up_bits + self.down_bits)[cuts], rate),
             model_exchange=seconds(2 * self.model_bits[cuts], rate),
             device_times=self.times(cuts, bandwidth),
@@ -148,9 +159,10 @@ class RoundLatency(Record):
         rate: (N,) e_i w_i, bit/s.
         device_compute: (N,) s, H b (ρ_j + ϖ_j) / s_i, or H b times the device's own measured seconds.
         server_compute: (N,) s, H b ((ρ_L − ρ_j) + (ϖ_L − ϖ_j)) / (s_srv / N).
+        optimizer: (N,) s, H [σ_j / s_i + (σ_L − σ_j) / (s_srv / N)]; 0 for a profile without `step_cost`.
         activation_exchange: (N,) s, H b (ψ_j + χ_j) / (e_i w_i); nothing at j = L.
         model_exchange: (N,) s, 2 δ_j / (e_i w_i).
-        device_times: (N,) T_i, s: the sum of the four.
+        device_times: (N,) T_i, s: the sum of the five.
         uplink_bits, downlink_bits: (N,) bits of a round in each direction.
         device_names: N names of the devices, or None.
 
@@ -163,6 +175,7 @@ class RoundLatency(Record):
     rate: np.ndarray
     device_compute: np.ndarray
     server_compute: np.ndarray
+    optimizer: np.ndarray
     activation_exchange: np.ndarray
     model_exchange: np.ndarray
     device_times: np.ndarray
@@ -176,7 +189,7 @@ class RoundLatency(Record):
         return float(self.device_times.max())
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per device: cut, bandwidth, rate, the four terms and their total in seconds, and the bits."""
+        """Return one row per device: cut, bandwidth, rate, the five terms and their total in seconds, and the bits."""
         columns = {
             "cut": self.cuts,
             "cut_name": np.array(self.cut_names, dtype=object),

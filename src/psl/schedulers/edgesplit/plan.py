@@ -8,7 +8,7 @@ import pandas as pd
 
 from psl.errors import check_choice
 from psl.networks.edge_cluster import EdgeCluster
-from psl.plans import check_lower_bound, meets_bound
+from psl.plans import held_bound, meets_bound
 from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.edgesplit.baselines import baseline
@@ -29,13 +29,14 @@ class EdgeSplitPlan(Record):
         method: what made the plan.
         cuts: (N,) j_i, the number of each device's cut, 1..L.
         bandwidth: (N,) w_i, Hz.
-        lower_bound: s, the optimal round time of the scenario: no plan is shorter; NaN if it was not computed.
+        lower_bound: s, the optimal round time of the scenario: no plan is shorter; NaN if it was not computed. A copy
+            with another profile, cluster, batch size, number of local steps or `min_cut` has none.
         history: one dict per step of the method: "round_time", and what changed.
         min_cut: the shallowest cut that was allowed.
+        proven_for: what the bound was computed for; filled in.
 
     Raises:
-        ScenarioError: cuts or bandwidths are out of range or of the wrong shape, or the bound is above the round time,
-            as happens to a plan moved to another scenario.
+        ScenarioError: cuts or bandwidths are out of range or of the wrong shape, or the bound is above the round time.
         InfeasibleError: a device has too little memory for its cut.
 
     Attributes:
@@ -55,6 +56,7 @@ class EdgeSplitPlan(Record):
     lower_bound: float = float("nan")
     history: tuple[dict[str, Any], ...] = ()
     min_cut: int = 1
+    proven_for: str = field(default="", kw_only=True, repr=False)
     device_times: np.ndarray = field(init=False)
     round_time: float = field(init=False)
 
@@ -74,12 +76,13 @@ class EdgeSplitPlan(Record):
             local_steps=costs.local_steps,
             cuts=cuts,
             bandwidth=bandwidth,
-            lower_bound=check_lower_bound("EdgeSplitPlan", self.lower_bound, float(times.max())),
             history=tuple(self.history),
             min_cut=check_min_cut(profile, self.min_cut),
             device_times=times,
             round_time=float(times.max()),
         )
+        scenario = (profile, cluster, self.batch_size, self.local_steps, self.min_cut)
+        self._set(**held_bound("EdgeSplitPlan", self.lower_bound, self.proven_for, scenario, self.round_time))
 
     @property
     def n_clients(self) -> int:
@@ -144,7 +147,8 @@ class EdgeSplitPlan(Record):
             return float(costs.times(self.cuts, self.bandwidth).max())
         if framework == "centralised":
             everything = self.profile.fwd_cost[-1] + self.profile.bwd_cost[-1]
-            return float(self.n_clients * self.batch_size * everything / self.cluster.server_speed)
+            work = self.n_clients * self.batch_size * everything + self.profile.steps[-1]
+            return float(work / self.cluster.server_speed)
         problem = EdgeSplitProblem(self.profile, self.cluster, self.batch_size, steps, self.min_cut)
         return float(problem.times(*baseline(problem, framework)).max())
 

@@ -14,7 +14,7 @@ from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.checks import seconds
 from psl.schedulers.epsl.checks import check_assignment, check_batch, check_cut, check_power, check_profile
-from psl.schedulers.epsl.water_filling import most_rate
+from psl.schedulers.epsl.water_filling import most_rate, with_floor
 
 FRAMEWORKS = ("epsl", "psl", "sfl", "sl", "fedavg", "centralised")
 
@@ -25,6 +25,7 @@ TERMS = {
     "server_backward": "server backward",
     "broadcast": "broadcast of aggregated gradients",
     "downlink": "unicast of the other gradients and client backward",
+    "optimizer": "optimizer steps of the server and of the clients",
     "local_training": "training of the whole model on one machine",
     "model_exchange": "upload, broadcast or hand-over of models",
 }
@@ -41,9 +42,12 @@ class RoundLatency(Record):
         server_backward: [(n_A + C (b − n_A)) (ϖ_L − ϖ_j − ϖ_last) + C b ϖ_last] / s_srv.
         broadcast: n_A χ_j / R_bc.
         downlink: max_i ((b − n_A) χ_j / R_dl,i + b ϖ_j / s_i); for sequential SL the sum over clients.
+        optimizer: (σ_L − σ_j) / s_srv, before the gradients go down, and what the clients' own steps, σ_j / s_i, add to
+            the downlink's maximum; 0 for a profile without `step_cost`.
         local_training: of FedAvg's clients or of the centralised server.
         model_exchange: time for whole or client-side models to travel.
-        uplink_of, downlink_of: (C,) the same two terms of every client, before the maximum or sum.
+        uplink_of, downlink_of: (C,) the same two terms of every client, before the maximum or sum; the downlink with
+            the client's own optimizer step.
 
     Source: reconstruction [R] of the EPSL round (arXiv 2303.15991).
     """
@@ -54,6 +58,7 @@ class RoundLatency(Record):
     server_backward: float = 0.0
     broadcast: float = 0.0
     downlink: float = 0.0
+    optimizer: float = 0.0
     local_training: float = 0.0
     model_exchange: float = 0.0
     uplink_of: np.ndarray | None = None
@@ -81,8 +86,8 @@ class RoundLatency(Record):
 class CutTerms:
     """Seconds and bits of the parts of a round of EPSL, for every cut 0..L: all that does not depend on the rates.
 
-    The round takes max_i (client_forward_i + upload_bits / R_i) + server_forward + server_backward
-    + broadcast_bits / R_bc + max_i (unicast_bits / R_dl,i + client_backward_i).
+    The round takes max_i (client_forward_i + upload_bits / R_i) + server_forward + server_backward + server_step
+    + broadcast_bits / R_bc + max_i (unicast_bits / R_dl,i + client_backward_i + client_step_i).
     Rows are cuts, columns clients: (L+1, C) or (L+1,).
 
     Source: reconstruction [R] of the EPSL round (arXiv 2303.15991).
@@ -95,6 +100,8 @@ class CutTerms:
     broadcast_bits: np.ndarray  # (L+1,) n_A χ_j
     unicast_bits: np.ndarray  # (L+1,) (b − n_A) χ_j
     client_backward: np.ndarray  # (L+1, C) b ϖ_j / s_i, s, likewise
+    server_step: np.ndarray  # (L+1,) (σ_L − σ_j) / s_srv, s
+    client_step: np.ndarray  # (L+1, C) σ_j / s_i, s, or the client's own measured seconds
 
     @classmethod
     def of(cls, profile: Profile, cell: WirelessCell, batch_size: int, phi: float) -> Self:
@@ -103,7 +110,7 @@ class CutTerms:
         # With only the last layer on the server there is no more to go back through: 0, also after rounding.
         before_last = np.maximum(profile.bwd_cost[-1] - profile.bwd_cost - profile.last_bwd_cost, 0.0)
         rows = server_rows(phi, b, n_clients)
-        forward, backward = client_seconds(profile, cell)
+        forward, backward, step = client_seconds(profile, cell)
         return cls(
             client_forward=b * forward,
             upload_bits=b * profile.act_bits,
@@ -112,17 +119,23 @@ class CutTerms:
             broadcast_bits=n_a * profile.grad_bits,
             unicast_bits=(b - n_a) * profile.grad_bits,
             client_backward=b * backward,
+            server_step=(profile.steps[-1] - profile.steps) / cell.server_speed,
+            client_step=step,
         )
 
 
-def client_seconds(profile: Profile, cell: WirelessCell) -> tuple[np.ndarray, np.ndarray]:
-    """Return (L+1, C) forward and backward seconds per sample: by a client's own profile, or else by its speed."""
+def client_seconds(profile: Profile, cell: WirelessCell) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (L+1, C) seconds forward and backward per sample and of an optimizer step on units 1..j.
+
+    They are those of a client's own profile, or else follow from its speed.
+    """
     forward = profile.fwd_cost[:, None] / cell.client_speed
     backward = profile.bwd_cost[:, None] / cell.client_speed
+    step = profile.steps[:, None] / cell.client_speed
     for i, own in enumerate(cell.profiles or ()):
         if own is not None:
-            forward[:, i], backward[:, i] = own.fwd_cost, own.bwd_cost
-    return forward, backward
+            forward[:, i], backward[:, i], step[:, i] = own.fwd_cost, own.bwd_cost, own.steps
+    return forward, backward, step
 
 
 def latency(
@@ -201,24 +214,27 @@ def round_latency(
     check_choice("framework", framework, FRAMEWORKS)
     steps = check_count("local_steps", local_steps) if framework in ("sfl", "fedavg") else 1
     if framework == "centralised":
-        everything = profile.fwd_cost[-1] + profile.bwd_cost[-1]
-        return RoundLatency(
-            framework, local_training=float(cell.n_clients * batch_size * everything / cell.server_speed)
-        )
+        everything = cell.n_clients * batch_size * (profile.fwd_cost[-1] + profile.bwd_cost[-1])
+        step = float(profile.steps[-1] / cell.server_speed)
+        return RoundLatency(framework, local_training=float(everything / cell.server_speed), optimizer=step)
     if framework == "sl":
         return _sequential(profile, cell, cut, batch_size)
     up, down, common = cell.uplink_rate(assignment, power), cell.downlink_rate(assignment), cell.broadcast_rate()
     if framework == "fedavg":
-        forward, backward = client_seconds(profile, cell)
-        compute = steps * batch_size * (forward[-1] + backward[-1])  # (C,)
+        forward, backward, step = client_seconds(profile, cell)
+        passes = steps * batch_size * (forward[-1] + backward[-1])  # (C,)
+        compute = passes + steps * step[-1]
         bits = profile.param_bits[-1]
         done = float((compute + seconds(bits, up)).max())
         exchange = done - float(compute.max()) + float(seconds(bits, common))
-        return RoundLatency(framework, local_training=float(compute.max()), model_exchange=exchange)
+        training, stepping = float(passes.max()), float(compute.max() - passes.max())
+        return RoundLatency(framework, local_training=training, optimizer=stepping, model_exchange=exchange)
 
     terms = CutTerms.of(profile, cell, batch_size, phi if framework == "epsl" else 0.0)
     uplink_of = terms.client_forward[cut] + seconds(terms.upload_bits[cut], up)
-    downlink_of = terms.client_backward[cut] + seconds(terms.unicast_bits[cut], down)
+    passes = terms.client_backward[cut] + seconds(terms.unicast_bits[cut], down)
+    downlink_of = passes + terms.client_step[cut]
+    stepping = float(terms.server_step[cut] + (downlink_of.max() - passes.max()))
     exchange = 0.0
     if framework == "sfl":
         model = profile.param_bits[cut]
@@ -229,7 +245,8 @@ def round_latency(
         server_forward=steps * float(terms.server_forward[cut]),
         server_backward=steps * float(terms.server_backward[cut]),
         broadcast=steps * float(seconds(terms.broadcast_bits[cut], common)),
-        downlink=steps * float(downlink_of.max()),
+        downlink=steps * float(passes.max()),
+        optimizer=steps * stepping,
         model_exchange=exchange,
         uplink_of=uplink_of,
         downlink_of=downlink_of,
@@ -240,19 +257,22 @@ def _sequential(profile: Profile, cell: WirelessCell, cut: int, batch_size: int)
     """Return the round of vanilla split learning: the active client has all subchannels."""
     n, m = cell.n_clients, cell.n_subchannels
     limit = np.minimum(cell.client_power, cell.total_power)
-    rate = most_rate(limit, np.repeat(np.arange(n), m), cell.snr_per_psd.ravel(), np.tile(cell.bandwidth, n))
+    rate = most_rate(
+        limit, np.repeat(np.arange(n), m), with_floor(cell.snr_per_psd).ravel(), np.tile(cell.bandwidth, n)
+    )
     down_rate = cell.whole_band_downlink_rate()
     terms = CutTerms.of(profile, cell, batch_size, 0.0)
     uplink_of = terms.client_forward[cut] + seconds(terms.upload_bits[cut], rate)
-    downlink_of = terms.client_backward[cut] + seconds(terms.unicast_bits[cut], down_rate)
+    passes = terms.client_backward[cut] + seconds(terms.unicast_bits[cut], down_rate)
     model = profile.param_bits[cut] if n > 1 else 0.0
     return RoundLatency(
         "sl",
         uplink=float(uplink_of.sum()),
         server_forward=float(terms.server_forward[cut]),
         server_backward=float(terms.server_backward[cut]),
-        downlink=float(downlink_of.sum()),
+        downlink=float(passes.sum()),
+        optimizer=float((terms.server_step[cut] + terms.client_step[cut]).sum()),
         model_exchange=float((seconds(model, rate) + seconds(model, down_rate)).sum()),
         uplink_of=uplink_of,
-        downlink_of=downlink_of,
+        downlink_of=passes + terms.client_step[cut],
     )

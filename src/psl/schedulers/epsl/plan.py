@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from psl.networks.wireless_cell import WirelessCell
-from psl.plans import check_lower_bound, meets_bound
+from psl.plans import held_bound, meets_bound
 from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.epsl.checks import check_assignment, check_batch, check_cut, check_power, check_profile
@@ -25,12 +25,13 @@ class EPSLPlan(Record):
         assignment: (M,) client of each subchannel.
         power: (M,) uplink transmit power density on each subchannel, W/Hz.
         lower_bound: s, no plan for this scenario has a shorter round (with a cut given by the caller: none with
-            that cut); NaN if it was not computed.
+            that cut); NaN if it was not computed. A copy with another profile, cell, batch size, φ or cut has none.
         history: one dict per improvement or block: "block", "cut", "round_time".
 
+        proven_for: what the bound was computed for; filled in.
+
     Raises:
-        ScenarioError: a field is out of range or of the wrong shape, or the bound is above the round time, as happens
-            to a plan moved to another scenario.
+        ScenarioError: a field is out of range or of the wrong shape, or the bound is above the round time.
 
     Attributes:
         round_time: s, the round latency of EPSL under this plan.
@@ -48,6 +49,7 @@ class EPSLPlan(Record):
     power: np.ndarray
     lower_bound: float = float("nan")
     history: tuple[dict[str, Any], ...] = ()
+    proven_for: str = field(default="", kw_only=True, repr=False)
     round_time: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,10 +64,9 @@ class EPSLPlan(Record):
             power=check_power(self.cell, assignment, self.power),
             history=tuple(self.history),
         )
-        round_time = self.latency().total
-        # A bound that equals the round time but for rounding is the round time.
-        lower_bound = min(check_lower_bound("EPSLPlan", self.lower_bound, round_time), round_time)
-        self._set(round_time=round_time, lower_bound=lower_bound)
+        time = self.latency().total
+        scenario = (self.profile, self.cell, batch_size, phi, self.cut)
+        self._set(round_time=time, **held_bound("EPSLPlan", self.lower_bound, self.proven_for, scenario, time))
 
     @property
     def n_clients(self) -> int:

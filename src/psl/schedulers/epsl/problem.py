@@ -10,7 +10,7 @@ from psl.networks.wireless_cell import WirelessCell
 from psl.profiles import Profile
 from psl.schedulers.checks import seconds
 from psl.schedulers.epsl.latency import CutTerms
-from psl.schedulers.epsl.water_filling import LN2, most_rate
+from psl.schedulers.epsl.water_filling import LN2, most_rate, with_floor
 
 
 def no_finite_plan() -> PSLError:
@@ -36,11 +36,11 @@ class RoundProblem:
         self.cuts: Sequence[int] = range(1, profile.n_units) if cut is None else [cut]
         terms = CutTerms.of(profile, cell, batch_size, phi)
         self.up_compute, self.up_bits = terms.client_forward, terms.upload_bits
-        self.down_compute, self.down_bits = terms.client_backward, terms.unicast_bits
+        self.down_compute, self.down_bits = terms.client_backward + terms.client_step, terms.unicast_bits
         broadcast = seconds(terms.broadcast_bits, cell.broadcast_rate())
-        self.constant = terms.server_forward + terms.server_backward + broadcast  # (L+1,) s
+        self.constant = terms.server_forward + terms.server_backward + terms.server_step + broadcast  # (L+1,) s
         self.bandwidth = cell.bandwidth
-        self.snr = cell.snr_per_psd  # (C, M), per W/Hz
+        self.snr = with_floor(cell.snr_per_psd)  # (C, M), per W/Hz
         self.log_snr = np.log2(self.snr)
         self.down_rate = cell.subchannel_downlink_rate()  # (C, M)
         self.total = cell.total_power

@@ -8,6 +8,12 @@ written out: one divides whole sums by ln 2, the other works with the logarithm 
 import numpy as np
 
 LN2 = float(np.log(2.0))
+_NO_SNR = 1e-280  # per W/Hz; too low to carry anything, and its inverse times a width is still finite
+
+
+def with_floor(snr: np.ndarray) -> np.ndarray:
+    """Return signal-to-noise ratios per W/Hz in which 0, a subchannel that cannot be used, is the lowest number."""
+    return np.where(snr > 0, snr, _NO_SNR)
 
 
 def most_rate(limit: np.ndarray, group: np.ndarray, snr: np.ndarray, bandwidth: np.ndarray) -> np.ndarray:
@@ -16,7 +22,7 @@ def most_rate(limit: np.ndarray, group: np.ndarray, snr: np.ndarray, bandwidth: 
     Args:
         limit: (n,) W.
         group: (K,) group of each subchannel entry; every group has at least one.
-        snr: (K,) signal-to-noise ratio per W/Hz.
+        snr: (K,) signal-to-noise ratio per W/Hz, above 0 (`with_floor`).
         bandwidth: (K,) Hz.
     """
     return fill(limit, group, snr, bandwidth)[0]

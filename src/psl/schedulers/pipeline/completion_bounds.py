@@ -47,6 +47,7 @@ class CompletionBounds:
         problem: PipelineProblem,
         tables: Tables,
         stage: np.ndarray,
+        linear: np.ndarray,
         goal: Goal,
         hosts: tuple[int, ...],
         bound: float,
@@ -56,7 +57,7 @@ class CompletionBounds:
 
         Args:
             problem, tables: the problem at one micro-batch size.
-            stage: (L+1, L+1, N) cost of a stage, with inf for stages that no path may have.
+            stage, linear: (L+1, L+1, N) occupancy and linear cost of a stage, inf for stages that no path may have.
             goal: what is minimised.
             hosts: nodes that may host one stage only; the first of them are taken, as many as the tables may be large.
             bound: a lower bound of the goal.
@@ -65,7 +66,7 @@ class CompletionBounds:
         hosts = hosts[: max(int(np.log2(_TABLE / stage.size)), 0)]
 
         def least_sum(limit: float) -> np.ndarray:
-            allowed = np.where(stage <= limit, stage, np.inf)
+            allowed = np.where(stage <= limit, linear, np.inf)
             hop = np.where(tables.hop_occupancy <= limit, tables.hop_linear, np.inf)
             return completions_by_hosts(problem, allowed, hop, hosts)
 

@@ -108,8 +108,9 @@ class PlacementSearch:
 
     def __post_init__(self) -> None:
         # The source hosts the first stage, so no other.
-        self.stage = self.tables.stage.copy()
-        self.stage[1:, :, self.problem.source] = np.inf
+        self.stage, self.linear = self.tables.stage.copy(), self.tables.stage_linear.copy()
+        for costs in (self.stage, self.linear):
+            costs[1:, :, self.problem.source] = np.inf
 
     def run(self, objective: str, cutoff: float, relaxed: Path, bound: float) -> Found:
         """Return the best path below the cutoff.
@@ -177,6 +178,7 @@ class PlacementSearch:
         """
         tables = self.tables
         stages = [tables.stage[i, j, n] for n, i, j in path.stages]
+        linear = [tables.stage_linear[i, j, n] for n, i, j in path.stages]
         hops = [tables.hop_linear[hop] for hop in path.hops]
         busy = [tables.hop_occupancy[hop] for hop in path.hops]
         if self.links == "shared":
@@ -187,7 +189,7 @@ class PlacementSearch:
         interval = float(max(stages + busy))
         if interval > goal.limit * _SLACK:
             return np.inf
-        return goal.fill * float(sum(stages) + sum(hops)) + goal.weight * interval
+        return goal.fill * float(sum(linear) + sum(hops)) + goal.weight * interval
 
     def _repeated(self, path: Path) -> tuple[list[int], list[int]]:
         nodes, used = self.problem.repeated(path)
@@ -209,7 +211,8 @@ class PlacementSearch:
         return link_loads(e, int(problem.reverse[e]), forward, backward, problem.full_duplex)
 
     def _bounds(self, goal: Goal, critical: Critical, bound: float, fine: int) -> CompletionBounds:
-        return CompletionBounds.of(self.problem, self.tables, self.stage, goal, critical.hosts, bound, _CLASSES[fine])
+        costs, classes = (self.stage, self.linear), _CLASSES[fine]
+        return CompletionBounds.of(self.problem, self.tables, *costs, goal, critical.hosts, bound, classes)
 
     def _best_first(
         self, bounds: CompletionBounds, best: float, critical: Critical, budget: float, width: int | None = None
@@ -249,7 +252,7 @@ class PlacementSearch:
         if label.arrived and not label.hosts & bit:
             to, hosts = slice(j + 1, None), label.hosts | bit
             stage = self.stage[j, to, n]
-            fill, interval = _plus(goal, label, stage), np.maximum(label.interval, stage)
+            fill, interval = _plus(goal, label, self.linear[j, to, n]), np.maximum(label.interval, stage)
             values = bounds.values(0, to, n, hosts, fill, interval)
             for k in np.flatnonzero((values < best) & (interval <= goal.limit)).tolist():
                 child = Label(

@@ -50,6 +50,16 @@ def unit_seconds(profile: Profile, network: EdgeNetwork) -> tuple[np.ndarray, np
     return forward, backward
 
 
+def first_step_seconds(profile: Profile, network: EdgeNetwork) -> np.ndarray:
+    """Return (L+1,) σ_j/s of the source, s: the optimizer step of a first stage of units 1..j.
+
+    The other stages step while those before them still go backward [R]; `psl.simulate` knows when that is too long.
+    """
+    n = network.index[network.source]
+    own = network.profiles[n]
+    return profile.steps / network.speed[n] if own is None else own.steps
+
+
 def stage_seconds(overhead: np.ndarray, samples: int, per_sample: np.ndarray) -> np.ndarray:
     """Return what a stage takes for a micro-batch, s.
 
@@ -109,10 +119,11 @@ class RoundLatency(Record):
         occupancy: (R,) s that a micro-batch keeps the resource busy; with links="shared" a hop shows its link's load.
         memory: (R,) bytes; 0 for hops.
         n_micro_batches: M.
+        optimizer: s, the optimizer step of the first stage, which ends last; 0 for a profile without `step_cost`.
 
     Attributes:
         linear: (R,) forward + backward.
-        fill_time: T_f, the sum of `linear`, s.
+        fill_time: T_f, the sum of `linear` and `optimizer`, s.
         interval: T_i, the largest occupancy, s.
         total: T, s.
 
@@ -127,12 +138,13 @@ class RoundLatency(Record):
     occupancy: np.ndarray
     memory: np.ndarray
     n_micro_batches: int
+    optimizer: float = 0.0
     fill_time: float = field(init=False)
     interval: float = field(init=False)
     total: float = field(init=False)
 
     def __post_init__(self) -> None:
-        fill, interval = float(self.linear.sum()), float(self.occupancy.max())
+        fill, interval = float(self.linear.sum()) + self.optimizer, float(self.occupancy.max())
         self._set(fill_time=fill, interval=interval, total=round_time(fill, interval, self.n_micro_batches))
 
     @property
@@ -177,7 +189,7 @@ def latency(
     A stage of units i+1..j on node n takes F = o_n + b (ρ_j − ρ_i)/s_n forward and K = o_n + b (ϖ_j − ϖ_i)/s_n
     backward, and is busy for F + K. A hop e at cut j takes l_e + b ψ_j/R_e forward and l_e′ + b χ_j/R_e′ backward over
     its reverse e′. It is busy for the larger of b ψ_j/R_e and b χ_j/R_e′ on a full-duplex link, for their sum on a
-    half-duplex one.
+    half-duplex one. T_f ends with the optimizer step of the first stage, where the profile knows its cost.
 
     Args:
         profile: costs of the model's cuts.
@@ -242,4 +254,5 @@ def round_latency(
         occupancy=np.concatenate([forward + backward, busy])[order],
         memory=np.concatenate([memory[j] - memory[i], np.zeros(len(cut))])[order],
         n_micro_batches=ceil_div(batch_size, b),
+        optimizer=float(first_step_seconds(profile, network)[path.stages[0][2]]),
     )

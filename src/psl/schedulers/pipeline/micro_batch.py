@@ -56,7 +56,7 @@ class MicroBatchCurve:
     def of(cls, problem: PipelineProblem, path: Path, links: str = "once") -> "MicroBatchCurve":
         """Return the curve of a path through a problem."""
         lines: list[tuple[float, float]] = []  # (β0, β)
-        alpha0 = alpha = 0.0
+        alpha0, alpha = float(problem.first_step[path.stages[0][2]]), 0.0
         for n, i, j in path.stages:
             fixed, slope = problem.overhead[n], problem.work[j, n] - problem.work[i, n]
             lines.append((fixed, slope))

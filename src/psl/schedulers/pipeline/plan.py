@@ -7,6 +7,7 @@ import pandas as pd
 
 from psl.errors import check_choice, expected
 from psl.networks.edge_network import EdgeNetwork
+from psl.plans import held_bound, meets_bound
 from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.pipeline.checks import (
@@ -33,19 +34,19 @@ class PipelinePlan(Record):
         objective: what was minimised: "time", T, or "interval", T_i.
         links: how hops use the links: each link "once", "shared" by hops that add up, or counted "separate".
         method: what made the plan.
-        lower_bound: s, no plan for this scenario has a smaller objective; NaN if it was not computed.
-        exact: whether the plan was proven optimal for its scenario and objective.
+        lower_bound: s, no plan for this scenario has a smaller objective; NaN if it was not computed. A copy with
+            another profile, network, batch size, micro-batch, objective or use of links has none.
         history: one dict per step of the search: "block" ("placement" or "micro-batch"), "micro_batch" and
             "round_time", s; for objective="interval" the interval.
+        proven_for: what the bound was computed for; filled in.
 
     Attributes:
         fill_time: T_f, s, until the first micro-batch is through.
         interval: T_i, s, from one micro-batch to the next.
 
     Raises:
-        ScenarioError: stages and hops do not lead through the model, or break a limit of the network.
-
-    A saved plan may hold ``NaN`` (no `lower_bound`) and ``Infinity`` (unlimited memory), see `save`.
+        ScenarioError: stages and hops do not lead through the model or break a limit of the network, or the bound is
+            above what it is a bound of.
     """
 
     scheduler: ClassVar[str] = "pipeline"
@@ -60,8 +61,8 @@ class PipelinePlan(Record):
     links: str = "once"
     method: str = "given"
     lower_bound: float = float("nan")
-    exact: bool = False
     history: tuple[dict[str, Any], ...] = ()
+    proven_for: str = field(default="", kw_only=True, repr=False)
     fill_time: float = field(init=False)
     interval: float = field(init=False)
 
@@ -75,8 +76,9 @@ class PipelinePlan(Record):
         stages, hops = path.named(self.network)
         terms = round_latency(self.profile, self.network, path, b, batch_size, self.links)
         self._set(batch_size=batch_size, micro_batch=b, stages=stages, hops=hops)
-        self._set(lower_bound=float(self.lower_bound), exact=bool(self.exact), history=tuple(self.history))
-        self._set(fill_time=terms.fill_time, interval=terms.interval)
+        self._set(history=tuple(self.history), fill_time=terms.fill_time, interval=terms.interval)
+        scenario = (self.profile, self.network, batch_size, b, self.objective, self.links)
+        self._set(**held_bound("PipelinePlan", self.lower_bound, self.proven_for, scenario, self.value))
 
     @property
     def n_micro_batches(self) -> int:
@@ -97,6 +99,11 @@ class PipelinePlan(Record):
     def gap(self) -> float:
         """Upper bound on the relative distance from the optimum, value / lower_bound − 1; NaN without one."""
         return max(self.value / self.lower_bound - 1.0, 0.0) if self.lower_bound > 0 else float("nan")
+
+    @property
+    def exact(self) -> bool:
+        """Whether the plan is proven optimal for its objective: it is as good as the lower bound."""
+        return meets_bound(self.value, self.lower_bound)
 
     @property
     def may_be_optimistic(self) -> bool:

@@ -13,6 +13,7 @@ from psl.schedulers.pipeline.checks import ROUNDING, check_batch_size, check_mic
 from psl.schedulers.pipeline.latency import (
     RoundLatency,
     ceil_div,
+    first_step_seconds,
     hop_seconds,
     occupancy,
     round_latency,
@@ -27,12 +28,14 @@ from psl.schedulers.pipeline.path import Path
 class Tables:
     """Seconds of every stage and hop for one micro-batch size b.
 
-    A stage's linear cost (part of the fill time) and its occupancy (candidate for the interval) are the same.
+    A stage's linear cost (part of the fill time) and its occupancy (candidate for the interval) are the same, but for
+    the optimizer step at the end of a first stage.
     """
 
     micro_batch: int  # b
     n_micro_batches: int  # M = ⌈B/b⌉
     stage: np.ndarray  # (L+1, L+1, N) F + K of units i+1..j on node n; inf where i >= j, without compute or memory
+    stage_linear: np.ndarray  # (L+1, L+1, N) the same, with the optimizer step of a first stage
     hop_linear: np.ndarray  # (L+1, E) (l_e + b ψ_j/R_e) + (l_e′ + b χ_j/R_e′)
     hop_occupancy: np.ndarray  # (L+1, E) full duplex: max(b ψ_j/R_e, b χ_j/R_e′); half: their sum
 
@@ -54,6 +57,7 @@ class PipelineProblem:
     Attributes:
         work: (L+1, N) forward plus backward seconds per sample of units 1..j on node n; 0 where it does not compute.
         overhead: (N,) 2 o_n, s per micro-batch.
+        first_step: (L+1,) s, optimizer step of a first stage of units 1..j.
         need: (L+1, L+1) bytes that a stage of units i+1..j takes.
         fits: (L+1, L+1, N) whether node n can and may host units i+1..j.
         forward, backward: (L+1, E) ψ_j/R_e and χ_j/R_e′, seconds per sample of a hop over edge e at cut j.
@@ -74,6 +78,7 @@ class PipelineProblem:
         self.source = network.index[network.source]
         forward, backward = unit_seconds(profile, network)
         self.work, self.overhead = forward + backward, 2 * network.overhead
+        self.first_step = first_step_seconds(profile, network)
         memory = profile.training_memory(self.batch_size)
         self.need = memory - memory[:, None]
         later = np.triu(np.ones(self.need.shape, dtype=bool), 1)
@@ -112,10 +117,15 @@ class PipelineProblem:
         b = check_micro_batch(micro_batch, self.batch_size)
         if self._last is None or self._last.micro_batch != b:  # a search asks for the same size several times
             sending, busy = self._hop_work
+            stage = linear = stage_seconds(self.overhead, b, self._stage_work)
+            if self.first_step.any():
+                linear = stage.copy()
+                linear[0, :, self.source] += self.first_step
             self._last = Tables(
                 micro_batch=b,
                 n_micro_batches=ceil_div(self.batch_size, b),
-                stage=stage_seconds(self.overhead, b, self._stage_work),
+                stage=stage,
+                stage_linear=linear,
                 hop_linear=hop_seconds(self.propagation, b * sending),
                 hop_occupancy=b * busy,
             )

@@ -98,8 +98,8 @@ def _over_hops(
 def least_sum(problem: PipelineProblem, tables: Tables, limit: float = np.inf) -> Completions:
     """Return the least linear cost to the end, over stages and hops whose occupancy is at most `limit`."""
     if limit == np.inf:
-        return completions(problem, tables.stage, tables.hop_linear)
-    stage = np.where(tables.stage <= limit, tables.stage, np.inf)
+        return completions(problem, tables.stage_linear, tables.hop_linear)
+    stage = np.where(tables.stage <= limit, tables.stage_linear, np.inf)
     return completions(problem, stage, np.where(tables.hop_occupancy <= limit, tables.hop_linear, np.inf))
 
 

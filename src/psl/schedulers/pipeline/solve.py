@@ -124,7 +124,7 @@ def solve(
             known = best(problem)
     value = _value(problem, chosen, objective, links)
     lower_bound = float("nan") if known is None else _lower_bound(known, chosen.micro_batch)
-    exact = lower_bound >= value * (1 - ROUNDING)  # not with NaN
+    proven = lower_bound >= value * (1 - ROUNDING)  # not with NaN
     return PipelinePlan(
         profile,
         network,
@@ -135,8 +135,7 @@ def solve(
         objective=objective,
         links=links,
         method=method,
-        lower_bound=value if exact else lower_bound,
-        exact=exact,
+        lower_bound=value if proven else lower_bound,
         history=tuple(history),
     )
 
