@@ -14,7 +14,7 @@ from psl.distributed.wire.messages import Kind
 from psl.distributed.wire.transport import Channel
 from psl.models import thin_resnet
 from psl.training import train
-from psl.training.config import cross_entropy
+from psl.training.scores import cross_entropy
 
 UNEVEN = (np.arange(10), np.arange(10, 60), np.arange(60, 100))
 OPTIONS = {

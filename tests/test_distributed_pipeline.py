@@ -81,6 +81,18 @@ def test_three_stages_find_what_one_process_finds(runs, nursery, schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_stage_draws_the_dropout_that_one_process_draws(nursery, schedule):
+    options = {"cut": [2, 6], "eval_every": 3}
+    torch.manual_seed(2)
+    model, given = small_model(0.5), {"optimizer": momentum, "loss": pixel_loss, "progress": False}
+    want = psl.train("pipeline", model, small_data(), **given | OPTIONS | options)
+    found = in_processes(nursery, schedule=schedule, model_options={"dropout": 0.5}, **options)
+    assert_same_run(found.history, want)
+    without = in_one_process(**options)
+    assert not np.allclose(want.train_loss, without.train_loss)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_only_activations_and_gradients_of_the_cuts_cross_and_never_an_image(runs, schedule):
     messages, (train, test) = runs[schedule].messages, small_data()
     shapes = [point.shape for point in psl.cuts(small_model(), (1, 8, 8))]

@@ -395,14 +395,14 @@ def test_samples_that_make_no_batch_are_refused():
             run("centralised", nn.Linear(4, 3), None, Words(of))
 
 
-def test_labels_of_another_shape_than_the_predictions_are_refused():
+def test_labels_that_the_accuracy_does_not_fit_are_refused():
     x, y = vectors().tensors
     data = TensorDataset(x, (y > 0).float()[:, None])
 
     def loss(outputs, labels):
         return F.binary_cross_entropy_with_logits(outputs, labels, reduction="none").squeeze(1)
 
-    with pytest.raises(DataError, match=r"labels: expected shape \(64,\)"):
+    with pytest.raises(ScenarioError, match=r"metric: expected outputs \(rows, K ≥ 2\).*pass metric="):
         run("centralised", nn.Linear(4, 1), None, data, loss=loss)
 
 

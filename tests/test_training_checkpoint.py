@@ -79,7 +79,7 @@ def test_interrupt_ends_the_round_and_saves(data, tmp_path):
     file = tmp_path / "run.pt"
     whole = run(data, rounds=5, eval_every=2, loss=PressOnce(0))
     with pytest.raises(KeyboardInterrupt, match="after round 3"):
-        run(data, rounds=5, eval_every=2, checkpoint=file, loss=PressOnce(3))
+        run(data, rounds=5, eval_every=2, checkpoint=file, loss=PressOnce(5))  # two calls are made before round 1
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert_same(run(data, rounds=5, eval_every=2, checkpoint=file, loss=PressOnce(0)), whole)
 
@@ -235,15 +235,17 @@ def test_another_file_of_torch_is_refused(data, tmp_path):
 
 
 def test_a_path_that_cannot_be_written_is_refused_before_training(data, tmp_path):
-    def refuse(outputs, labels):
-        raise AssertionError("training began")
+    class Refusing(torch.optim.SGD):
+        def step(self, closure=None):
+            raise AssertionError("training began")
 
+    refuse = {"optimizer": lambda p: Refusing(p, lr=0.1)}
     (tmp_path / "file").touch()
     for path in (tmp_path, tmp_path / "file" / "run.pt"):
         with pytest.raises(CheckpointError, match="expected a file that can be written"):
-            run(data, rounds=1, checkpoint=path, loss=refuse)
+            run(data, rounds=1, checkpoint=path, **refuse)
     with pytest.raises(AssertionError, match="training began"):
-        run(data, rounds=1, checkpoint=tmp_path / "new" / "run.pt", loss=refuse)
+        run(data, rounds=1, checkpoint=tmp_path / "new" / "run.pt", **refuse)
 
 
 def test_a_crash_while_saving_leaves_the_previous_checkpoint(data, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from psl.training.communication import BitCounter
 from psl.training.frameworks import FRAMEWORKS
 from psl.training.model_preparation import image_layout
 from psl.training.sampling import Sampler, Samples
+from psl.training.scores import cross_entropy
 from psl.training.seeds import Stream, generator
 from training_plans import StandInPlan, cut_names
 
@@ -255,7 +256,8 @@ def test_sampler_visits_every_sample_once_per_epoch_and_needs_no_state():
 
 def test_every_part_of_a_run_has_random_numbers_of_its_own():
     """The numbers of the streams are part of every result: they stay as they are."""
-    numbers = {"PARTITION": 0, "BATCHES": 1, "ROUND": 2, "PARTICIPATION": 3, "COMPUTATION": 4, "SCENARIO": 7}
+    numbers = {"PARTITION": 0, "BATCHES": 1, "ROUND": 2, "PARTICIPATION": 3, "COMPUTATION": 4, "EVALUATION": 5}
+    numbers["SCENARIO"] = 7
     assert {stream.name: int(stream) for stream in Stream} == numbers
     drawn = generator(Stream.PARTICIPATION, 5, 9).random(3)
     assert np.array_equal(drawn, np.random.default_rng([5, 3, 9]).random(3))
@@ -341,8 +343,13 @@ def test_a_progress_bar_is_closed_on_an_error(data, model, monkeypatch):
             super().close()
             self.closed = True
 
+    calls = []
+
     def fail(outputs, labels):
-        raise ZeroDivisionError
+        calls.append(1)
+        if len(calls) > 2:  # two calls are made before round 1
+            raise ZeroDivisionError
+        return cross_entropy(outputs, labels)
 
     monkeypatch.setattr(module, "tqdm", Bar)
     with pytest.raises(ZeroDivisionError):

@@ -2,8 +2,6 @@
 
 import dataclasses
 import hashlib
-import importlib
-import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -12,19 +10,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from psl.data import NAMES
 from psl.distributed.edge.emulate import EdgeEmulation
+from psl.distributed.names import find, find_dataset, open_named
 from psl.distributed.segments import Segments
 from psl.distributed.wire.groups import BACKENDS, check_device
 from psl.errors import CutError, DataError, check_choice, check_count, check_number, expected
 from psl.gradient_aggregation import aggregated_rows
 from psl.records import Record
-from psl.training.config import TrainingConfig, cross_entropy, optimizer_factory
+from psl.training.config import TrainingConfig, optimizer_factory
+from psl.training.first_batch import checked_samples
 from psl.training.frameworks import FRAMEWORKS, Framework, build_framework, framework_class
 from psl.training.model_preparation import check_model, image_layout, prepare_model, verify_cuts
 from psl.training.partition import check_rule
 from psl.training.resolve import check_plan_fits, resolve
-from psl.training.sampling import Samples, open_dataset
+from psl.training.sampling import Samples
+from psl.training.scores import Score, check_metric, row_loss
 
 #: Frameworks of a server and clients; a pipeline has `PipelineJob`.
 STAR = ("sl", "sfl", "psl", "epsl", "edgesplit")
@@ -51,7 +51,8 @@ class Job(Record):
         model: "module:function", called with `model_options` after torch's generator was seeded with `model_seed`.
         dataset: a name for `psl.data.load`, or "module:function" that returns (train, test).
         optimizer: "sgd", "adam" or "module:function".
-        loss: "module:function", None for the cross entropy.
+        loss: "module:function", or "module:name" of a loss module; None for the cross entropy.
+        metric: "accuracy" or "module:function".
         cut: one number or name, or a tuple with one per client.
         partition: "iid", a Dirichlet α, or C index arrays.
         device: "cpu", or "cuda": the processes of a machine take its GPUs in turn.
@@ -78,6 +79,7 @@ class Job(Record):
     optimizer: str = "sgd"
     lr: float | None = None
     loss: str | None = None
+    metric: str = "accuracy"
     seed: int = 0
     model_seed: int = 0
     model_options: dict = field(default_factory=dict)
@@ -116,6 +118,7 @@ class Job(Record):
         ).checked()  # fmt: skip
         job = job.with_sample() if framework_class(framework).splits else job
         run = dataclasses.replace(job, device="cpu").prepare()
+        job.open_samples(run.model, torch.device("cpu"), run.config)
         if run.splits:
             if plan is not None:
                 check_plan_fits(plan, run.model)
@@ -141,6 +144,7 @@ class Job(Record):
         check_choice("backend", self.backend, BACKENDS)
         self.optimizer_maker()
         self.loss_function()
+        self.metric_function()
         check_model(self.build_model())
         find_dataset(self.dataset)
         return dataclasses.replace(
@@ -188,7 +192,17 @@ class Job(Record):
     def loss_function(self) -> Callable:
         """Return the loss, one number per row."""
         such_as = "'mine:loss', or leave it out for the cross entropy"
-        return cross_entropy if self.loss is None else find("loss", self.loss, such_as)
+        return row_loss(None if self.loss is None else find("loss", self.loss, such_as))
+
+    def metric_function(self) -> Score:
+        """Return the metric, one number per row."""
+        such_as = "'mine:metric', or leave it out for the accuracy"
+        return check_metric(self.metric if self.metric == "accuracy" else find("metric", self.metric, such_as))
+
+    def open_samples(self, model: nn.Module, device: torch.device, config: TrainingConfig) -> tuple[Samples, Samples]:
+        """Return training and test samples that the model takes, as `checked_samples` does."""
+        config = dataclasses.replace(config, loss=self.loss_function())  # the framework's may be timed
+        return checked_samples(model, open_named(self.dataset), device, config, image_layout(model, device))
 
     def example(self, layout: torch.memory_format) -> torch.Tensor:
         """Return inputs of two samples, with which the model is traced; raises as `with_sample`."""
@@ -227,6 +241,7 @@ class Job(Record):
             optimizer=self.optimizer_maker(),
             rounds=self.rounds,
             loss=loss,
+            metric=self.metric_function(),
             local_steps=self.local_steps,
             cut=[self.cut_of(client)] if self.kind.several_cuts else self.cut,
             phi=self.phi,
@@ -268,52 +283,3 @@ class Job(Record):
 
 
 _RESOLVED = ("rounds", "n_clients", "batch_size", "local_steps", "cut", "phi", "linearise")
-
-
-def find(what: str, name: str, such_as: str) -> Callable:
-    """Return a function by its name "module:function".
-
-    Raises:
-        ScenarioError: there is none.
-    """
-    if not isinstance(name, str):
-        got = f"an object, {getattr(name, '__name__', type(name).__name__)}"
-        fix = f"put it into a file that every process can import, and pass its name, such as {such_as}"
-        raise expected(what, "'module:function'", got, fix)
-    place, _, attribute = name.partition(":")
-    if place == "__main__":
-        fix = f"put it into a file, such as mine.py, and pass 'mine:{attribute}'"
-        raise expected(what, "a function of a file that every process can import", repr(name)[:80], fix)
-    try:
-        found = getattr(importlib.import_module(place), attribute)
-    except (ImportError, AttributeError, ValueError) as cause:
-        fix = f"name a function that every process can import, such as {such_as}"
-        raise expected(what, "'module:function'", f"{name[:80]!r} ({str(cause)[:160]})", fix) from cause
-    if not callable(found) or (what == "dataset" and inspect.isclass(found)):
-        fix = f"name a function, such as {such_as}"
-        raise expected(what, "a function", f"{name!r}, {type(found).__name__}", fix)
-    return found
-
-
-def find_dataset(dataset: str) -> str | Callable:
-    """Return the name of a data set of `psl.data`, or the function "module:function" that opens another.
-
-    Raises:
-        DataError: it is neither.
-        ScenarioError: there is no such function.
-    """
-    if isinstance(dataset, str) and ":" in dataset:
-        return find("dataset", dataset, "'digits'")
-    want = f"one of {', '.join(NAMES)}, or 'module:function'"
-    if not isinstance(dataset, str):
-        fix = "write a function that returns (train, test) into a file that every process can import, and name it"
-        raise expected("dataset", want, f"an object, {type(dataset).__name__}", fix, DataError)
-    if dataset not in NAMES:
-        raise expected("dataset", want, repr(dataset)[:80], "name one that every process finds", DataError)
-    return dataset
-
-
-def open_named(dataset: str):
-    """Return (train, test) of a data set by its name, see `find_dataset`."""
-    found = find_dataset(dataset)
-    return open_dataset(found() if callable(found) else found)

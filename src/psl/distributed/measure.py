@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from psl.distributed.edge.emulate import on_own_core, settle, warm_up
-from psl.distributed.job import find, open_named
 from psl.distributed.leftovers import run_folder
+from psl.distributed.names import find, open_named
 from psl.distributed.nursery import Nursery
 from psl.errors import PSLError, check_count, expected
 from psl.models.timing import UnitTimer

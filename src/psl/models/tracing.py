@@ -14,7 +14,7 @@ from torch import nn
 from psl.errors import CutError, expected
 from psl.models.examples import Example, is_shape, read_example
 from psl.models.exporting import example_is_for_token_ids, modes_of
-from psl.models.programs import batch_axis
+from psl.models.programs import batch_axis, interface_at
 from psl.models.refusals import check_model_kind
 from psl.models.structure import Place, Structure, make_structure, structure_key
 
@@ -136,16 +136,16 @@ class TracedModel:
             shapes.append(tuple(graph.size(n, 1) for d, n in enumerate(sizes) if d != axis))
         return shapes
 
-    def sample_elements(self, place: Place) -> float:
-        """Return how many floating-point elements cross at a place per sample; 0 if other numbers cross there."""
-        graph = self.structure.analysis.graph
-        tensors = [node.meta["val"] for node in place.crossings[True].tensors]
-        if not all(tensor.is_floating_point() for tensor in tensors):
-            return 0.0
-        large, small = (
-            sum(math.prod(graph.size(n, batch) for n in tensor.shape) for tensor in tensors) for batch in (4, 2)
-        )
-        return (large - small) / 2
+    def sample_crossing(self, place: Place) -> tuple[float, float]:
+        """Return how many floats cross at a place per sample, and how many bits of other numbers; side inputs count."""
+        analysis = self.structure.analysis
+        crossing, found = interface_at(analysis, place.crossings[True]), [0.0, 0.0]
+        for node in (*crossing.tensors, *crossing.side):
+            tensor = node.meta["val"]
+            large, small = (math.prod(analysis.graph.size(n, batch) for n in tensor.shape) for batch in (4, 2))
+            floating = tensor.is_floating_point()
+            found[not floating] += (large - small) / 2 * (1 if floating else 8 * tensor.element_size())
+        return found[0], found[1]
 
 
 # --- the memory of structures ---

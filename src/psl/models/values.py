@@ -40,6 +40,17 @@ def copied(batch: Inputs) -> Any:
     return tuple(x.clone() for x in batch) if isinstance(batch, tuple | list) else batch.clone()
 
 
+def at_least_two_rows(batch: Inputs) -> Inputs:
+    """Return a batch, a single row twice: BatchNorm cannot normalise one in train mode."""
+
+    def twice(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tensor, tensor]) if tensor.ndim and len(tensor) == 1 else tensor
+
+    if isinstance(batch, Mapping):
+        return {name: twice(value) for name, value in batch.items() if value is not None}
+    return tuple(map(twice, batch)) if isinstance(batch, tuple | list) else twice(batch)
+
+
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     """Yield the tensors of what a model returns, whatever form it has."""
     if isinstance(value, torch.Tensor):

@@ -18,7 +18,7 @@ from psl.models.splitting import boundaries
 from psl.models.stages import stages
 from psl.models.structure import Place
 from psl.models.tracing import TracedModel, trace
-from psl.models.values import call, copied, tensors_in
+from psl.models.values import at_least_two_rows, call, copied, tensors_in
 
 _TOLERANCE = 1e-6  # of the largest value: the rounding of sums whose terms are added in another order
 
@@ -33,7 +33,8 @@ def verify(model: nn.Module, cut: Any, batch: Inputs) -> None:
     Args:
         model: as in `psl.cuts`.
         cut: number or name of a cut, or a list of increasing ones.
-        batch: what the model takes, with a batch dimension: a tensor, a tuple or a dict of tensors.
+        batch: what the model takes, with a batch dimension: a tensor, a tuple or a dict of tensors. A single row is
+            taken twice.
 
     Raises:
         CutError: the first difference, with the tensor, the module, the likely cause and what to do; or there is no
@@ -60,7 +61,7 @@ def verify_stages(traced: TracedModel, places: Sequence[Place], batch: Inputs) -
             from another model of the same structure, so a second call may succeed.
     """
     try:
-        _compare(traced, places, batch)
+        _compare(traced, places, at_least_two_rows(batch))
     except CutError:
         trace(traced.model, batch, afresh=True)
         raise

@@ -6,18 +6,17 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from psl.errors import expected
+from psl.errors import PSLError, expected
 from psl.models.normalisation import changed_momentum
 
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 @contextmanager
-def one_row_refused(n_rows: int, what: str, want: str, fix: str) -> Iterator[None]:
+def one_row_refused(what: str, want: str, fix: str) -> Iterator[None]:
     """Say in the house form that BatchNorm cannot normalise a single row in train mode.
 
     Args:
-        n_rows: rows that the module in this context is given.
         what, want, fix: what the caller should change, for `psl.errors.expected`.
 
     Raises:
@@ -26,7 +25,7 @@ def one_row_refused(n_rows: int, what: str, want: str, fix: str) -> Iterator[Non
     try:
         yield
     except ValueError as cause:
-        if n_rows > 1 or "more than 1 value per channel" not in str(cause):
+        if isinstance(cause, PSLError) or "more than 1 value per channel" not in str(cause):
             raise
         raise expected(what, want, 1, fix) from cause
 

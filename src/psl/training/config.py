@@ -8,28 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from psl.errors import CutError, check_choice, check_number, expected
 from psl.models.splitting import Cut
-from psl.training.messages import class_scores
 from psl.training.participation import Participation
 from psl.training.partition import PartitionRule
+from psl.training.scores import Score, accuracy, cross_entropy
 
 #: Where EPSL may take the server's Jacobian, see `psl.training.frameworks.epsl`.
 LINEARISE_RULES = ("representative", "mean", "each", "cut")
 _OPTIMIZERS = {"sgd": (torch.optim.SGD, 0.05), "adam": (torch.optim.Adam, 1e-3)}  # class, default learning rate
-
-
-def cross_entropy(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Return the cross entropy of each row, (rows,); the default loss.
-
-    Args:
-        outputs: (rows, classes, …), for texts also (rows, tokens, classes); or an object or dict with such ``logits``.
-        labels: (rows, …) class numbers; of several in a row it is the mean.
-    """
-    losses = F.cross_entropy(class_scores(outputs, labels), labels, reduction="none")
-    return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +29,7 @@ class TrainingConfig:
         n_clients: C.
         batch_size: b, mini-batch of each client.
         optimizer: makes an optimizer from a list of parameters.
-        loss: maps outputs and labels to one loss per row.
+        loss, metric: map outputs and labels to one value per row.
         cut: number or name; for edgesplit a list with one per client, for pipeline a list of inner boundaries; None
             for frameworks that do not split.
         micro_batch: samples at a time through a pipeline, None for the whole mini-batch.
@@ -56,7 +44,8 @@ class TrainingConfig:
     batch_size: int
     optimizer: Callable[..., torch.optim.Optimizer]
     rounds: int = 1
-    loss: Callable[..., torch.Tensor] = cross_entropy
+    loss: Score = cross_entropy
+    metric: Score = accuracy
     local_steps: int = 1
     cut: int | str | Cut | list[int | str | Cut] | None = None
     phi: float = 0.0

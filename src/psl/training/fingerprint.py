@@ -12,6 +12,7 @@ from torch import nn
 from psl.training.frameworks import Framework
 from psl.training.messages import tensors_of
 from psl.training.sampling import Samples
+from psl.training.scores import accuracy, name_of
 
 
 def settings_of(run: Framework) -> dict[str, Any]:
@@ -24,8 +25,10 @@ def settings_of(run: Framework) -> dict[str, Any]:
         "seed": config.seed,
         "partition": "explicit" if isinstance(config.partition, tuple) else config.partition,
         "optimizer": _describe_optimizers(run.optimizers.values()),
-        "loss": getattr(config.loss, "__name__", type(config.loss).__name__),
+        "loss": name_of(config.loss),
     }
+    if config.metric is not accuracy:
+        settings["metric"] = name_of(config.metric)
     settings |= run.settings()
     if config.participation is not None:
         settings |= config.participation.settings()

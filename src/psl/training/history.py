@@ -27,9 +27,10 @@ class History(Record):
             the rounds' own times.
         train_loss: Σ_i λ_i ℓ̄_i of the round's mini-batches, before the step; with `participation` over
             the devices that are averaged, NaN in a round in which nobody finished.
-        test_accuracy: mean over the clients' own models, in [0, 1]; NaN in rounds without evaluation.
+        test_accuracy: mean over the clients' own models of the accuracy, in [0, 1], or of the `metric` that was asked
+            for; NaN in rounds without evaluation.
         uplink_bits, downlink_bits: bits sent since the start (cumulative); see `psl.training.communication.BitCounter`.
-        client_accuracy: test accuracy of each distinct client model at the last evaluation.
+        client_accuracy: the same of each distinct client model at the last evaluation.
         participants: how many devices were averaged; None without `participation`.
 
     Attributes:
@@ -78,7 +79,10 @@ class History(Record):
 
     def __repr__(self) -> str:
         parts = [f"{self.rounds} rounds", f"train loss {self.train_loss[-1]:.4g}"]
-        parts.append(f"test accuracy {self.final_accuracy:.2%} (best {self.best_accuracy:.2%})")
+        if (metric := self.settings.get("metric", "accuracy")) == "accuracy":
+            parts.append(f"test accuracy {self.final_accuracy:.2%} (best {self.best_accuracy:.2%})")
+        else:  # whether more is better is not known
+            parts.append(f"test {metric} {self.final_accuracy:.4g}")
         parts.append(f"{self.uplink_bits[-1] / 8e6:.4g} MB up, {self.downlink_bits[-1] / 8e6:.4g} MB down")
         if not np.isnan(self.simulated_time_s[-1]):
             parts.append(f"{self.simulated_time_s[-1]:.4g} s simulated")
@@ -90,11 +94,13 @@ class HistoryBuilder:
 
     Args:
         participation: whether clients may miss rounds, which then have times and numbers of participants of their own.
+        metric: name of what is evaluated.
     """
 
     _CURVES = ("train_loss", "test_accuracy", "uplink_bits", "downlink_bits")
 
-    def __init__(self, participation: bool = False):
+    def __init__(self, participation: bool = False, metric: str = "accuracy"):
+        self._metric = metric
         self._participation = participation
         names = (*self._CURVES, "participants", "seconds") if participation else self._CURVES
         self._columns: dict[str, list[float]] = {name: [] for name in names}
@@ -148,7 +154,8 @@ class HistoryBuilder:
         """Return what the progress bar shows."""
         shown = {"loss": f"{self._columns['train_loss'][-1]:.3f}"}
         if self._client_accuracy:
-            shown["accuracy"] = f"{np.mean(self._client_accuracy):.1%}"
+            value = np.mean(self._client_accuracy)
+            shown[self._metric] = f"{value:.1%}" if self._metric == "accuracy" else f"{value:.4g}"
         return shown
 
     def state(self) -> dict[str, list[float]]:

@@ -1,20 +1,18 @@
 """The model that is trained: a copy of the given one, on its device, in the memory layout that is fastest."""
 
-import copy
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from psl.errors import CutError, expected
+from psl.models.refusals import copy_for_export
 from psl.models.splitting import boundaries
 from psl.models.tracing import trace
-from psl.models.values import call, copied, tensors_in
+from psl.models.values import call, tensors_in
 from psl.models.verification import verify_stages
 from psl.training.config import TrainingConfig, check_cuts
-from psl.training.sampling import Samples
+from psl.training.messages import each
 from psl.training.seeds import own_random_state
 
 
@@ -46,34 +44,26 @@ def image_layout(model: nn.Module, device: torch.device) -> torch.memory_format:
 
 
 def prepare_model(model: nn.Module, device: torch.device, layout: torch.memory_format) -> nn.Module:
-    """Return a copy on the device, in train mode, image weights in the layout."""
-    prepared = copy.deepcopy(model).to(device)
+    """Return a copy on the device, in train mode, image weights in the layout; raises `CutError` if it has none."""
+    prepared = copy_for_export(model, share=False).to(device)
     return prepared.to(memory_format=layout).train()  # pyright: ignore[reportCallIssue]  # torch's stub has no 4-D form
 
 
-def first_inputs(samples: Samples, config: TrainingConfig) -> Any:
-    """Return the inputs of a few samples, as many as a mini-batch has; the random state stays as it is."""
-    with own_random_state(samples.device):  # a data set may draw transforms
-        return samples.fetch(np.arange(min(config.batch_size, len(samples))))[0]
-
-
-def tried_layout(
-    model: nn.Module, device: torch.device, inputs_in: Callable[[torch.memory_format], Any]
-) -> torch.memory_format:
+def tried_layout(model: nn.Module, device: torch.device, inputs: Any) -> torch.memory_format:
     """Return the layout of `image_layout` if the model takes it and computes the same in it, else contiguous.
 
     Args:
         model: runs once forward and backward in either layout, as copies in eval mode.
         device: where it is trained.
-        inputs_in: returns a mini-batch's inputs in a layout.
+        inputs: of a mini-batch, contiguous.
     """
     fast = image_layout(model, device)
     images = any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in model.modules())
     if fast is torch.contiguous_format or not images:
         return torch.contiguous_format
-    plain = _outputs(model, device, torch.contiguous_format, inputs_in)
+    plain = _trained_outputs(model, device, torch.contiguous_format, inputs)
     try:
-        found = _outputs(model, device, fast, inputs_in)
+        found = _trained_outputs(model, device, fast, inputs)
     except RuntimeError:  # for example x.view(b, -1) of a convolution's output
         return torch.contiguous_format
     same = len(found) == len(plain) and all(
@@ -84,13 +74,14 @@ def tried_layout(
     return fast if same else torch.contiguous_format
 
 
-def _outputs(
-    model: nn.Module, device: torch.device, layout: torch.memory_format, inputs_in: Callable[[torch.memory_format], Any]
+def _trained_outputs(
+    model: nn.Module, device: torch.device, layout: torch.memory_format, inputs: Any
 ) -> list[torch.Tensor]:
-    ran = prepare_model(model, device, layout)
-    ran.eval()
+    """Return the output tensors of a forward pass after a backward pass, in a layout."""
+    ran = prepare_model(model, device, layout).eval()
+    inputs = each(lambda x: x.clone(memory_format=layout) if x.ndim == 4 else x.clone(), inputs)
     with torch.enable_grad(), own_random_state(device):
-        found = list(tensors_in(call(ran, copied(inputs_in(layout)))))
+        found = list(tensors_in(call(ran, inputs)))
         learned = [x for x in found if x.requires_grad]
         torch.autograd.backward(learned, [torch.ones_like(x) for x in learned])
     return [x.detach() for x in found]

@@ -15,12 +15,12 @@ from psl.training.config import (
     TrainingConfig,
     check_cut,
     check_cuts,
-    cross_entropy,
     optimizer_factory,
 )
 from psl.training.frameworks.base import Framework
 from psl.training.participation import Participation
 from psl.training.partition import check_rule
+from psl.training.scores import check_metric, row_loss
 
 
 def resolve(
@@ -39,6 +39,7 @@ def resolve(
     optimizer: str | Callable[..., torch.optim.Optimizer] = "sgd",
     lr: float | None = None,
     loss: Callable[..., torch.Tensor] | None = None,
+    metric: str | Callable[..., torch.Tensor] = "accuracy",
     seed: int = 0,
     eval_every: int = 1,
     plan: Plan | None = None,
@@ -89,7 +90,8 @@ def resolve(
         batch_size=batch_size,
         optimizer=optimizer_factory(optimizer, lr),
         rounds=rounds,
-        loss=cross_entropy if loss is None else loss,
+        loss=row_loss(loss),
+        metric=check_metric(metric),
         local_steps=local_steps,
         cut=cuts,
         phi=phi,
@@ -137,8 +139,8 @@ def _planned_cuts(plan: Plan) -> list[int] | None:
 def check_plan_fits(plan: Plan, model: nn.Module, example: Any = None) -> int:
     """Refuse a plan that was solved for another model or other samples, whose simulated time would be wrong.
 
-    Compared are the number of units, the names of the plan's cuts, and what crosses at the input and at its cuts. As a
-    profile may count with any number of bits per element, only the ratios are compared.
+    Compared are the number of units, the names of the plan's cuts, and what crosses at every cut. As a profile may
+    count with any number of bits per element, only the ratios are compared.
 
     Args:
         plan: its profile is compared.
@@ -166,12 +168,15 @@ def check_plan_fits(plan: Plan, model: nn.Module, example: Any = None) -> int:
         name = plan.profile.names[cut]
         if name != places[cut].name:
             raise expected("plan", f"one whose cut {cut} is {places[cut].name!r}, as in the model", repr(name), fix)
-    here = [traced.sample_elements(place) for place in places]
-    bits = plan.profile.act_bits
-    compared = [j for j in (0, *cuts, n_units) if here[j] and bits[j]]
-    ratios = {round(bits[j] / here[j], 6) for j in compared}
-    if len(ratios) > 1 and all(here[j] is not None for j in compared):
-        j = max(compared, key=lambda j: abs(bits[j] / here[j] - bits[n_units] / here[n_units]))
-        want = f"one for samples whose cut {j} ({places[j].name!r}) has {here[j]:g} elements"
-        raise expected("plan", want, f"{bits[j]:g} bits there, which fit no such samples", fix)
+    width: dict[int, float] = {}  # bits per float at each cut
+    for j, (floats, others) in enumerate(map(traced.sample_crossing, places)):
+        if floats and plan.profile.act_bits[j]:
+            width[j] = (plan.profile.act_bits[j] - others) / floats
+    usual = width[max(width)] if width else 0.0  # the output's: it rarely depends on the size of the samples
+    wrong = [j for j, found in width.items() if abs(found - usual) > 1e-6 * usual]
+    if wrong:
+        floats, others = traced.sample_crossing(places[wrong[0]])
+        want = f"one for a model and samples that send {floats:g} floats at cut {wrong[0]} ({places[wrong[0]].name!r})"
+        got = f"{plan.profile.act_bits[wrong[0]]:g} bits there, with {usual:g} bits per float at the last cut"
+        raise expected("plan", want, got, fix)
     return fitting[0]

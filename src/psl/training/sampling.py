@@ -1,7 +1,7 @@
 """The data of a run: data sets by name, and the mini-batch that a client takes at a step."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -69,16 +69,47 @@ def _stacked(samples: list[Any]) -> Any:
         return {name: _stacked([sample[name] for sample in samples]) for name in samples[0]}
     if isinstance(samples[0], tuple):
         return tuple(_stacked(list(column)) for column in zip(*samples, strict=True))
-    try:
-        tensors = [torch.as_tensor(x) for x in samples]
-    except (TypeError, ValueError, RuntimeError) as cause:
-        got, fix = type(samples[0]).__name__, "give the data set a transform that makes tensors, such as ToTensor()"
-        raise expected("dataset", "samples that are tensors or numbers", got, fix, DataError) from cause
+    tensors = [_image(x) if _is_image(x) else _tensor(x, "samples") for x in samples]
+    return _stacked_tensors(tensors)
+
+
+def _stacked_tensors(tensors: list[torch.Tensor]) -> torch.Tensor:
     shapes = {tuple(tensor.shape) for tensor in tensors}
     if len(shapes) > 1:
         fix = "pad, crop or resize them to one shape"
         raise expected("dataset", "samples of one shape", " and ".join(map(str, sorted(shapes)[:2])), fix, DataError)
     return torch.stack(tensors)
+
+
+def _tensor(value: Any, what: str) -> torch.Tensor:
+    try:
+        return torch.as_tensor(np.array(value) if _is_image(value) else value)
+    except (TypeError, ValueError, RuntimeError) as cause:
+        got, fix = type(value).__name__, "give the data set a transform that makes tensors, such as ToTensor()"
+        raise expected("dataset", f"{what} that are tensors or numbers", got, fix, DataError) from cause
+
+
+def _is_image(value: Any) -> bool:
+    """Return whether a value is an image of PIL, which need not be installed."""
+    return type(value).__module__.startswith("PIL.")
+
+
+def _image(image: Any) -> torch.Tensor:
+    """Return a PIL image as (channels, height, width) numbers in [0, 1], as torchvision's ToTensor does.
+
+    Raises:
+        DataError: neither grey nor RGB.
+    """
+    if image.mode not in ("L", "RGB"):
+        fix = "convert it in a transform, image.convert('RGB') or image.convert('L')"
+        raise expected("dataset", "PIL images of mode 'L' or 'RGB'", f"mode {image.mode!r}", fix, DataError)
+    pixels = torch.from_numpy(np.array(image)).float() / 255
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+def _whole(labels: torch.Tensor) -> torch.Tensor:
+    """Return labels with whole numbers of any type, and booleans, as int64."""
+    return labels if labels.is_floating_point() else labels.long()
 
 
 class Sampler:
@@ -116,6 +147,9 @@ class Samples:
         dataset: pairs of input and label.
         device: where batches go.
         layout: memory layout of batches of images.
+
+    Attributes:
+        convert: called with the labels of every batch, whole numbers as int64, and returns them as the loss needs them.
     """
 
     def __init__(
@@ -124,7 +158,8 @@ class Samples:
         device: torch.device | str = "cpu",
         layout: torch.memory_format = torch.channels_last,
     ):
-        self.device, self._layout = torch.device(device), layout
+        self.device, self.layout = torch.device(device), layout
+        self.convert: Callable[[torch.Tensor], torch.Tensor] = lambda labels: labels
         index, found = np.arange(len(dataset)), dataset
         while type(found) is Subset:
             found, index = found.dataset, np.asarray(found.indices)[index]
@@ -138,32 +173,35 @@ class Samples:
         """Return inputs, a tensor (b, …) or a tuple or dict of them, and labels (b,), whole numbers as int64."""
         rows = self._index[np.asarray(indices)]
         if type(self._dataset) is TensorDataset:
-            *columns, labels = (tensor[torch.from_numpy(rows)] for tensor in self._dataset.tensors)
-            inputs = columns[0] if len(columns) == 1 else tuple(columns)
+            columns = [tensor[torch.from_numpy(rows)] for tensor in self._dataset.tensors]
+            inputs, labels = _input_and_label(columns)
         else:
             pairs = [_input_and_label(self._dataset[int(row)]) for row in rows]
             inputs = _stacked([x for x, _ in pairs])
-            labels = torch.stack([torch.as_tensor(y) for _, y in pairs])
-            labels = labels if labels.is_floating_point() else labels.long()
-        return each(self._placed, inputs), labels.to(self.device)
+            labels = _stacked_tensors([_tensor(y, "labels") for _, y in pairs])
+        return each(self._placed, inputs), self.convert(_whole(labels)).to(self.device)
 
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
-        layout = self._layout if tensor.ndim == 4 else torch.preserve_format
+        layout = self.layout if tensor.ndim == 4 else torch.preserve_format
         return tensor.to(self.device, memory_format=layout)
 
     def labels(self) -> np.ndarray:
-        """Return all labels, (D,); reads every sample of a data set that keeps no list of them."""
-        if type(self._dataset) is TensorDataset:
-            labels = self._dataset.tensors[-1].numpy(force=True)
-        elif self._lists_labels:
-            labels = np.asarray(self._dataset.targets)
-        else:
-            return np.array([np.asarray(_input_and_label(self._dataset[int(row)])[1]) for row in self._index])
-        return labels[self._index]
+        """Return all labels, (D, …); reads every sample of a data set that keeps no list of them."""
+        labels = self.listed_labels()
+        if labels is None:
+            pairs = (_input_and_label(self._dataset[int(row)]) for row in self._index)
+            labels = _whole(_stacked_tensors([_tensor(label, "labels") for _, label in pairs]))
+        return self.convert(labels).numpy(force=True)
 
-    @property
-    def _lists_labels(self) -> bool:
-        return hasattr(self._dataset, "targets") and getattr(self._dataset, "target_transform", None) is None
+    def listed_labels(self) -> torch.Tensor | None:
+        """Return all labels, (D, …), whole numbers as int64 and not converted; None if no sample may be read for it."""
+        if type(self._dataset) is TensorDataset:
+            labels = self._dataset.tensors[-1]
+        elif hasattr(self._dataset, "targets") and getattr(self._dataset, "target_transform", None) is None:
+            labels = torch.as_tensor(self._dataset.targets)
+        else:
+            return None
+        return _whole(labels[torch.from_numpy(self._index)])
 
     def digest(self) -> str:
         """Return a hash of the labels and, of tensors in memory, of a few inputs; others may be transformed at random.
@@ -176,5 +214,6 @@ class Samples:
             columns = [tensor[chosen].double().numpy(force=True) for tensor in self._dataset.tensors[:-1]]
             parts = [self.labels(), *columns]
         else:
-            parts = [self.labels() if self._lists_labels else self.fetch(few)[1].numpy(force=True)]
+            labels = self.listed_labels()
+            parts = [(self.fetch(few)[1] if labels is None else labels).numpy(force=True)]
         return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()[:16]

@@ -1,5 +1,6 @@
 """Random numbers: the stream that each part of a run draws from, so that no two parts share one."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -8,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-Party = Literal["device", "server"]
+Party = Literal["device", "server", "stage"]
 
 
 class Stream(IntEnum):
@@ -18,7 +19,8 @@ class Stream(IntEnum):
     BATCHES = 1  # order of a client's samples; further keys: client, epoch
     ROUND = 2  # EPSL's representatives and torch's state at the start of a round; further key: round
     PARTICIPATION = 3  # stragglers and dropouts of a round; further key: round
-    COMPUTATION = 4  # dropout layers; further keys: round, party, client, local step
+    COMPUTATION = 4  # samples' transforms and dropout layers; further keys: round, party, client, local step
+    EVALUATION = 5  # transforms of test samples; further key: round
     SCENARIO = 7  # emulated networks of psl.distributed
 
 
@@ -34,35 +36,50 @@ def generator(stream: Stream, seed: int, *keys: int) -> np.random.Generator:
 
 
 def seed_round(seed: int, index: int, device: torch.device) -> np.random.Generator:
-    """Seed torch for round `index`, counted from 0; return the round's random numbers, the first of which it took."""
+    """Seed the global generators for round `index`, counted from 0; return the round's random numbers.
+
+    The first of them seeded torch, NumPy and Python.
+    """
     rng = generator(Stream.ROUND, seed, index)
-    _seed_torch(int(rng.integers(2**63)), device)
+    _seed_all(int(rng.integers(2**63)), device)
     return rng
 
 
 def seed_computation(seed: int, index: int, device: torch.device, party: Party, client: int, step: int) -> None:
-    """Seed torch for what one party computes, so that parties in different processes draw as in `psl.train`.
+    """Seed the global generators for what one party draws and computes, the same in every process.
 
     Args:
         seed: the run's.
         index: of the round.
         device: where it is computed.
-        party: "device" or "server".
-        client: for which the party computes, the first of several.
-        step: local step of the round.
+        party: "device", "server", or "stage" of a pipeline.
+        client: for which the party computes, the first of several; of a stage its number.
+        step: local step of the round; of a stage the number of the micro-batch.
     """
-    rng = generator(Stream.COMPUTATION, seed, index, ("device", "server").index(party), client, step)
-    _seed_torch(int(rng.integers(2**63)), device)
+    rng = generator(Stream.COMPUTATION, seed, index, ("device", "server", "stage").index(party), client, step)
+    _seed_all(int(rng.integers(2**63)), device)
+
+
+def seed_evaluation(seed: int, index: int, device: torch.device) -> None:
+    """Seed the global generators for the evaluation after round `index`: test samples may be transformed at random."""
+    _seed_all(int(generator(Stream.EVALUATION, seed, index).integers(2**63)), device)
 
 
 @contextmanager
 def own_random_state(device: torch.device) -> Iterator[None]:
-    """Leave torch's random state as it was found."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
+    """Leave the random state of torch, NumPy and Python as it was found."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
-def _seed_torch(number: int, device: torch.device) -> None:
+def _seed_all(number: int, device: torch.device) -> None:
+    random.seed(number)
+    np.random.seed(number % 2**32)  # noqa: NPY002
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":
         with torch.cuda.device(device):

@@ -14,18 +14,21 @@ from tqdm.auto import tqdm
 
 from psl.errors import CheckpointError, expected
 from psl.plans import Plan
+from psl.training.batchnorm import one_row_refused
 from psl.training.checkpoint import Checkpoint, deferred_interrupt
 from psl.training.evaluation import evaluate
 from psl.training.fingerprint import fingerprint, settings_of
+from psl.training.first_batch import checked_samples
 from psl.training.frameworks import Framework, build_framework, framework_class
 from psl.training.frameworks.base import Batch
 from psl.training.history import History, HistoryBuilder
-from psl.training.model_preparation import check_model, first_inputs, prepare_model, tried_layout, verify_cuts
+from psl.training.model_preparation import check_model, prepare_model, verify_cuts
 from psl.training.participation import Participation
 from psl.training.partition import partition as divide
 from psl.training.resolve import check_plan_fits, resolve
 from psl.training.sampling import Sampler, Samples, open_dataset
-from psl.training.seeds import Party, own_random_state, seed_computation, seed_round
+from psl.training.scores import name_of
+from psl.training.seeds import Party, own_random_state, seed_computation, seed_evaluation, seed_round
 
 
 def train(
@@ -48,6 +51,7 @@ def train(
     checkpoint: str | Path | None = None,
     device: torch.device | str | None = None,
     loss: Callable[..., torch.Tensor] | None = None,
+    metric: str | Callable[..., torch.Tensor] = "accuracy",
     eval_every: int = 1,
     verify: bool = True,
     progress: bool = True,
@@ -58,7 +62,8 @@ def train(
 
     A round is one mini-batch per client; for centralised and pipeline one batch of n_clients ×
     batch_size; for fedavg, sfl and edgesplit local_steps mini-batches per client, then the average. Equal
-    arguments give identical results. Neither the model nor torch's random state is modified. Models are trained in
+    arguments give identical results. Neither the model nor the random state of torch, NumPy or Python is modified: what
+    samples are transformed with at random is drawn from these, anew for every client and step. Models are trained in
     train mode from the weights they come with; images are processed in channels_last layout where that is safe.
 
     Args:
@@ -67,7 +72,9 @@ def train(
         model: any module; frameworks that split need one that `psl.cuts` can cut.
         dataset: name for `psl.data.load`, or a pair (train, test) of torch data sets. Their samples are pairs (input,
             label), longer tuples whose last entry is the label, or dicts with ``label`` or ``labels`` and the model's
-            inputs by name.
+            inputs by name. Inputs are tensors, arrays, numbers, or images of PIL, which become numbers in [0, 1].
+            Labels of any whole-number type become int64; for the cross entropy also whole numbers given as floats, one
+            in a column per row, and one-hot rows.
         n_clients: C; default the plan's, else 5.
         rounds: rounds to train, including those of a checkpoint.
         batch_size: b, mini-batch of each client; default the plan's, else 64.
@@ -89,7 +96,10 @@ def train(
         checkpoint: file to which the run is saved about every 10 s, at the end, and at Ctrl-C; a
             run whose file exists continues from it, bit for bit as if never interrupted.
         device: where to train; default the CPU.
-        loss: maps what the model returns and labels to one loss per row; default the cross entropy.
+        loss: maps what the model returns and labels to one loss per row; or a loss module of torch, which is used
+            unreduced. Default the cross entropy.
+        metric: what is reported on the test data: "accuracy", for outputs (rows, K) and whole labels (rows,); or a
+            function of what the model returns and labels that gives one value per row. The mean is `test_accuracy`.
         verify: compare the model with its parts on the first mini-batch before round 1 (`psl.verify`); frameworks that
             do not split have nothing to compare.
         eval_every: evaluate on the test data after every so many rounds, and after the last.
@@ -104,7 +114,8 @@ def train(
     Raises:
         ScenarioError: an argument out of range, or an unknown name.
         CutError: the cut is missing or does not exist, or the model's parts would not do what the model does.
-        DataError: data is missing, corrupt, or too little for the batch size.
+        DataError: data is missing, corrupt, or too little for the batch size; the model does not take the samples, or
+            the loss the labels.
         CheckpointError: the checkpoint is truncated, belongs to another run, or cannot be written.
 
     Source: EPSL (arXiv 2303.15991) [P: parallel split training with last-layer aggregation; R: the rest]; EdgeSplit
@@ -126,33 +137,31 @@ def train(
         optimizer=optimizer,
         lr=lr,
         loss=loss,
+        metric=metric,
         seed=seed,
         eval_every=eval_every,
         plan=plan,
     )
     check_model(model)
     where = torch.device(device or "cpu")
-    given = open_dataset(dataset)
-    layout = tried_layout(model, where, lambda layout: first_inputs(Samples(given[0], where, layout), config))
-    samples, tests = (Samples(part, where, layout) for part in given)
-    shares = divide(
-        config.partition,
-        len(samples),
-        config.n_clients,
-        labels=samples.labels,
-        minimum=config.batch_size,
-        seed=config.seed,
-    )
-    sizes = np.array([len(share) for share in shares])
-    prepared = prepare_model(model, where, layout)
-    if kind.splits:
-        with own_random_state(where):  # a data set may draw transforms
+    with own_random_state(where):  # a data set may draw transforms
+        samples, tests = checked_samples(model, open_dataset(dataset), where, config)
+        shares = divide(
+            config.partition,
+            len(samples),
+            config.n_clients,
+            labels=samples.labels,
+            minimum=config.batch_size,
+            seed=config.seed,
+        )
+        sizes = np.array([len(share) for share in shares])
+        prepared = prepare_model(model, where, samples.layout)
+        if kind.splits:
             inputs = samples.fetch(Sampler(shares[0], config.batch_size, config.seed, 0).batch(0))[0]
-        config = replace(config, example=inputs)
-        if plan is not None:
-            config = replace(config, tensors=check_plan_fits(plan, prepared, inputs))
-        if verify:
-            with own_random_state(where):
+            config = replace(config, example=inputs)
+            if plan is not None:
+                config = replace(config, tensors=check_plan_fits(plan, prepared, inputs))
+            if verify:
                 verify_cuts(prepared, config)
     run = build_framework(prepared, config, sizes / sizes.sum())
 
@@ -180,7 +189,7 @@ class _Training:
             parts, rows = [np.concatenate(shares)], self.config.n_clients * rows
         self.samplers = [Sampler(part, rows, self.config.seed, client) for client, part in enumerate(parts)]
         self.settings = settings_of(run)
-        self.history = HistoryBuilder(self.config.participation is not None)
+        self.history = HistoryBuilder(self.config.participation is not None, name_of(self.config.metric))
         self.file: Checkpoint | None = None
         self._diverged = False
 
@@ -191,6 +200,7 @@ class _Training:
             CheckpointError: it cannot be written, is broken, of another run, or has more rounds than asked for.
         """
         with own_random_state(self.samples.device):  # a data set may draw transforms
+            seed_evaluation(self.config.seed, 0, self.samples.device)
             identity = fingerprint(self.run, self.samples, self.tests, self.shares)
         self.file = Checkpoint(path, self.settings | identity)
         state = self.file.load()
@@ -232,7 +242,7 @@ class _Training:
                 if self.file.due or index + 1 == rounds:
                     self._save(self.file)
             if not self.history.evaluated:  # a checkpoint from an interrupt in a round without evaluation
-                self.history.set_accuracy(evaluate(self.run, self.tests))
+                self.history.set_accuracy(evaluate(self.run, self.tests, self.history.rounds - 1))
 
     def finished_history(self) -> History:
         """Return the history with the trained models."""
@@ -253,11 +263,13 @@ class _Training:
         attendance = None
         if config.participation is not None:
             attendance = config.participation.attendance(index, config.seed, config.n_clients, run.steps)
-        loss = float(run.round(draw, rng, attendance, seed_for))
+        fix = "take a larger batch_size (or micro_batch), or a norm that takes single rows, such as GroupNorm"
+        with one_row_refused("batch_size", "2 rows or more for this model's BatchNorm", fix):
+            loss = float(run.round(draw, rng, attendance, seed_for))
         if attendance is None or attendance.participants > 0:
             self._warn_once_of_divergence(loss, index)
         evaluated = (index + 1) % config.eval_every == 0 or index + 1 == config.rounds
-        accuracy = evaluate(run, self.tests) if evaluated else None
+        accuracy = evaluate(run, self.tests, index) if evaluated else None
         self.history.add_round(loss, accuracy, run.bits, attendance)
 
     def _warn_once_of_divergence(self, loss: float, index: int) -> None:

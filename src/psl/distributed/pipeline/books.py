@@ -1,7 +1,9 @@
 """What the first process of a pipeline keeps: the course of the run, evaluations, and what a launcher shows."""
 
 import json
+import math
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from psl.training.evaluation import evaluate
 from psl.training.fingerprint import settings_of
 from psl.training.frameworks.pipeline import Pipeline
 from psl.training.history import History, HistoryBuilder
+from psl.training.scores import name_of
 
 
 class Books:
@@ -33,7 +36,7 @@ class Books:
     ):
         self.job, self.run, self._source, self._folder, self._saves = job, run, source, folder, saves
         self._print = tell or (lambda line: None)
-        self.curves, self.round_times = HistoryBuilder(), []
+        self.curves, self.round_times = HistoryBuilder(metric=name_of(run.config.metric)), []
         self._saved_at = time.monotonic()
         self.write()
 
@@ -54,7 +57,9 @@ class Books:
         index, (up, down) = self.curves.rounds, job.bits_per_round()
         counted.uplink_bits += up
         counted.downlink_bits += down
-        accuracy = evaluate(self.run, self._source.test) if job.due(index) else None
+        if not math.isfinite(loss) and all(map(math.isfinite, self.curves.state()["train_loss"])):
+            warnings.warn(f"train loss is {loss} in round {index + 1}: lower lr", RuntimeWarning, stacklevel=2)
+        accuracy = evaluate(self.run, self._source.test, index) if job.due(index) else None
         self.curves.add_round(loss, accuracy, counted)
         self.round_times.append(seconds)
         self.write()
@@ -91,7 +96,7 @@ class Books:
     def close(self) -> None:
         """Leave history and model in the folder; all layers have come."""
         if not self.curves.evaluated:
-            self.curves.set_accuracy(evaluate(self.run, self._source.test))
+            self.curves.set_accuracy(evaluate(self.run, self._source.test, self.curves.rounds - 1))
         job, run = self.job, self.run
         settings = settings_of(run)
         history: History = self.curves.history("pipeline", settings, job.round_time)

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from psl.distributed.job import Job, open_named
+from psl.distributed.job import Job
 from psl.distributed.pipeline.schedules import SCHEDULES
 from psl.distributed.wire.groups import backend_for, check_device
-from psl.errors import CutError, check_choice, expected
+from psl.errors import CutError, DataError, check_choice, expected
 from psl.models.tracing import trace
 from psl.training.config import TrainingConfig
 from psl.training.frameworks.pipeline import Pipeline
 from psl.training.model_preparation import image_layout, prepare_model, verify_cuts
 from psl.training.partition import partition as divide
 from psl.training.resolve import check_plan_fits, resolve
-from psl.training.sampling import Sampler, Samples
+from psl.training.sampling import Sampler
 
 _RESOLVED = ("rounds", "n_clients", "batch_size", "cut", "micro_batch")
 _OPTIONS = (
@@ -131,6 +131,7 @@ class PipelineJob(Job):
             optimizer=self.optimizer_maker(),
             rounds=self.rounds,
             loss=self.loss_function(),
+            metric=self.metric_function(),
             cut=list(self.cut),
             micro_batch=self.micro_batch,
             partition=self.partition,
@@ -190,14 +191,20 @@ class Source:
     def __init__(self, job: PipelineJob, device: torch.device):
         model = job.build_model()
         layout = image_layout(model, device)
-        self._train, self.test = (Samples(part, device, layout) for part in open_named(job.dataset))
+        run = job.prepare(device)
+        self._train, self.test = job.open_samples(run.model, device, run.config)
         shares = divide(
             job.partition, len(self._train), job.n_clients, labels=self._train.labels, minimum=job.batch_size,
             seed=job.seed,
         )  # fmt: skip
+        labels = self._train.fetch(np.array([0]))[1]
+        if labels.ndim != 1 or labels.is_floating_point():
+            got = f"{str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape[1:])} per sample"
+            fix = "train with psl.train, which takes others"
+            raise expected("dataset", "one class number per sample between processes", got, fix, DataError)
         self._sampler = Sampler(np.concatenate(shares), job.mini_batch, job.seed, 0)
         self.digest = f"{self._train.digest()} training, {self.test.digest()} test"
-        cuts = job.prepare(device).cut
+        cuts = run.cut
         traced = trace(prepare_model(model, device, layout), self._train.fetch(np.array([0]))[0])
         places = traced.places()
         self.ends = [traced.sample_shapes(places[cut])[0] for cut in (0, *cuts, -1)]

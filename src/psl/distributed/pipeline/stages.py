@@ -26,6 +26,7 @@ class EdgeStage(PipelineStage):
         layout: memory format of the layers' images.
         compute: slows forward and backward down and records them.
         lines: of what goes forward and backward; None where nothing delays it.
+        seed_for: called with the round and the number of a micro-batch before it is computed forward.
         arrived: called with kind, number and time when a message has come in; by the schedule "eager" alone.
         record: called with "out" or "in", the kind's name, a step (round times the number of micro-batches, plus the
             micro-batch) and the tensor of everything that crosses.
@@ -34,7 +35,7 @@ class EdgeStage(PipelineStage):
 
     Attributes:
         ends: shapes of a sample as it comes in and as it goes out, in the order of the wire.
-        round: index of the round, for `record`.
+        round: index of the round, for `record` and `seed_for`.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class EdgeStage(PipelineStage):
         layout: torch.memory_format = torch.contiguous_format,
         compute: Compute | None = None,
         lines: tuple[DelayLine | None, DelayLine | None] = (None, None),
+        seed_for: Callable[[int, int], None] | None = None,
         arrived: Callable[[str, int, float], None] | None = None,
         record: Callable | None = None,
         device: torch.device | str = "cpu",
@@ -63,7 +65,7 @@ class EdgeStage(PipelineStage):
         self.ends = tuple(inlet.shape[1:]), tuple(outlet.shape[1:])
         self.compute, self._layers, self._number = compute, layers, 0
         self.lines, self.arrived = lines, arrived or (lambda kind, number, when: None)
-        self.round, self._record = 0, record
+        self.round, self._record, self._seed_for = 0, record, seed_for
 
     def _recv_meta(self, src_stage):
         self._refuse(f"a request to unpickle those of stage {src_stage}")
@@ -105,6 +107,8 @@ class EdgeStage(PipelineStage):
         self._layers.number = fwd_chunk_id
         if not self.is_first:
             self._crossed("in", "activation", fwd_chunk_id, *_buffers(self.args_recv_info[fwd_chunk_id]))
+        if self._seed_for is not None:
+            self._seed_for(self.round, fwd_chunk_id)
         return super().forward_one_chunk(fwd_chunk_id, args, kwargs, save_forward_output)
 
     def backward_one_chunk(self, bwd_chunk_id, loss=None, full_backward=True, last_backward=False):

@@ -29,7 +29,7 @@ from psl.distributed.wire.pulse import Pulse
 from psl.distributed.wire.transport import START
 from psl.errors import CheckpointError, expected
 from psl.training.model_preparation import image_layout
-from psl.training.seeds import Stream, generator
+from psl.training.seeds import seed_computation, seed_round
 
 _NEVER = timedelta(days=1)  # a message may take any time while its sender lives; see `Pulse`
 
@@ -145,7 +145,7 @@ class Member:
         job, rank, log = self.job, self.rank, self._log
         last = self.count - 1
         inputs = labels = None
-        torch.manual_seed(int(generator(Stream.ROUND, job.seed, index).integers(2**63)))
+        seed_round(job.seed, index, self.device)
         if self.layers is not None:
             self.layers.zero_grad()
         order = self._books.order(index) if rank == 0 else Order.NOTHING
@@ -206,6 +206,9 @@ class Member:
         return EdgeStage(
             None if self.layers is None else self.layers.module, rank, self.count,
             *((job.sizes[0], *shape) for shape in ends), layout=layout, compute=compute, lines=lines,
+            seed_for=lambda index, number: seed_computation(
+                self.job.seed, index, self.device, "stage", self.place, number
+            ),
             arrived=arrived, record=self._record, device=self.device,
         )  # fmt: skip
 

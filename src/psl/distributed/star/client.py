@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from psl.distributed.events import EventLog
-from psl.distributed.job import Job, open_named
+from psl.distributed.job import Job
 from psl.distributed.segments import Segments
 from psl.distributed.state import load_state, newest_round, save_state
 from psl.distributed.wire.exchange import receive_model, send_model
@@ -19,10 +19,9 @@ from psl.training.communication import exchanged
 from psl.training.evaluation import test_batches
 from psl.training.frameworks.local_training import copy_into
 from psl.training.frameworks.split_step import device_backward, device_forward
-from psl.training.model_preparation import image_layout
 from psl.training.partition import partition as divide
-from psl.training.sampling import Sampler, Samples
-from psl.training.seeds import seed_computation
+from psl.training.sampling import Sampler
+from psl.training.seeds import seed_computation, seed_evaluation
 from psl.training.stage import full_step
 
 
@@ -65,8 +64,7 @@ class Client:
         self.segments = Segments(compute)
         self.run = job.prepare(number, self.segments)
         (self.device,) = self.run.devices
-        layout = image_layout(self.run.model, torch.device(job.device))
-        self.samples, self.tests = (Samples(part, job.device, layout) for part in open_named(job.dataset))
+        self.samples, self.tests = job.open_samples(self.run.model, torch.device(job.device), self.run.config)
         shares = divide(
             job.partition, len(self.samples), job.n_clients, labels=self.samples.labels, minimum=job.batch_size,
             seed=job.seed,
@@ -157,6 +155,7 @@ class Client:
     def evaluate(self, index: int, argument: int) -> None:
         """Send the test data through this device's part to the server."""
         self.run.train(False)
+        seed_evaluation(self.job.seed, index, torch.device(self.job.device))
         with torch.inference_mode():
             for rows in test_batches(len(self.tests)):
                 inputs, labels = self.tests.fetch(rows)

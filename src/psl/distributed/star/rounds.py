@@ -11,8 +11,8 @@ from psl.distributed.segments import Segments
 from psl.distributed.star.client import Command
 from psl.distributed.star.peer import Peer
 from psl.training.communication import BitCounter, exchanged
-from psl.training.evaluation import hits
 from psl.training.frameworks.local_training import Average
+from psl.training.scores import Mean
 from psl.training.seeds import Stream, generator, seed_computation
 
 Each = Callable[[list[Peer], Callable[[Peer], object]], dict[Peer, object]]
@@ -51,7 +51,7 @@ class Star(ABC):
 
     @torch.inference_mode()
     def evaluate(self, index: int, peers: list[Peer]) -> np.ndarray:
-        """Return the test accuracy of each distinct client model; the clients do their part on the test data."""
+        """Return the test metric of each distinct client model; the clients do their part on the test data."""
         self.train(False)
         found = self.each(self.tested(peers), lambda peer: self._evaluate(index, peer))
         self.train(True)
@@ -60,9 +60,10 @@ class Star(ABC):
     def _evaluate(self, index, peer):
         with torch.inference_mode():  # in this thread too
             rest = self.rest(peer)
-            batches = peer.test_batches(index)
-            right = sum(hits(smashed if rest is None else rest(smashed), labels) for smashed, labels in batches)
-        return right / peer.hello.n_tests
+            mean = Mean()
+            for smashed, labels in peer.test_batches(index):
+                mean.add(self.run.config.metric(smashed if rest is None else rest(smashed), labels))
+        return mean.value
 
     def train(self, mode: bool) -> None:
         """Put the server's layers into training or evaluation mode."""

@@ -22,6 +22,7 @@ from psl.distributed.wire.messages import ChannelError, ProtocolError
 from psl.errors import CheckpointError, expected
 from psl.training.fingerprint import settings_of
 from psl.training.history import History, HistoryBuilder
+from psl.training.scores import name_of
 
 
 class Server:
@@ -46,7 +47,7 @@ class Server:
         self.faults: list[str] = []
         self.star = STARS[job.framework](job, compute, self.each)
         self.peers: dict[int, Peer] = {}
-        self.curves = HistoryBuilder()
+        self.curves = HistoryBuilder(metric=name_of(job.metric_function()))
         self.shares = np.zeros(job.n_clients)
         self.participants: list[int] = []
         self.round_times: list[float] = []
@@ -98,7 +99,7 @@ class Server:
                 if stopping and not last:
                     break
             if self.curves.rounds and not self.curves.evaluated:
-                self.curves.set_accuracy(self.star.evaluate(self.curves.rounds, self.present))
+                self.curves.set_accuracy(self.star.evaluate(self.curves.rounds - 1, self.present))
             self._finish()
         finally:
             for peer in self.peers.values():

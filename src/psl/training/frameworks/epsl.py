@@ -36,7 +36,6 @@ from torch import nn
 from psl.errors import expected
 from psl.gradient_aggregation import aggregated_rows
 from psl.training.batchnorm import GroupStatistics, one_row_refused
-from psl.training.config import cross_entropy
 from psl.training.frameworks.psl import PSL
 from psl.training.frameworks.split_step import (
     ServerGradients,
@@ -46,6 +45,7 @@ from psl.training.frameworks.split_step import (
 )
 from psl.training.messages import Gradients, each, flat, joined, leaves, rows_of
 from psl.training.messages import rows as some_rows
+from psl.training.scores import cross_entropy
 from psl.training.stage import output_gradients
 
 Seed = Callable[[torch.Tensor], torch.Tensor]  # from z_ij (C, b, …) to the gradients of some rows
@@ -215,7 +215,7 @@ def _at_mean(server: nn.Module, rows: _Rows, loss: Callable) -> ServerGradients:
     mean_leaf = leaves(each(lambda t: rows.mean_of(t[rows.aggregated]), rows.smashed))  # (n_A, …)
     mean_gradients = Gradients(mean_leaf)
     want, fix = "n_A of at least 2 for this model's BatchNorm", "take a larger phi or batch_size, or another linearise="
-    with groups.unseen(), one_row_refused(rows.n_agg, 'linearise="mean"', want, fix):
+    with groups.unseen(), one_row_refused('linearise="mean"', want, fix):
         mean_outputs = server(mean_leaf)
 
     objective, z = rows.output_gradients(_in_order(found), loss)

@@ -12,9 +12,9 @@ from psl.models.stages import stages
 from psl.models.tracing import trace
 from psl.training.batchnorm import one_row_refused
 from psl.training.config import TrainingConfig, check_cuts
-from psl.training.frameworks.base import Framework, Round, refuse_raw_data
+from psl.training.frameworks.base import Framework, Round, SeedFor, no_seed, refuse_raw_data
 from psl.training.frameworks.split_step import only_needed
-from psl.training.messages import rows_of, split_rows
+from psl.training.messages import split_rows
 from psl.training.stage import Stage, loss_and_gradient
 
 
@@ -75,26 +75,33 @@ class Pipeline(Framework):
         for stage in self.stages:
             stage.zero_grad()
         micro_batches = zip(split_rows(inputs, self.micro_batch), labels.split(self.micro_batch), strict=True)
-        losses = [self.micro_step(m, x, y, len(y) / len(labels)) for m, (x, y) in enumerate(micro_batches)]
+        losses = [
+            self.micro_step(m, x, y, len(y) / len(labels), this.seed_for) for m, (x, y) in enumerate(micro_batches)
+        ]
         for stage in self.stages:
             stage.step()
         return sum(losses)
 
-    def micro_step(self, number: int, inputs: Any, labels: torch.Tensor, share: float) -> torch.Tensor:
+    def micro_step(
+        self, number: int, inputs: Any, labels: torch.Tensor, share: float, seed_for: SeedFor = no_seed
+    ) -> torch.Tensor:
         """Send one micro-batch forward and backward through all stages.
 
         Args:
             number: of the micro-batch.
             inputs, labels: its samples.
             share: b_m / B.
+            seed_for: called before a stage computes forward, with "stage", its number and the micro-batch's.
 
         Returns:
             `share` times its mean loss.
         """
         *before, last = self.stages
-        for stage in before:
+        for k, stage in enumerate(before):
+            seed_for("stage", k, number)
             inputs = self.bits.up(self._forward(stage, inputs, number))
         labels = self.bits.up(labels) if before else labels  # from the source to the last stage
+        seed_for("stage", len(before), number)
         value, gradient = loss_and_gradient(self._forward(last, inputs, number), labels, self.config.loss, share)
         for before_it, stage in reversed(list(zip(self.stages, self.stages[1:], strict=False))):
             needed = before_it.needs_gradient(number)
@@ -105,7 +112,7 @@ class Pipeline(Framework):
     def _forward(self, stage: Stage, inputs: Any, number: int) -> Any:
         fix = "take a micro_batch that leaves more than one sample for the last, or another batch_size"
         want = "2 samples or more for this model's BatchNorm"
-        with one_row_refused(rows_of(inputs), "micro_batch", want, fix):
+        with one_row_refused("micro_batch", want, fix):
             return stage.forward(inputs, number)
 
     def client_models(self) -> list[nn.Module]:

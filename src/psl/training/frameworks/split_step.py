@@ -11,9 +11,10 @@ from torch import nn
 
 from psl.models import split
 from psl.training.communication import BitCounter
-from psl.training.config import TrainingConfig, check_cut, cross_entropy
+from psl.training.config import TrainingConfig, check_cut
 from psl.training.frameworks.base import Batch, Framework, Round, refuse_raw_data
 from psl.training.messages import Gradients, check_rows, entries, joined, leaves, rows_of
+from psl.training.scores import cross_entropy
 from psl.training.stage import Stage
 
 
