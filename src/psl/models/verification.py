@@ -88,12 +88,12 @@ def _compare(traced: TracedModel, places: Sequence[Place], batch: Inputs) -> Non
             part.train(training)
         with _random_state_kept():
             start = _generators()
-            before = plain_state(whole)
+            before = {} if training else plain_state(whole)  # the first pass may prepare something once
             from_whole = _run_whole(whole, copied(batch), training)
-            _, others = changed_attributes(before, plain_state(whole))
+            others = [] if training else changed_attributes(before, plain_state(whole))[1]
             _restore(start)
             from_parts = _run_stages(parts, twin, copied(batch), training)
-        if others and not training:  # the first pass may prepare something once
+        if others:
             raise _difference(model, mode, f"attribute {others[0]!r}", "Python state that forward changes", others[0])
         for name in traced.constants:  # a buffer that the first pass fills in another shape
             from_whole.buffers.pop(name, None)
@@ -229,9 +229,9 @@ def _report(model: nn.Module, mode: str, whole: _Outcome, parts: _Outcome) -> No
 def _same_state(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
-    if isinstance(a, tuple):
+    if isinstance(a, tuple) and any(isinstance(x, np.ndarray) for x in a):  # NumPy's
         return len(a) == len(b) and all(_same_state(x, y) for x, y in zip(a, b, strict=True))
-    return bool(np.array_equal(a, b))
+    return bool(np.array_equal(a, b)) if isinstance(a, np.ndarray) else bool(a == b)
 
 
 def _distance(a: torch.Tensor, b: torch.Tensor, largest: float | None = None) -> float:
