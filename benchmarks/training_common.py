@@ -21,7 +21,8 @@ def build(name: str, n_clients: int, batch_size: int, cut: str = "layer1", phi: 
     torch.manual_seed(0)
     device = torch.device("cpu")
     model = resnet18(num_classes=10)
-    model = prepare_model(model, device, image_layout(model, device))
+    layout = image_layout(model, device)
+    model = prepare_model(model, device, layout)
     config = TrainingConfig(
         framework=name,
         n_clients=n_clients,
@@ -29,6 +30,7 @@ def build(name: str, n_clients: int, batch_size: int, cut: str = "layer1", phi: 
         optimizer=functools.partial(torch.optim.SGD, lr=0.01),
         cut=cut,
         phi=phi,
+        example=torch.zeros(2, 3, 32, 32).contiguous(memory_format=layout),
     )
     return build_framework(model, config)
 
