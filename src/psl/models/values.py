@@ -1,7 +1,8 @@
 """What goes into a model and comes out of it: a tensor, or several in a tuple, a dict or an object."""
 
+import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,10 +13,16 @@ from psl.models.examples import Example, Inputs
 
 def fixed_arguments(model: nn.Module) -> dict[str, Any]:
     """Return the arguments that a model is always called with: no key-value cache, which is for generating text."""
-    parameters = inspect.signature(model.forward).parameters
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())  # as peft's models do
-    hidden = takes_any and getattr(getattr(model, "config", None), "use_cache", False)
-    return {"use_cache": False} if "use_cache" in parameters or hidden else {}
+    named, takes_any = _cache_argument(getattr(model.forward, "__func__", model.forward))
+    hidden = takes_any and getattr(getattr(model, "config", None), "use_cache", False)  # as peft's models
+    return {"use_cache": False} if named or hidden else {}
+
+
+@functools.lru_cache(maxsize=256)  # a signature takes 0.1 ms, and every client calls its part in every round
+def _cache_argument(forward: Callable[..., Any]) -> tuple[bool, bool]:
+    """Return whether a forward takes ``use_cache``, and whether it takes any argument by name."""
+    parameters = inspect.signature(forward).parameters
+    return "use_cache" in parameters, any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
 
 
 def call(module: nn.Module, batch: Inputs) -> Any:
