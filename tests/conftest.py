@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import os
 import signal
 
 import pytest
@@ -17,6 +18,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_collection_modifyitems(items):
     """Let tests of real processes run one after another, in one worker, and the cells of a notebook in one kernel."""
     for item in items:
+        if item.get_closest_marker("full") and os.environ.get("FULL") != "1":
+            item.add_marker(pytest.mark.skip(reason="FULL=1 runs it; what is like it runs always"))
         if item.path.suffix == ".ipynb":
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
         elif item.path.name.startswith("test_distributed"):

@@ -228,3 +228,19 @@ def test_jobs_survive_json():
     assert Job.from_dict(job.to_dict()) == job
     assert job.digest() == Job.from_dict(job.to_dict()).digest() != Job.of("psl", **OPTIONS).digest()
     assert np.array_equal(job.partition[1], OPTIONS["partition"][1])
+
+
+def test_a_loss_that_is_no_number_is_warned_of_where_the_run_was_started(nursery):
+    with pytest.warns(RuntimeWarning, match=r"train loss is (nan|inf) in round 2: lower lr"):
+        in_processes("psl", nursery, optimizer="sgd", lr=1e30, rounds=2, eval_every=2)
+
+
+def test_labels_are_converted_and_the_metric_is_the_one_asked_for(nursery):
+    options = {"dataset": "distributed_models:one_hot_data", "metric": "distributed_models:label_share", "rounds": 2}
+    found = in_processes("psl", nursery, **options).history
+    want = in_one_process("psl", rounds=2)
+    np.testing.assert_allclose(found.train_loss, want.train_loss, rtol=1e-5)
+    np.testing.assert_allclose(found.test_accuracy, 2 * want.test_accuracy, atol=0.07)
+    assert found.settings["metric"] == "label_share"
+    with pytest.raises(DataError, match="class numbers 0..3"):
+        in_processes("psl", nursery, dataset="distributed_models:data_of_five_classes")

@@ -132,7 +132,8 @@ class Profile(Record):
         ``name``                                of the layer; the cut behind it gets this name
         ``fwd_s`` | ``fwd_ms`` | ``fwd_us``     time of its forward pass for the batch
         ``bwd_s`` | ``bwd_ms`` | ``bwd_us``     time of its backward pass for the batch
-        ``step_s`` | ``step_ms`` | ``step_us``  time of the optimizer's step on its parameters; by default none
+        ``step_s`` | ``step_ms`` | ``step_us``  time of the optimizer's step on its parameters; by default none. Also
+                                                ``optimizer_s``, ``optimizer_ms``, ``optimizer_us``
         ``act_bits`` | ``act_bytes``            its output for the batch
         ``grad_bits`` | ``grad_bytes``          gradient of its output for the batch; by default as large as the output
         ``param_bits`` | ``param_bytes``        its parameters, as far as they are sent; by default none

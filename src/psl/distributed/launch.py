@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,6 +205,10 @@ class Launch:
         history = History.load(folder / "history.json")
         if isinstance(history.settings.get("cut"), tuple):  # JSON knows no tuples, and `psl.train` says a list
             history.settings["cut"] = list(history.settings["cut"])
+        for k, loss in enumerate(history.train_loss):  # the server has warned in its own process, where nobody looks
+            if not np.isfinite(loss) and (history.participants is None or history.participants[k]):
+                warnings.warn(f"train loss is {loss} in round {k + 1}: lower lr", RuntimeWarning, stacklevel=3)
+                break
         history.models.extend(self._crew.models(folder, self.news))
         ranks, messages = range(len(self._crew.names)), {}
         for rank in ranks if job.record else ():

@@ -12,7 +12,7 @@ from torch import nn
 from psl.training.frameworks import Framework
 from psl.training.messages import tensors_of
 from psl.training.sampling import Samples
-from psl.training.scores import accuracy, name_of
+from psl.training.scores import accuracy, metric_name, name_of
 
 
 def settings_of(run: Framework) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def settings_of(run: Framework) -> dict[str, Any]:
         "loss": name_of(config.loss),
     }
     if config.metric is not accuracy:
-        settings["metric"] = name_of(config.metric)
+        settings["metric"] = metric_name(config.metric)
     settings |= run.settings()
     if config.participation is not None:
         settings |= config.participation.settings()

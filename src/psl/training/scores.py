@@ -118,6 +118,12 @@ def name_of(score: Score) -> str:
     return getattr(score, "__name__", type(score).__name__)
 
 
+def metric_name(metric: Score) -> str:
+    """Return the name of a metric as it is printed; "accuracy", a share in per cent, is the library's own alone."""
+    name = name_of(metric)
+    return name if metric is accuracy or name not in ("accuracy", "<lambda>") else "metric"
+
+
 class Mean:
     """The mean of a metric over the rows of several batches; rows of NaN, with nothing to score, are left out."""
 

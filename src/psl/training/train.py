@@ -27,7 +27,7 @@ from psl.training.participation import Participation
 from psl.training.partition import partition as divide
 from psl.training.resolve import check_plan_fits, resolve
 from psl.training.sampling import Sampler, Samples, open_dataset
-from psl.training.scores import name_of
+from psl.training.scores import metric_name
 from psl.training.seeds import Party, own_random_state, seed_computation, seed_evaluation, seed_round
 
 
@@ -189,7 +189,7 @@ class _Training:
             parts, rows = [np.concatenate(shares)], self.config.n_clients * rows
         self.samplers = [Sampler(part, rows, self.config.seed, client) for client, part in enumerate(parts)]
         self.settings = settings_of(run)
-        self.history = HistoryBuilder(self.config.participation is not None, name_of(self.config.metric))
+        self.history = HistoryBuilder(self.config.participation is not None, metric_name(self.config.metric))
         self.file: Checkpoint | None = None
         self._diverged = False
 

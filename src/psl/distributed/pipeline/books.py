@@ -16,7 +16,7 @@ from psl.training.evaluation import evaluate
 from psl.training.fingerprint import settings_of
 from psl.training.frameworks.pipeline import Pipeline
 from psl.training.history import History, HistoryBuilder
-from psl.training.scores import name_of
+from psl.training.scores import metric_name
 
 
 class Books:
@@ -36,7 +36,7 @@ class Books:
     ):
         self.job, self.run, self._source, self._folder, self._saves = job, run, source, folder, saves
         self._print = tell or (lambda line: None)
-        self.curves, self.round_times = HistoryBuilder(metric=name_of(run.config.metric)), []
+        self.curves, self.round_times = HistoryBuilder(metric=metric_name(run.config.metric)), []
         self._saved_at = time.monotonic()
         self.write()
 

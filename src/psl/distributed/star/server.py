@@ -22,7 +22,7 @@ from psl.distributed.wire.messages import ChannelError, ProtocolError
 from psl.errors import CheckpointError, expected
 from psl.training.fingerprint import settings_of
 from psl.training.history import History, HistoryBuilder
-from psl.training.scores import name_of
+from psl.training.scores import metric_name
 
 
 class Server:
@@ -47,7 +47,7 @@ class Server:
         self.faults: list[str] = []
         self.star = STARS[job.framework](job, compute, self.each)
         self.peers: dict[int, Peer] = {}
-        self.curves = HistoryBuilder(metric=name_of(job.metric_function()))
+        self.curves = HistoryBuilder(metric=metric_name(job.metric_function()))
         self.shares = np.zeros(job.n_clients)
         self.participants: list[int] = []
         self.round_times: list[float] = []
