@@ -30,7 +30,7 @@ class Attributes(dict[str, Any]):
     closed = False
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Add attributes, as networkx does when it makes a node or link; raises `TypeError` once they are closed."""
+        """Add attributes, as networkx does when it makes a node or link; raises `ScenarioError` once they are closed."""
         if self.closed:
             self._refuse()
         super().update(*args, **kwargs)
@@ -38,7 +38,7 @@ class Attributes(dict[str, Any]):
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         want = "no change: plans and cached arrays rely on the numbers of a network"
         fix = "change a copy, graph = nx.DiGraph(network.graph), and make a new EdgeNetwork from it"
-        raise TypeError(str(expected("EdgeNetwork.graph", want, "one", fix)))
+        raise expected("EdgeNetwork.graph", want, "one", fix)
 
     __setitem__ = __delitem__ = __ior__ = pop = popitem = clear = _refuse
     setdefault = _refuse  # pyright: ignore[reportAssignmentType]  # its types need a second overload
