@@ -101,6 +101,11 @@ def pair(*tensors: torch.Tensor) -> tuple[TensorDataset, TensorDataset]:
     return TensorDataset(*tensors), TensorDataset(*tensors)
 
 
+def squared(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return a metric of outputs of any kind."""
+    return ((outputs - labels) ** 2).mean(1)
+
+
 def listed(samples: list) -> tuple[list, list]:
     """Return a data set of these samples, to train and to test."""
     return samples * 10, samples * 10
@@ -167,6 +172,12 @@ case("Data", "Less data than a mini-batch", "at least batch_size = 64 training s
 )
 case("Data", "An unknown data set", "one of 'digits'", "'digit'")(lambda: train(net(), "digit"))
 case("Data", "A Dirichlet partition of True", "numbers", "got True")(lambda: train(net(), pair(X, Y), partition=True))
+case("Data", "A Dirichlet partition by several labels per sample", "one class number per sample", "'iid'")(
+    lambda: train(net(), pair(X, torch.rand(20, 3)), loss=nn.BCEWithLogitsLoss(), metric=squared, partition=1.0)
+)
+case("Data", "Inputs that forward does not take", "unexpected keyword argument 'id'", "in dicts by its names")(
+    lambda: train(net(), listed([{"input": X[0], "id": 7, "label": 1}]))
+)
 case("Data", "A sample that two clients have", "samples of no other client", "sample 3 again")(
     lambda: train(net(), pair(X, Y), partition=[[0, 1, 2, 3], [3, 4, 5, 6]])
 )

@@ -30,7 +30,7 @@ class Attributes(dict[str, Any]):
     closed = False
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Add attributes, as networkx does when it makes a node or link; raises `ScenarioError` once they are closed."""
+        """Add attributes, as networkx does for a new node or link; raises `ScenarioError` once they are closed."""
         if self.closed:
             self._refuse()
         super().update(*args, **kwargs)

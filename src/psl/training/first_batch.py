@@ -106,7 +106,10 @@ def _outputs(model: nn.Module, device: torch.device, layout: torch.memory_format
         where, module, arrived = _place_of_failure(model, device, layout, inputs)
         got = f"{_described(arrived)} at {where}: {(str(cause).splitlines() or [type(cause).__name__])[0][:160]}"
         want = f"{name} samples that the model takes"
-        raise expected("dataset", want, got, _fix_of_samples(module, arrived), DataError) from cause
+        fix = _fix_of_samples(module, arrived)
+        if isinstance(cause, TypeError) and "argument" in str(cause):
+            fix = "give the inputs that forward takes: in its order, or in dicts by its names"
+        raise expected("dataset", want, got, fix, DataError) from cause
 
 
 def _place_of_failure(
@@ -244,7 +247,8 @@ def _check_loss(loss: Score, outputs: Any, labels: torch.Tensor) -> None:
         if loss is cross_entropy:
             fix = "give class numbers, one for each prediction, or pass loss= and metric= for labels of another kind"
         raise expected("labels", f"labels that the loss {name_of(loss)} takes", got, fix, DataError) from cause
-    _check_rows("loss", loss, values, labels, "reduction='none', and the mean over what a row has several of")
+    fix = "compute with reduction='none', then take the mean over what a row has several of"
+    _check_rows("loss", loss, values, labels, fix)
 
 
 def _check_metric(metric: Score, outputs: Any, labels: torch.Tensor) -> None:
@@ -264,7 +268,7 @@ def _check_metric(metric: Score, outputs: Any, labels: torch.Tensor) -> None:
     except _MISFIT as cause:
         got = f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0][:160]}"
         raise expected("metric", "a function of outputs and labels", got, _METRIC_FIX) from cause
-    _check_rows("metric", metric, values, labels, "one value per row, such as .float().flatten(1).mean(1)")
+    _check_rows("metric", metric, values, labels, "return one value per row, such as .float().flatten(1).mean(1)")
 
 
 def _fits_accuracy(scores: Any, labels: torch.Tensor) -> bool:
@@ -279,4 +283,4 @@ def _check_rows(what: str, score: Score, values: Any, labels: torch.Tensor, fix:
     if not isinstance(values, torch.Tensor) or values.shape != (len(labels),):
         got = f"shape {tuple(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__
         want = f"one value per row, shape ({len(labels)},), from {name_of(score)}"
-        raise expected(what, want, got, f"return {fix}")
+        raise expected(what, want, got, fix)

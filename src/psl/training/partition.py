@@ -86,6 +86,10 @@ def check_rule(rule: str | float | Sequence[Any], n_clients: int) -> PartitionRu
 def _dirichlet(
     labels: np.ndarray, alpha: float, n_clients: int, minimum: int, rng: np.random.Generator
 ) -> list[np.ndarray]:
+    if labels.size != len(labels):
+        got, fix = f"shape {labels.shape[1:]} per sample", "pass 'iid' or a list of index arrays"
+        raise expected(f"partition={alpha:g}", "one class number per sample to divide by", got, fix, DataError)
+    labels = labels.reshape(-1)
     classes = [np.flatnonzero(labels == c) for c in np.unique(labels)]
     for _ in range(_REDRAWS):
         shares: list[list[np.ndarray]] = [[] for _ in range(n_clients)]

@@ -85,7 +85,7 @@ def _tensor(value: Any, what: str) -> torch.Tensor:
     try:
         return torch.as_tensor(np.array(value) if _is_image(value) else value)
     except (TypeError, ValueError, RuntimeError) as cause:
-        got, fix = type(value).__name__, "give the data set a transform that makes tensors, such as ToTensor()"
+        got, fix = type(value).__name__, "give tensors, numbers or images of PIL, with a transform of the data set"
         raise expected("dataset", f"{what} that are tensors or numbers", got, fix, DataError) from cause
 
 
