@@ -109,9 +109,12 @@ build/%.ipynb: build/%.inputs | $(READY)
 # Notebook 04 draws what 03 found.
 $(call executed,04_%): $(call executed,03_%)
 
-# Notebooks 01 and 07 measure seconds. They run alone: after all others, and one after the other.
+# Notebooks 01 and 07 measure seconds. They run alone: after all others, and one after the other. Nobody keeps the seconds
+# of a short run.
+ifeq ($(QUICK),0)
 $(call executed,01_%): | $(filter-out $(call executed,01_% 07_%),$(EXECUTED))
 $(call executed,07_%): | $(filter-out $(call executed,07_%),$(EXECUTED))
+endif
 
 notebooks: figures
 	@$(BIN)/python tools/publish.py notebooks $(filter $(BUILD)/%,$(EXECUTED))
