@@ -36,9 +36,12 @@ def autograd_functions_kept() -> Iterator[dict[str, Callable[..., Any]]]:
     """
     functions: dict[str, Callable[..., Any]] = {}
     library = torch.library.Library(_LIBRARY, "FRAGMENT")
-    original = torch.autograd.Function.apply.__func__  # pyright: ignore[reportFunctionMemberAccess]
+    found = inspect.getattr_static(torch.autograd.Function, "apply")  # written in Python, or in C from torch 2.14 on
     inside = False
     token = f"{random.SystemRandom().getrandbits(48):x}"  # operators' names are never free again
+
+    def original(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        return found.__get__(None, cls)(*args, **kwargs)
 
     def apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
         nonlocal inside
