@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import gc
 import os
+import weakref
 
 import pytest
 import torch
@@ -385,3 +387,15 @@ def test_a_split_model_is_a_module():
     assert not parts.client.training
     assert model.bn.training, "the parts share the model's tensors and have modes of their own"
     assert {id(p) for p in parts.parameters()} == {id(p) for p in model.parameters()}
+
+
+def test_nothing_keeps_a_model_alive():
+    model = psl.models.cnn()
+    references = weakref.ref(model), weakref.ref(next(model.parameters()))
+    parts = psl.split(model, 5, (1, 8, 8))
+    psl.verify(model, 5, torch.randn(2, 1, 8, 8))
+    psl.profile(model, (1, 8, 8))
+    parts.server(parts.client(torch.randn(2, 1, 8, 8))).sum().backward()
+    del model, parts
+    gc.collect()
+    assert [reference() for reference in references] == [None, None]
