@@ -13,9 +13,8 @@ from psl.models.examples import Example, Inputs
 
 def fixed_arguments(model: nn.Module) -> dict[str, Any]:
     """Return the arguments that a model is always called with: no key-value cache, which is for generating text."""
-    is_own = "forward" in vars(
-        model
-    )  # put on this model, as torch.export does: it may hold the model, so it is not kept
+    # A forward on the model itself, where torch.export puts one, may hold the model: it is not remembered.
+    is_own = "forward" in vars(model)
     named, takes_any = _cache_argument.__wrapped__(model.forward) if is_own else _cache_argument(type(model).forward)
     hidden = takes_any and getattr(getattr(model, "config", None), "use_cache", False)  # as peft's models
     return {"use_cache": False} if named or hidden else {}
