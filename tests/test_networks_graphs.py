@@ -129,9 +129,11 @@ def test_a_network_s_numbers_do_not_change_under_a_plan():
         with pytest.raises((ScenarioError, nx.NetworkXError), match=r"no change|Frozen graph"):
             change()
     assert (plan.latency().total, psl.simulate(plan).makespan) == before
-    changed = nx.DiGraph(network.graph)  # a copy may be changed
-    changed.nodes[0]["speed"] *= 2
-    assert EdgeNetwork(changed, 0) != network
+    for changed in (nx.DiGraph(network.graph), network.graph.copy(), network.graph.to_directed()):  # may be changed
+        changed.nodes[0]["speed"] *= 2
+        nx.set_edge_attributes(changed, 1e9, "rate")
+        assert EdgeNetwork(changed, 0) != network
+    assert (plan.latency().total, psl.simulate(plan).makespan) == before
     assert EdgeNetwork(network.graph, 0) == network
     for again in (pickle.loads(pickle.dumps(network)), copy.deepcopy(network)):
         assert again == network

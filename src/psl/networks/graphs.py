@@ -5,7 +5,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import networkx as nx
 
@@ -20,6 +20,19 @@ _READERS = {".graphml": nx.read_graphml, ".gml": lambda path: nx.read_gml(path, 
 _RATES = {"rate": 1.0, "LinkSpeedRaw": 1.0, "capacity": 1e6, "preinstalledCapacity": 1e6}
 
 
+def _unless_closed(name: str) -> Any:
+    """Return the method of `dict` of a name, refused on attributes that are closed."""
+
+    def method(self: "Attributes", *args: Any, **kwargs: Any) -> Any:
+        if self.closed:
+            want = "no change: plans and cached arrays rely on the numbers of a network"
+            fix = "change a copy, graph = nx.DiGraph(network.graph), and make a new EdgeNetwork from it"
+            raise expected("EdgeNetwork.graph", want, "one", fix)
+        return getattr(dict, name)(self, *args, **kwargs)
+
+    return method
+
+
 class Attributes(dict[str, Any]):
     """Attributes of a node or link, which refuse changes once they are closed; ``copy()`` is a plain dict.
 
@@ -29,19 +42,9 @@ class Attributes(dict[str, Any]):
 
     closed = False
 
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        """Add attributes, as networkx does for a new node or link; raises `ScenarioError` once they are closed."""
-        if self.closed:
-            self._refuse()
-        super().update(*args, **kwargs)
-
-    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
-        want = "no change: plans and cached arrays rely on the numbers of a network"
-        fix = "change a copy, graph = nx.DiGraph(network.graph), and make a new EdgeNetwork from it"
-        raise expected("EdgeNetwork.graph", want, "one", fix)
-
-    __setitem__ = __delitem__ = __ior__ = pop = popitem = clear = _refuse
-    setdefault = _refuse  # pyright: ignore[reportAssignmentType]  # its types need a second overload
+    __setitem__, __delitem__, __ior__, update, pop, popitem, clear, setdefault = map(
+        _unless_closed, ("__setitem__", "__delitem__", "__ior__", "update", "pop", "popitem", "clear", "setdefault")
+    )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Attributes, (dict(self),), {"closed": self.closed}
@@ -58,10 +61,6 @@ class ScenarioGraph(nx.DiGraph):
         for values in (*self.nodes.values(), *self.edges.values()):
             values.closed = True  # pyright: ignore[reportAttributeAccessIssue]  # networkx types them as dicts
         nx.freeze(self)
-
-    def to_directed_class(self) -> type[nx.DiGraph]:
-        """Return the class of copies and views, which may be changed."""
-        return nx.DiGraph
 
 
 def simple(graph: nx.Graph) -> nx.DiGraph:
