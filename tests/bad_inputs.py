@@ -117,6 +117,11 @@ def train(model: nn.Module, data: object, framework: str = "psl", **options) -> 
     return psl.train(framework, model, data, **given)
 
 
+def train_planned(plan: object, framework: str, model: nn.Module | None = None, **options) -> object:
+    """Train for one round by a plan, on the digits."""
+    return psl.train(framework, model or psl.models.cnn(), "digits", rounds=1, plan=plan, progress=False, **options)
+
+
 def table(**columns) -> pd.DataFrame:
     """Return a table of two layers."""
     usual = {"name": ["conv", "fc"], "fwd_ms": [1.0, 2.0], "bwd_ms": [2.0, 4.0], "act_bytes": [400.0, 40.0]}
@@ -348,29 +353,17 @@ case("Plans", "FLOP/s for a profile in seconds", "relative to the reference devi
     lambda: epsl.solve(psl.Profile.from_table(table()), CELL)
 )
 case("Plans", "A plan for samples of another size", "one for a model and samples", "bits per float")(
-    lambda: psl.train(
+    lambda: train_planned(
+        epsl.solve(psl.profile(psl.models.thin_resnet(), (1, 64, 64)), CELL, batch_size=8),
         "epsl",
         psl.models.thin_resnet(),
-        "digits",
-        rounds=1,
-        plan=epsl.solve(psl.profile(psl.models.thin_resnet(), (1, 64, 64)), CELL, batch_size=8),
-        progress=False,
     )
 )
 case("Plans", "A plan for another number of clients", "the plan's 3", "leave it out")(
-    lambda: psl.train(
-        "psl", psl.models.cnn(), "digits", rounds=1, n_clients=4, plan=epsl.solve(PROFILE, CELL), progress=False
-    )
+    lambda: train_planned(epsl.solve(PROFILE, CELL), "psl", n_clients=4)
 )
 case("Plans", "A plan of another scheduler's framework", "'pipeline'", "solve a plan for this framework")(
-    lambda: psl.train(
-        "psl",
-        psl.models.cnn(),
-        "digits",
-        rounds=1,
-        plan=pipeline.solve(PROFILE, NETWORK, batch_size=64),
-        progress=False,
-    )
+    lambda: train_planned(pipeline.solve(PROFILE, NETWORK, batch_size=64), "psl")
 )
 case("Plans", "A bound above the plan", "at most the plan's own round time", "solve again")(
     lambda: dataclasses.replace(edgesplit.solve(PROFILE, CLUSTER), lower_bound=1e9)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import psl
+from marks import some
 from psl.errors import CutError, ScenarioError
 from test_models_cuts import WITH_AUXILIARY_HEADS, meta_device
 
@@ -18,10 +19,10 @@ PUBLISHED = [
     "alexnet", "convnext_tiny", "efficientnet_b0", "googlenet", "mnasnet1_0", "mobilenet_v2", "resnet18", "resnet50",
     "shufflenet_v2_x1_0", "squeezenet1_0", "swin_t", "vgg11", "vit_b_16",
 ]  # fmt: skip
-LONG = ("efficientnet_b0", "googlenet", "mnasnet1_0", "swin_t")  # run with FULL=1
+LONG = ("efficientnet_b0", "googlenet", "mnasnet1_0", "swin_t", "densenet121", "inception_v3")  # run with FULL=1
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.full][: name in LONG]) for name in PUBLISHED])
+@pytest.mark.parametrize("name", some(PUBLISHED, lambda name: name not in LONG))
 def test_forward_counts_equal_torchvisions_published_multiply_adds(name):
     weights = next(iter(torchvision.models.get_model_weights(name)))
     options = {"aux_logits": False, "init_weights": False} if name in WITH_AUXILIARY_HEADS else {}
@@ -38,13 +39,10 @@ def test_forward_counts_equal_torchvisions_published_multiply_adds(name):
         assert n_parameters == weights.meta["num_params"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("vgg11", "resnet18", "squeezenet1_1"),
-        *(pytest.param(name, marks=pytest.mark.full) for name in ("densenet121", "inception_v3")),
-    ],
-)
+BACKWARD = ["vgg11", "resnet18", "densenet121", "squeezenet1_1", "inception_v3"]
+
+
+@pytest.mark.parametrize("name", some(BACKWARD, lambda name: name not in LONG))
 def test_backward_counts_equal_pytorchs_where_its_counter_is_right(name):
     # PyTorch's counter ignores groups in a convolution's backward pass; these models have none.
     options = {"aux_logits": False, "init_weights": False} if name in WITH_AUXILIARY_HEADS else {}

@@ -4,8 +4,6 @@ Takes eight minutes on a core, so it runs on request: FULL=1 pytest tests/test_m
 every family is tested at all its cuts in tests/test_models_cuts.py.
 """
 
-import os
-
 import pytest
 import torch
 import torchvision
@@ -13,7 +11,7 @@ import torchvision
 import psl
 from test_models_zoo import loss_of, random_state, run_stages, seed, tensors_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.environ.get("FULL") != "1", reason="FULL=1 runs these 8 minutes")]
+pytestmark = [pytest.mark.slow, pytest.mark.full]
 NAMES = torchvision.models.list_models(module=torchvision.models)
 # Small images that the models accept, and at which BatchNorm of two images does not blow gradients up to infinity.
 SIZES = {

@@ -4,6 +4,7 @@ import networkx as nx
 import numpy as np
 import pytest
 
+from marks import some
 from pipeline_naive import adjacency, efficient_pairs, heap_search, networkx_search, state_graph, thresholds_of
 from pipeline_oracles import brute_force
 from pipeline_scenarios import random_network, random_profile
@@ -38,7 +39,7 @@ def found_by(call):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", [pytest.param(k, marks=[pytest.mark.full][: k > 3]) for k in range(8)])
+@pytest.mark.parametrize("block", some(range(8), lambda block: block < 4))
 def test_equals_brute_force(block):
     repaired = impossible = 0
     for seed in range(250 * block, 250 * (block + 1)):

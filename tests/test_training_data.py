@@ -309,20 +309,3 @@ def test_one_row_per_client_and_batchnorm(framework):
         return
     with pytest.raises(psl.errors.ScenarioError, match=r"batch_size: expected 2 rows or more .*BatchNorm, got 1"):
         train(framework, model, pair(x, y), batch_size=1, rounds=1)
-
-
-def test_every_client_is_evaluated_on_samples_of_its_own():
-    class InPlace(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.h = nn.Linear(4, 16), nn.Linear(16, 4)
-
-        def forward(self, x):
-            return self.h(torch.relu(self.a(x.sub_(100).div_(20))))
-
-    torch.manual_seed(0)
-    z = torch.randn(400, 4)
-    data = pair(100 + 20 * z, z.argmax(1))
-    run = psl.train("psl", InPlace(), data, cut="a", n_clients=3, rounds=40, batch_size=50, lr=0.3, progress=False)
-    true = [(m(100 + 20 * z).argmax(1) == z.argmax(1)).float().mean().item() for m in run.models]
-    np.testing.assert_allclose(run.client_accuracy, true)
