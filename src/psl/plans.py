@@ -78,14 +78,19 @@ def held_bound(
     Raises:
         ScenarioError: the bound is no number, or above the value although it is said to be of this scenario.
     """
-    bound = check_lower_bound(name, lower_bound, math.inf)
-    if math.isnan(bound):
-        return {"lower_bound": bound, "proven_for": ""}
-    here = _digest(scenario)
-    if proven_for not in ("", here):
+    fix = "solve again, or pass lower_bound=nan"
+    try:
+        bound = float(lower_bound)
+    except (TypeError, ValueError) as cause:
+        raise expected(f"{name}.lower_bound", "seconds, or NaN for none", repr(lower_bound)[:80], fix) from cause
+    here = "" if math.isnan(bound) else _digest(scenario)
+    if not here or proven_for not in ("", here):
         return {"lower_bound": math.nan, "proven_for": ""}
+    if bound > value * (1 + _ROUNDING):
+        want = f"at most the plan's own round time, {value:.9g} s"
+        raise expected(f"{name}.lower_bound", want, f"{bound:.9g} s, the bound of another scenario", fix)
     # A bound that equals the value but for rounding is the value.
-    return {"lower_bound": min(check_lower_bound(name, bound, value), value), "proven_for": here}
+    return {"lower_bound": min(bound, value), "proven_for": here}
 
 
 def _digest(value: Any) -> str:
@@ -106,28 +111,6 @@ def _digest(value: Any) -> str:
         return repr(part).encode()
 
     return hashlib.sha256(encoded(value)).hexdigest()[:16]
-
-
-def check_lower_bound(name: str, lower_bound: float, round_time: float) -> float:
-    """Return the bound of a plan as a float; refuse one that the plan itself beats. NaN is no bound.
-
-    Args:
-        name: of the plan's class, for the message.
-        lower_bound: s.
-        round_time: of the plan, s.
-
-    Raises:
-        ScenarioError: the bound is no number, or above the round time: it is of another scenario.
-    """
-    fix = "solve again, or pass lower_bound=nan"
-    try:
-        value = float(lower_bound)
-    except (TypeError, ValueError) as cause:
-        raise expected(f"{name}.lower_bound", "seconds, or NaN for none", repr(lower_bound)[:80], fix) from cause
-    if value > round_time * (1 + _ROUNDING):
-        want = f"at most the plan's own round time, {round_time:.9g} s"
-        raise expected(f"{name}.lower_bound", want, f"{value:.9g} s, the bound of another scenario", fix)
-    return value
 
 
 def meets_bound(value: float, lower_bound: float) -> bool:
