@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from psl.errors import CutError, expected
+from psl.models.generators import numpy_and_python_kept
 
 
 def refuse(got: str, fix: str, want: str = "a model whose forward pass can be split", cause: Any = None) -> NoReturn:
@@ -143,8 +144,7 @@ def _holds_new_tensors(old: Any, new: Any) -> bool:
 @contextmanager
 def python_randomness_refused(model: nn.Module) -> Iterator[None]:
     """Refuse a forward pass that draws from Python's or NumPy's generator; both are given back as they were."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
+    with numpy_and_python_kept() as (numpy, python):
         yield
         drew = []
         if random.getstate() != python:
@@ -155,6 +155,3 @@ def python_randomness_refused(model: nn.Module) -> Iterator[None]:
             got = f"draws from {' and '.join(drew)} in {type(model).__name__}.forward"
             fix = "draw with torch (torch.rand) and choose with torch.where; a graph would hold one draw for ever"
             raise RandomDraw(f"model: expected a model whose forward pass can be split, got {got}. Fix: {fix}")
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002

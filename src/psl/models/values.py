@@ -42,11 +42,16 @@ def call_on_example(module: nn.Module, example: Example) -> Any:
     return module(*example.tensors[:n], **dict(named), **fixed_arguments(module))
 
 
+def _each(function: Callable[[torch.Tensor], torch.Tensor], batch: Inputs) -> Any:
+    """Return a batch with a function applied to every tensor."""
+    if isinstance(batch, Mapping):
+        return {name: function(value) for name, value in batch.items() if value is not None}
+    return tuple(map(function, batch)) if isinstance(batch, tuple | list) else function(batch)
+
+
 def copied(batch: Inputs) -> Any:
     """Return a copy of a batch that may be overwritten."""
-    if isinstance(batch, Mapping):
-        return {name: value.clone() for name, value in batch.items() if value is not None}
-    return tuple(x.clone() for x in batch) if isinstance(batch, tuple | list) else batch.clone()
+    return _each(torch.Tensor.clone, batch)
 
 
 def at_least_two_rows(batch: Inputs) -> Inputs:
@@ -55,9 +60,7 @@ def at_least_two_rows(batch: Inputs) -> Inputs:
     def twice(tensor: torch.Tensor) -> torch.Tensor:
         return torch.cat([tensor, tensor]) if tensor.ndim and len(tensor) == 1 else tensor
 
-    if isinstance(batch, Mapping):
-        return {name: twice(value) for name, value in batch.items() if value is not None}
-    return tuple(map(twice, batch)) if isinstance(batch, tuple | list) else twice(batch)
+    return _each(twice, batch)
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

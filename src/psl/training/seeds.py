@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from psl.models.generators import numpy_and_python_kept
+
 Party = Literal["device", "server", "stage"]
 
 
@@ -68,13 +70,8 @@ def seed_evaluation(seed: int, index: int, device: torch.device) -> None:
 @contextmanager
 def own_random_state(device: torch.device) -> Iterator[None]:
     """Leave the random state of torch, NumPy and Python as it was found."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+    with numpy_and_python_kept(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
 
 
 def _seed_all(number: int, device: torch.device) -> None:
