@@ -51,6 +51,11 @@ def missing_package(what: str, cause: ModuleNotFoundError, otherwise: str = "") 
     return ModuleNotFoundError(text, name=cause.name, path=cause.path)
 
 
+def first_line(cause: BaseException, length: int = 160) -> str:
+    """Return the first line of what an error says, or the name of its class if it says nothing, for a message."""
+    return (str(cause).splitlines() or [type(cause).__name__])[0][:length]
+
+
 # What pip calls a package, where that is not its name; torchvision goes with torch.
 _DISTRIBUTIONS = {"torch": "torch torchvision", "sionna": "sionna-no-rt", "sklearn": "scikit-learn", "PIL": "pillow"}
 
@@ -115,7 +120,7 @@ def _no_number(value: Any) -> Any:
     if isinstance(value, str | bytes | bool | np.bool_):
         return value
     kind = getattr(getattr(value, "dtype", None), "kind", "")
-    if kind in "bSU" and kind and np.size(value):
+    if kind in ("b", "S", "U") and np.size(value):
         return np.ravel(value)[0]
     if kind == "O":  # such as a column of a table
         value = np.ravel(value).tolist()

@@ -23,9 +23,11 @@ from psl.training.frameworks import FRAMEWORKS, Framework, build_framework, fram
 from psl.training.model_preparation import check_model, image_layout, prepare_model, verify_cuts
 from psl.training.partition import check_rule
 from psl.training.resolve import check_plan_fits, resolve
-from psl.training.sampling import Samples
+from psl.training.sampling import IndexedDataset, Samples
 from psl.training.scores import Score, check_metric, row_loss
 
+#: A data set: (train, test).
+Given = tuple[IndexedDataset, IndexedDataset]
 #: Frameworks of a server and clients; a pipeline has `PipelineJob`.
 STAR = ("sl", "sfl", "psl", "epsl", "edgesplit")
 _NOT_IDENTITY = {
@@ -116,9 +118,10 @@ class Job(Record):
             tuple(found.cut) if isinstance(found.cut, list) else found.cut, found.phi, found.linearise,
             emulation=emulation, round_time=found.round_time, **options,
         ).checked()  # fmt: skip
-        job = job.with_sample() if framework_class(framework).splits else job
+        given = open_named(dataset)
+        job = job.with_sample(given) if framework_class(framework).splits else job
         run = dataclasses.replace(job, device="cpu").prepare()
-        job.open_samples(run.model, torch.device("cpu"), run.config)
+        job.open_samples(run.model, torch.device("cpu"), run.config, given)
         if run.splits:
             if plan is not None:
                 check_plan_fits(plan, run.model)
@@ -199,10 +202,17 @@ class Job(Record):
         such_as = "'mine:metric', or leave it out for the accuracy"
         return check_metric(self.metric if self.metric == "accuracy" else find("metric", self.metric, such_as))
 
-    def open_samples(self, model: nn.Module, device: torch.device, config: TrainingConfig) -> tuple[Samples, Samples]:
-        """Return training and test samples that the model takes, as `checked_samples` does."""
+    def open_samples(
+        self, model: nn.Module, device: torch.device, config: TrainingConfig, given: Given | None = None
+    ) -> tuple[Samples, Samples]:
+        """Return training and test samples that the model takes, as `checked_samples` does.
+
+        Args:
+            model, device, config: of the run.
+            given: the data sets, if they are open already.
+        """
         config = dataclasses.replace(config, loss=self.loss_function())  # the framework's may be timed
-        return checked_samples(model, open_named(self.dataset), device, config, image_layout(model, device))
+        return checked_samples(model, given or open_named(self.dataset), device, config, image_layout(model, device))
 
     def example(self, layout: torch.memory_format) -> torch.Tensor:
         """Return inputs of two samples, with which the model is traced; raises as `with_sample`."""
@@ -210,13 +220,16 @@ class Job(Record):
         inputs = torch.zeros((2, *job.sample), dtype=getattr(torch, job.sample_dtype), device=self.device)
         return inputs.contiguous(memory_format=layout) if inputs.ndim == 4 else inputs
 
-    def with_sample(self) -> "Job":
+    def with_sample(self, given: Given | None = None) -> "Job":
         """Return the job with shape and type of a sample's input, found in its data.
+
+        Args:
+            given: the data sets, if they are open already.
 
         Raises:
             DataError: samples with several inputs, which processes do not send each other.
         """
-        inputs = Samples(open_named(self.dataset)[0]).fetch(np.array([0]))[0]
+        inputs = Samples((given or open_named(self.dataset))[0]).fetch(np.array([0]))[0]
         if not isinstance(inputs, torch.Tensor):
             want, fix = "samples with one input tensor between processes", "train with psl.train, which takes several"
             raise expected("dataset", want, f"a {type(inputs).__name__} of inputs", fix, DataError)

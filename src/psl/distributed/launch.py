@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from psl.distributed.leftovers import run_folder
 from psl.distributed.nursery import Nursery, Worker, wait_all
 from psl.distributed.pipeline.job import PipelineJob
 from psl.errors import check_choice, expected
-from psl.training.history import History
+from psl.training.history import History, warn_of_divergence
 
 _LOOK = 0.05  # s between two looks at the workers
 
@@ -207,7 +206,7 @@ class Launch:
             history.settings["cut"] = list(history.settings["cut"])
         for k, loss in enumerate(history.train_loss):  # the server has warned in its own process, where nobody looks
             if not np.isfinite(loss) and (history.participants is None or history.participants[k]):
-                warnings.warn(f"train loss is {loss} in round {k + 1}: lower lr", RuntimeWarning, stacklevel=3)
+                warn_of_divergence(float(loss), k, stacklevel=3)
                 break
         history.models.extend(self._crew.models(folder, self.news))
         ranks, messages = range(len(self._crew.names)), {}

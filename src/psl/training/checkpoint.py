@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from psl.errors import CheckpointError, expected
+from psl.errors import CheckpointError, expected, first_line
 
 _SAVE_EVERY_S = 10.0
 _FORMAT = 1
@@ -61,7 +61,7 @@ class Checkpoint:
         try:
             payload = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as cause:  # torch raises a different type for each way a file can be broken
-            reason = (str(cause).splitlines() or [type(cause).__name__])[0][:120]
+            reason = first_line(cause, 120)
             want = "a checkpoint written by psl.train"
             raise expected(str(self.path), want, f"an unreadable file ({reason})", fix, CheckpointError) from cause
         if not isinstance(payload, dict) or not _is_ours(payload):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from psl.errors import DataError, PSLError, expected
+from psl.errors import DataError, PSLError, expected, first_line
 from psl.models.values import call, copied
 from psl.training.config import TrainingConfig
 from psl.training.messages import class_scores, logits_of, tensors_of
@@ -52,18 +52,22 @@ def checked_samples(
     with own_random_state(device):
         plain = layout or torch.contiguous_format
         train, test = (Samples(part, device, plain) for part in given)
-        for samples, name in ((train, "training"), (test, "test")):
-            rows = np.arange(min(config.batch_size if samples is train else 2, len(samples)))
-            inputs, labels = _drawn(samples, rows, config.seed, name)
-            outputs = _outputs(model, device, plain, inputs, name)
-            _check_labels(samples, outputs, labels, config, name)
-            labels = samples.convert(labels)
-            _check_loss(config.loss, outputs, labels)
-            _check_metric(config.metric, outputs, labels)
+        inputs = _tried_inputs(model, train, config.batch_size, config, "training")
+        _tried_inputs(model, test, 2, config, "test")
         if layout is None:
-            layout = tried_layout(model, device, train.fetch(np.arange(min(config.batch_size, len(train))))[0])
-            train.layout = test.layout = layout
+            train.layout = test.layout = tried_layout(model, device, inputs)
     return train, test
+
+
+def _tried_inputs(model: nn.Module, samples: Samples, most: int, config: TrainingConfig, name: str) -> Any:
+    """Return the inputs of at most so many samples, after all that `checked_samples` tries with them."""
+    inputs, labels = _drawn(samples, np.arange(min(most, len(samples))), config.seed, name)
+    outputs = _outputs(model, samples.device, samples.layout, inputs, name)
+    _check_labels(samples, outputs, labels, config, name)
+    labels = samples.convert(labels)
+    _check_loss(config.loss, outputs, labels)
+    _check_metric(config.metric, outputs, labels)
+    return inputs
 
 
 def _drawn(samples: Samples, rows: np.ndarray, seed: int, name: str) -> tuple[Any, torch.Tensor]:
@@ -79,14 +83,8 @@ def _drawn(samples: Samples, rows: np.ndarray, seed: int, name: str) -> tuple[An
                 f"the {name} samples are drawn from a random generator of their own: equal arguments will not give "
                 "identical results. Draw from torch's, NumPy's or Python's global generator, which psl seeds"
             )
-            warnings.warn(text, stacklevel=4)
+            warnings.warn(text, stacklevel=5)
     return batch
-
-
-def _run(model: nn.Module, device: torch.device, layout: torch.memory_format, inputs: Any) -> Any:
-    ran = prepare_model(model, device, layout).eval()
-    with torch.no_grad():
-        return call(ran, copied(inputs))
 
 
 # --- samples ---
@@ -98,13 +96,15 @@ def _outputs(model: nn.Module, device: torch.device, layout: torch.memory_format
     Raises:
         DataError: the model does not take it.
     """
+    ran = prepare_model(model, device, layout).eval()
     try:
-        return _run(model, device, layout, inputs)
+        with torch.no_grad():
+            return call(ran, copied(inputs))
     except PSLError:
         raise
     except _MISFIT as cause:
         where, module, arrived = _place_of_failure(model, device, layout, inputs)
-        got = f"{_described(arrived)} at {where}: {(str(cause).splitlines() or [type(cause).__name__])[0][:160]}"
+        got = f"{_described(arrived)} at {where}: {first_line(cause)}"
         want = f"{name} samples that the model takes"
         fix = _fix_of_samples(module, arrived)
         if isinstance(cause, TypeError) and "argument" in str(cause):
@@ -241,8 +241,7 @@ def _check_loss(loss: Score, outputs: Any, labels: torch.Tensor) -> None:
     except PSLError:
         raise
     except _MISFIT as cause:
-        reason = (str(cause).splitlines() or [type(cause).__name__])[0][:160]
-        got = f"{_described(labels)} for outputs of {_described(logits_of(outputs))}: {reason}"
+        got = f"{_described(labels)} for outputs of {_described(logits_of(outputs))}: {first_line(cause)}"
         fix = "give labels of the shape and type that the loss takes, such as y.float() for a binary cross entropy"
         if loss is cross_entropy:
             fix = "give class numbers, one for each prediction, or pass loss= and metric= for labels of another kind"
@@ -266,7 +265,7 @@ def _check_metric(metric: Score, outputs: Any, labels: torch.Tensor) -> None:
     except PSLError:
         raise
     except _MISFIT as cause:
-        got = f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0][:160]}"
+        got = f"{type(cause).__name__}: {first_line(cause)}"
         raise expected("metric", "a function of outputs and labels", got, _METRIC_FIX) from cause
     _check_rows("metric", metric, values, labels, "return one value per row, such as .float().flatten(1).mean(1)")
 

@@ -1,5 +1,6 @@
 """What a training run returns: one row per round, and the trained models."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -87,6 +88,12 @@ class History(Record):
         if not np.isnan(self.simulated_time_s[-1]):
             parts.append(f"{self.simulated_time_s[-1]:.4g} s simulated")
         return f"History({self.framework}: " + ", ".join(parts) + ")"
+
+
+def warn_of_divergence(loss: float, index: int, stacklevel: int) -> None:
+    """Warn that the loss of round `index`, counted from 0, is no finite number; `stacklevel` counts from the caller."""
+    text = f"train loss is {loss} in round {index + 1}: lower lr"
+    warnings.warn(text, RuntimeWarning, stacklevel=stacklevel + 1)
 
 
 class HistoryBuilder:

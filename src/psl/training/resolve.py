@@ -169,14 +169,15 @@ def check_plan_fits(plan: Plan, model: nn.Module, example: Any = None) -> int:
         if name != places[cut].name:
             raise expected("plan", f"one whose cut {cut} is {places[cut].name!r}, as in the model", repr(name), fix)
     width: dict[int, float] = {}  # bits per float at each cut
-    for j, (floats, others) in enumerate(map(traced.sample_crossing, places)):
+    crossing = [traced.sample_crossing(place) for place in places]
+    for j, (floats, others) in enumerate(crossing):
         if floats and plan.profile.act_bits[j]:
             width[j] = (plan.profile.act_bits[j] - others) / floats
     usual = width[max(width)] if width else 0.0  # the output's: it rarely depends on the size of the samples
     wrong = [j for j, found in width.items() if abs(found - usual) > 1e-6 * usual]
     if wrong:
-        floats, others = traced.sample_crossing(places[wrong[0]])
-        want = f"one for a model and samples that send {floats:g} floats at cut {wrong[0]} ({places[wrong[0]].name!r})"
-        got = f"{plan.profile.act_bits[wrong[0]]:g} bits there, with {usual:g} bits per float at the last cut"
+        j = wrong[0]
+        want = f"one for a model and samples that send {crossing[j][0]:g} floats at cut {j} ({places[j].name!r})"
+        got = f"{plan.profile.act_bits[j]:g} bits there, with {usual:g} bits per float at the last cut"
         raise expected("plan", want, got, fix)
     return fitting[0]

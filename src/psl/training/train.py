@@ -1,6 +1,5 @@
 """`psl.train`: one loop for every framework."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from psl.training.fingerprint import fingerprint, settings_of
 from psl.training.first_batch import checked_samples
 from psl.training.frameworks import Framework, build_framework, framework_class
 from psl.training.frameworks.base import Batch
-from psl.training.history import History, HistoryBuilder
+from psl.training.history import History, HistoryBuilder, warn_of_divergence
 from psl.training.model_preparation import check_model, prepare_model, verify_cuts
 from psl.training.participation import Participation
 from psl.training.partition import partition as divide
@@ -276,8 +275,7 @@ class _Training:
         if self._diverged or np.isfinite(loss):
             return
         self._diverged = True
-        text = f"train loss is {loss} in round {index + 1}: lower lr"
-        warnings.warn(text, RuntimeWarning, stacklevel=5)  # points at the caller of `train`
+        warn_of_divergence(loss, index, stacklevel=5)  # points at the caller of `train`
 
     def _save(self, file: Checkpoint) -> None:
         link = [self.run.bits.uplink_bits, self.run.bits.downlink_bits]

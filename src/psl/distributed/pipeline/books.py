@@ -3,7 +3,6 @@
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from psl.errors import CheckpointError, expected
 from psl.training.evaluation import evaluate
 from psl.training.fingerprint import settings_of
 from psl.training.frameworks.pipeline import Pipeline
-from psl.training.history import History, HistoryBuilder
+from psl.training.history import History, HistoryBuilder, warn_of_divergence
 from psl.training.scores import metric_name
 
 
@@ -58,7 +57,7 @@ class Books:
         counted.uplink_bits += up
         counted.downlink_bits += down
         if not math.isfinite(loss) and all(map(math.isfinite, self.curves.state()["train_loss"])):
-            warnings.warn(f"train loss is {loss} in round {index + 1}: lower lr", RuntimeWarning, stacklevel=2)
+            warn_of_divergence(loss, index, stacklevel=2)
         accuracy = evaluate(self.run, self._source.test, index) if job.due(index) else None
         self.curves.add_round(loss, accuracy, counted)
         self.round_times.append(seconds)

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +20,7 @@ from psl.distributed.state import load_state, newest_round, save_state
 from psl.distributed.wire.messages import ChannelError, ProtocolError
 from psl.errors import CheckpointError, expected
 from psl.training.fingerprint import settings_of
-from psl.training.history import History, HistoryBuilder
+from psl.training.history import History, HistoryBuilder, warn_of_divergence
 from psl.training.scores import metric_name
 
 
@@ -154,7 +153,7 @@ class Server:
         self.log.round = -1
         self.participants.append(len(done))
         if not np.isfinite(loss) and done and np.isfinite([*self.curves.state()["train_loss"], 0.0]).all():
-            warnings.warn(f"train loss is {loss} in round {index + 1}: lower lr", RuntimeWarning, stacklevel=2)
+            warn_of_divergence(loss, index, stacklevel=2)
         evaluates = (index + 1) % self.job.eval_every == 0 or index + 1 == self.job.rounds
         accuracy = self.star.evaluate(index, self.present) if evaluates and self.present else None
         accuracy = accuracy if accuracy is not None and len(accuracy) else None
