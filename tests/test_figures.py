@@ -102,7 +102,7 @@ def test_a_figure_is_written_with_its_data_and_caption_and_is_reproducible(tmp_p
         axes.set(xlabel="x (m)", ylabel="y (s)")
         plotting.save_figure(fig, "01_line", data, "A line.", notebook="01_lines.ipynb", folder=tmp_path / folder)
         plt.close(fig)
-    for suffix in ("svg", "png", "csv", "txt"):
+    for suffix in ("svg", "pdf", "png", "csv", "txt"):
         first, second = (tmp_path / folder / f"01_line.{suffix}" for folder in ("a", "b"))
         assert first.read_bytes() == second.read_bytes(), suffix
     np.testing.assert_allclose(pd.read_csv(tmp_path / "a" / "01_line.csv").x, data.index)

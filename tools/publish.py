@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
+
+from psl.plotting import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -25,6 +28,8 @@ def publish_notebook(executed: Path, path: Path) -> None:
             count += 1
             cell.execution_count = count  # as if the injected parameters had never been there
             cell.outputs = [output for output in cell.outputs if not is_progress(output)]
+            for output in cell.outputs:
+                output.get("data", {}).pop(WIDGET, None)  # sliders leave their still picture
         for output in cell.get("outputs", []):
             if "execution_count" in output:
                 output.execution_count = count
@@ -33,13 +38,18 @@ def publish_notebook(executed: Path, path: Path) -> None:
 
 
 def is_progress(output: nbformat.NotebookNode) -> bool:
-    """Tell a progress bar from a result: a bar is a widget, of which only 0 % would stay, or goes to stderr."""
-    return output.get("name") == "stderr" or WIDGET in output.get("data", {})
+    """Tell a progress bar from a result: a bar is a widget without a picture, or goes to stderr."""
+    data = output.get("data", {})
+    return output.get("name") == "stderr" or (WIDGET in data and "image/png" not in data)
 
 
 def write_gallery(figures: Path, command: str) -> None:
     """Show every figure with its caption on one page, and the notebooks' results on another."""
-    lines = ["# Figures", "", f"Written by `{command}`. Each figure stands as SVG and PNG beside the CSV behind it."]
+    lines = [
+        "# Figures",
+        "",
+        f"Written by `{command}`. Each figure stands as SVG, PDF and PNG beside the CSV behind it.",
+    ]
     for caption in sorted(figures.glob("*.txt")):
         lines += ["", f"## {caption.stem}", "", f"![{caption.stem}]({caption.stem}.png)", "", caption.read_text()]
     (figures / "README.md").write_text("\n".join(lines).rstrip() + "\n")
@@ -50,6 +60,11 @@ def write_gallery(figures: Path, command: str) -> None:
     ]
     lines += [part.read_text().strip() for part in sorted(figures.glob("[0-9][0-9]_results.md"))]
     (figures / "RESULTS.md").write_text("\n\n".join(lines) + "\n")
+    claims = [pd.read_csv(file, dtype=str) for file in sorted(figures.glob("[0-9][0-9]_claims.csv"))]
+    if claims:
+        table = markdown_table(pd.concat(claims, ignore_index=True).fillna(""))
+        said = "The papers' claims, and what this repository finds. Times are simulated, except where the row says measured."
+        (figures / "CLAIMS.md").write_text("\n\n".join(["# Claims", f"{said} Written by `{command}`.", table]) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ from psl.plotting.cell import plot_cell
 from psl.plotting.charts import plain_ticks, plot_curves, plot_points
 from psl.plotting.gantt import GANTT_LOOKS, plot_gantt
 from psl.plotting.network import plot_network, plot_state_graph, state_graph
-from psl.plotting.results import markdown_table, save_results
+from psl.plotting.results import VERDICTS, markdown_table, save_claim, save_results
+from psl.plotting.sliders import explore
 from psl.plotting.split_learning import MESSAGES, plot_split_learning
-from psl.plotting.style import COLUMN, INK, LOOKS, PAGE, bar_looks, look, save_figure, use_style
+from psl.plotting.style import COLUMN, INK, LOOKS, PAGE, bar_looks, look, save_figure, set_up, use_style
 
 __all__ = [
     "COLUMN",
@@ -15,7 +16,9 @@ __all__ = [
     "LOOKS",
     "MESSAGES",
     "PAGE",
+    "VERDICTS",
     "bar_looks",
+    "explore",
     "look",
     "markdown_table",
     "plain_ticks",
@@ -26,8 +29,10 @@ __all__ = [
     "plot_points",
     "plot_split_learning",
     "plot_state_graph",
+    "save_claim",
     "save_figure",
     "save_results",
+    "set_up",
     "state_graph",
     "use_style",
 ]

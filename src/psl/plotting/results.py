@@ -10,6 +10,7 @@ from psl.errors import PSLError, expected
 # File to the sections that this process wrote into it: a notebook that runs again starts a new file, a cell that runs
 # again replaces its own section.
 _WRITTEN: dict[Path, dict[str, str]] = {}
+_CLAIMS: dict[Path, dict[tuple[str, str], dict[str, str]]] = {}
 
 
 def save_results(
@@ -41,6 +42,46 @@ def save_results(
     sections[title] = "\n\n".join([f"## {title}", *shown, f"Made by notebooks/{notebook}."])
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("\n\n".join(sections.values()) + "\n")
+
+
+#: What can be said about a paper's claim.
+VERDICTS = ("reproduced", "in kind", "not here")
+
+
+def save_claim(
+    paper: str,
+    claim: str,
+    *,
+    scenario: str,
+    number: str,
+    verdict: str,
+    why: str,
+    notebook: str,
+    folder: str | os.PathLike[str] = "figures",
+) -> None:
+    """Write one row of ``NN_claims.csv``: a paper's claim, and what this notebook found; a cell run again replaces it.
+
+    Args:
+        paper: for example ``"EPSL"``.
+        claim: what the paper says, in short; the key of the row, together with `paper`.
+        scenario: where we looked.
+        number: what we found, formatted, computed by the notebook.
+        verdict: one of `VERDICTS`: "reproduced", "in kind" (the effect is there, of another size), "not here".
+        why: one sentence.
+        notebook: file name of the notebook, which starts with its number.
+        folder: created if missing.
+
+    Raises:
+        PSLError: another verdict.
+    """
+    if verdict not in VERDICTS:
+        raise expected("verdict", "one of " + ", ".join(VERDICTS), repr(verdict), "choose one of these", PSLError)
+    file = (Path(folder) / f"{notebook[:2]}_claims.csv").resolve()
+    rows = _CLAIMS.setdefault(file, {})
+    row = {"paper": paper, "claim": claim, "our scenario": scenario, "our number": number, "verdict": verdict}
+    rows[paper, claim] = row | {"why": why, "notebook": notebook}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(list(rows.values())).to_csv(file, index=False)
 
 
 def markdown_table(table: pd.DataFrame) -> str:

@@ -88,8 +88,20 @@ def use_style() -> None:
             "lines.markersize": 3.5,
             "svg.hashsalt": "psl",  # the same data gives the same file
             "svg.fonttype": "none",
+            "pdf.fonttype": 42,  # letters stay letters: journals ask for it
         },
     )
+
+
+def set_up(notebook: str, folder: str | os.PathLike[str]) -> dict[str, str]:
+    """Set the style, show whole texts in tables, and return ``notebook=`` and ``folder=`` of this notebook's files.
+
+    Call it once, at the top of a notebook: ``HERE = plotting.set_up("04_figures.ipynb", FIGURES)``, and pass ``**HERE``
+    to `save_figure`, `save_results` and `save_claim`.
+    """
+    use_style()
+    pd.set_option("display.max_colwidth", None)
+    return {"notebook": notebook, "folder": str(folder)}
 
 
 def look(name: str) -> dict[str, Any]:
@@ -115,7 +127,7 @@ def save_figure(
     notebook: str,
     folder: str | os.PathLike[str] = "figures",
 ) -> None:
-    """Write ``name.svg``, ``.png``, ``.csv`` (the numbers drawn) and ``.txt`` (the caption) to a folder.
+    """Write ``name.svg``, ``.pdf``, ``.png``, ``.csv`` (the numbers drawn) and ``.txt`` (the caption) to a folder.
 
     Args:
         fig: the figure.
@@ -137,6 +149,7 @@ def save_figure(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     fig.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    fig.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
     fig.savefig(folder / f"{name}.png", metadata=cast(dict, {"Software": None}))
     indexed = any(level is not None for level in data.index.names)
     data.to_csv(folder / f"{name}.csv", index=indexed, float_format="%.6g")
