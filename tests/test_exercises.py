@@ -5,7 +5,6 @@ whose solution stands between ``### BEGIN SOLUTION`` and ``### END SOLUTION``, a
 ``check``. Wrong answers stand in the answer cell's metadata: ``psl: {"wrong": ["code", ...]}``.
 """
 
-import os
 import re
 from pathlib import Path
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ipywidgets
 import matplotlib
 
 matplotlib.use("Agg")
@@ -155,9 +156,11 @@ def test_outputs_are_published_without_traces_of_the_run(tmp_path):
     cell = nbformat.v4.new_code_cell("1 + 1")
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "kept.ipynb")
     bar = {publish.WIDGET: {"model_id": "1"}, "text/plain": "  0%|          | 0/8"}
+    sliders = {publish.WIDGET: {"model_id": "2"}, "image/png": "iVBOR"}
     cell.outputs = [
         nbformat.v4.new_output("stream", name="stderr", text="a warning"),
         nbformat.v4.new_output("display_data", bar),
+        nbformat.v4.new_output("display_data", sliders),
         nbformat.v4.new_output("execute_result", {"text/plain": "2"}, execution_count=5),
     ]
     injected = nbformat.v4.new_code_cell("QUICK = True", metadata={"tags": ["injected-parameters"]})
@@ -165,8 +168,8 @@ def test_outputs_are_published_without_traces_of_the_run(tmp_path):
     publish.publish_notebook(tmp_path / "done.ipynb", tmp_path / "kept.ipynb")
     (published,) = nbformat.read(tmp_path / "kept.ipynb", 4).cells
     assert published.source == "1 + 1"
-    assert [output.data for output in published.outputs] == [{"text/plain": "2"}]
-    assert published.execution_count == published.outputs[0].execution_count == 1
+    assert [output.data for output in published.outputs] == [{"image/png": "iVBOR"}, {"text/plain": "2"}]
+    assert published.execution_count == published.outputs[1].execution_count == 1
 
 
 def test_results_stand_in_one_file_that_says_what_made_it(tmp_path):
@@ -181,6 +184,55 @@ def test_results_stand_in_one_file_that_says_what_made_it(tmp_path):
     assert "[mnist](mnist/RESULTS.md)" in results
     gallery = (tmp_path / "README.md").read_text()
     assert gallery.index("`make figures FULL=1`") < gallery.index("![01_line](01_line.png)")
+
+
+def test_claims_stand_on_one_page_and_a_cell_run_again_replaces_its_row(tmp_path):
+    here = {"notebook": "04_figures.ipynb", "folder": tmp_path}
+    row = {"scenario": "digits", "number": "0.5", "verdict": "in kind", "why": "A cell."}
+    plotting.save_claim("EPSL", "shorter rounds", **row, **here)
+    plotting.save_claim("EPSL", "shorter rounds", **row | {"number": "0.7 | 0.8"}, **here)
+    plotting.save_claim("EPSL", "sooner at 95 %", **row | {"verdict": "not here"}, **here)
+    with pytest.raises(PSLError, match="verdict: expected one of reproduced, in kind, not here, got 'yes'"):
+        plotting.save_claim("EPSL", "more", **row | {"verdict": "yes"}, **here)
+    publish.write_gallery(tmp_path, "make figures")
+    lines = (tmp_path / "CLAIMS.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| EPSL")]
+    assert len(rows) == 2
+    assert r"0.7 \| 0.8" in rows[0]
+    assert "not here" in rows[1]
+
+
+def test_sliders_start_at_the_defaults_and_leave_a_still_picture(monkeypatch):
+    shown, asked, boxes = [], [], []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+    monkeypatch.setattr(
+        "ipywidgets.VBox", lambda children, new=ipywidgets.VBox: boxes.append(new(children)) or boxes[0]
+    )
+
+    def draw(power=2, phi=0.5):
+        asked.append((power, phi))
+        if power == 3:
+            raise ValueError("no plan")
+        axes = plt.figure(figsize=(1, 1)).add_subplot()
+        axes.plot([0, power])
+        return axes
+
+    plotting.explore(draw, power=[1, 2, 3], phi=[0.0, 0.5])
+    (data,) = shown
+    assert asked == [(2, 0.5)]
+    assert data["image/png"].startswith("iVBOR")
+    (box,) = boxes
+    assert data[publish.WIDGET]["model_id"] == box.model_id
+    before = box.children[2].value
+    box.children[0].value = 1
+    assert asked[-1] == (1, 0.5)
+    assert box.children[2].value != before
+    assert not plt.get_fignums(), "a redrawn figure is closed"
+    for wrong in ([1, 3], [0]):
+        with pytest.raises(PSLError, match=r"slider power: expected a default among"):
+            plotting.explore(draw, power=wrong)
+    with pytest.raises(PSLError, match=r"slider width"):
+        plotting.explore(draw, width=[1])
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def write_gallery(figures: Path, command: str) -> None:
     claims = [pd.read_csv(file, dtype=str) for file in sorted(figures.glob("[0-9][0-9]_claims.csv"))]
     if claims:
         table = markdown_table(pd.concat(claims, ignore_index=True).fillna(""))
-        said = "The papers' claims, and what this repository finds. Times are simulated, except where the row says measured."
+        said = "The papers' claims, and what we found. Times are simulated, except where a row says measured."
         (figures / "CLAIMS.md").write_text("\n\n".join(["# Claims", f"{said} Written by `{command}`.", table]) + "\n")
 
 
