@@ -189,7 +189,7 @@ case("Data", "A sample that two clients have", "samples of no other client", "sa
 
 # --- labels, losses, metrics ---
 
-case("Labels, losses and metrics", "Labels 1..K", "class numbers 0..2", "got 3", "subtract 1")(
+case("Labels, losses and metrics", "Labels 1..classes", "class numbers 0..2", "got 3", "subtract 1")(
     lambda: train(net(), pair(X, Y + 1))
 )
 case("Labels, losses and metrics", "A negative label", "class numbers 0..2", "got -1")(
@@ -201,12 +201,16 @@ case("Labels, losses and metrics", "Fractions as labels", "whole class numbers",
 case("Labels, losses and metrics", "One label for several predictions", "labels that the loss cross_entropy takes")(
     lambda: train(nn.Sequential(nn.Linear(4, 8), nn.Unflatten(1, (4, 2))), pair(X, Y), cut="0")
 )
-case("Labels, losses and metrics", "Several labels per sample with the default loss", "outputs (rows, K", "metric=")(
-    lambda: train(net(), pair(X, F.one_hot(Y, 3).float() / 2 + 1 / 6))
-)
-case("Labels, losses and metrics", "Binary outputs without metric=", "outputs (rows, K ≥ 2)", "metric=", "outputs > 0")(
-    lambda: train(net(4, 1), pair(X, (Y > 0).float()[:, None]), loss=nn.BCEWithLogitsLoss())
-)
+case(
+    "Labels, losses and metrics", "Several labels per sample with the default loss", "outputs (rows, classes", "metric="
+)(lambda: train(net(), pair(X, F.one_hot(Y, 3).float() / 2 + 1 / 6)))
+case(
+    "Labels, losses and metrics",
+    "Binary outputs without metric=",
+    "outputs (rows, classes ≥ 2)",
+    "metric=",
+    "outputs > 0",
+)(lambda: train(net(4, 1), pair(X, (Y > 0).float()[:, None]), loss=nn.BCEWithLogitsLoss()))
 case("Labels, losses and metrics", "Whole labels for a binary cross entropy", "BCEWithLogitsLoss", "y.float()")(
     lambda: train(net(4, 1), pair(X, (Y > 0).long()[:, None]), loss=nn.BCEWithLogitsLoss())
 )

@@ -136,7 +136,7 @@ def test_plan_record(tmp_path):
     assert (plan.n_clients, plan.batch_size, plan.n_micro_batches) == (1, 7, 4)
     assert plan.cuts == (1,) and plan.cut_names == ("a",) and plan.scheduler == "pipeline"
     assert len(plan.to_frame()) == 4
-    assert "clients:0-1 → server:1-3, b=2" in repr(plan)
+    assert "clients:0-1 → server:1-3, m=2" in repr(plan)
     by_interval = dataclasses.replace(plan, objective="interval", lower_bound=15.0, proven_for="")
     assert by_interval.value == 15.0 and by_interval.gap == 0.0 and "optimal" in repr(by_interval)
     with pytest.raises(ScenarioError, match="framework: expected 'pipeline', .*, got 'epsl'"):
@@ -154,7 +154,7 @@ def twins():
 def test_nodes_that_look_alike_are_told_apart():
     profile, network, stages, hops = twins()
     plan = pipeline.PipelinePlan(profile, network, 4, 2, stages, hops)
-    assert "0:0-1 → 1:1-2 → '1':2-3, b=2" in repr(plan)
+    assert "0:0-1 → 1:1-2 → '1':2-3, m=2" in repr(plan)
     assert list(plan.to_frame().index) == ["0: 0-1", "0 -> 1 at cut 1", "1: 1-2", "1 -> '1' at cut 2", "'1': 2-3"]
 
 

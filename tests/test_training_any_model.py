@@ -402,7 +402,7 @@ def test_labels_that_the_accuracy_does_not_fit_are_refused():
     def loss(outputs, labels):
         return F.binary_cross_entropy_with_logits(outputs, labels, reduction="none").squeeze(1)
 
-    with pytest.raises(ScenarioError, match=r"metric: expected outputs \(rows, K ≥ 2\).*pass metric="):
+    with pytest.raises(ScenarioError, match=r"metric: expected outputs \(rows, classes ≥ 2\).*pass metric="):
         run("centralised", nn.Linear(4, 1), None, data, loss=loss)
 
 

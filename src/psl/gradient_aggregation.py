@@ -16,14 +16,14 @@ def aggregated_rows(phi: float, batch_size: int) -> int:
 
 
 def server_rows(phi: float, batch_size: int, n_clients: int) -> int:
-    """Return n_A + C (b − n_A), the rows that EPSL's server goes back through, instead of C b.
+    """Return n_A + N (b − n_A), the rows that EPSL's server goes back through, instead of N b.
 
     An aggregated slot is one row for all clients; the other slots are one row per client.
 
     Args:
         phi: φ, share of the slots that are aggregated, 0..1.
         batch_size: b, samples of each client's mini-batch.
-        n_clients: C.
+        n_clients: N.
 
     Source: EPSL (arXiv 2303.15991): the saving [P]; the count [R].
     """

@@ -30,7 +30,7 @@ class Profile(Record):
         last_bwd_cost: ϖ_last, the backward pass of the last layer alone.
         unit: ``"FLOP"``, or ``"s"`` for a measured profile: seconds on a reference device in place
             of FLOP. A node of speed 1.0 is then that device, one of speed 0.5 half as fast.
-        param_memory: (L+1,) bytes that the weights of units 1..j take, with gradients and optimizer state of what
+        param_memory: (L+1,) π_j, bytes that the weights of units 1..j take, with gradients and optimizer state of what
             trains; None for 3 δ_j / 8, where all of it trains: it then follows `param_bits`, also in a replaced copy.
         step_cost: (L+1,) σ_j, what one step of the optimizer on units 1..j costs, in the same unit; not per sample, but
             once for every mini-batch. None for nothing.
@@ -173,7 +173,7 @@ class Profile(Record):
         return np.zeros(len(self.names)) if self.step_cost is None else self.step_cost
 
     def training_memory(self, samples: int) -> np.ndarray:
-        """Return (L+1,) bytes that training units 1..j takes: `param_memory` + samples × a_j.
+        """Return (L+1,) bytes that training units 1..j takes: π_j + samples × a_j.
 
         Without `param_memory` weights, their gradients and one value of optimizer state each take δ_j / 8 bytes; every
         sample whose backward pass is still to come keeps its activations. What units i+1..j take is the difference of

@@ -1,6 +1,6 @@
-"""``torchrun --nproc-per-node N -m psl.distributed FRAMEWORK --rounds R …``: be one of the N processes of a run.
+"""``torchrun --nproc-per-node P -m psl.distributed FRAMEWORK --rounds R …``: be one of the P processes of a run.
 
-Rank 0 is the server of C = N − 1 clients; in a pipeline, of N stages and relays, it is the first stage.
+Rank 0 is the server of N = P − 1 clients; in a pipeline, of P stages and relays, it is the first stage.
 Without torchrun each process of a run can also be started by hand, with ``--rank``, ``--world-size`` and ``--server``,
 and a client that has died again; or, without these, all of them from here.
 """
@@ -221,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model-option", dest="model_options", action="append", type=_option, metavar="NAME=VALUE")
     add("--dataset", default="digits", help="name, or module:function that returns (train, test)")
     add("--rounds", type=int, required=True)
-    add("--clients", dest="n_clients", type=int, help="C; under torchrun its processes less one")
+    add("--clients", dest="n_clients", type=int, help="N; under torchrun its processes less one")
     add("--batch-size", type=int)
     add("--local-steps", type=int)
     add("--cut", type=_number_or_name, nargs="+", help="number or name; several: one per client or stage boundary")
@@ -246,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", help="folder for history and events; under torchrun or by hand also progress and the trained parts")
     add("--bind", help="address or interface to listen on; default this machine only")
     add("--rank", type=int, help="be this process of a run: 0 is the server, c + 1 client c; or a pipeline's; as RANK")
-    add("--world-size", type=int, help="processes of the run: C + 1, or of the pipeline; as WORLD_SIZE")
+    add("--world-size", type=int, help="processes of the run: N + 1, or of the pipeline; as WORLD_SIZE")
     add("--server", metavar="ADDRESS:PORT", help="where rank 0 is found; as MASTER_ADDR and MASTER_PORT")
     return parser
 

@@ -56,7 +56,7 @@ class Job(Record):
         loss: "module:function", or "module:name" of a loss module; None for the cross entropy.
         metric: "accuracy" or "module:function".
         cut: one number or name, or a tuple with one per client.
-        partition: "iid", a Dirichlet α, or C index arrays.
+        partition: "iid", a Dirichlet α, or N index arrays.
         device: "cpu", or "cuda": the processes of a machine take its GPUs in turn.
         backend: of the channels: "auto", "gloo" or "nccl", see `psl.distributed.wire.groups.backend_for`.
         timeout: s without an answer after which a client counts as gone.

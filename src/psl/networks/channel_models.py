@@ -17,7 +17,7 @@ def warn_outside_validity(distance: np.ndarray, carrier_frequency: float, stackl
     """Warn where clients or the carrier are outside the range for which TR 38.901 gives a path loss.
 
     Args:
-        distance: (C,) from the base station on the ground, m.
+        distance: (N,) from the base station on the ground, m.
         carrier_frequency: Hz.
         stacklevel: as in `warnings.warn`, counted from here.
     """
@@ -44,13 +44,13 @@ def umi(
     subchannel.
 
     Args:
-        positions: (C, 2) of the clients around the base station, m.
-        n_subchannels: M.
+        positions: (N, 2) of the clients around the base station, m.
+        n_subchannels: K.
         subchannel_bandwidth, carrier_frequency: Hz.
         seed: of Sionna's draws.
 
     Returns:
-        ((C, M) linear gain, (C,) 1 where there is line of sight).
+        ((N, K) linear gain, (N,) 1 where there is line of sight).
     """
     import torch
 
@@ -97,7 +97,7 @@ def umi(
         line_of_sight = scenario.los[0, 0].numpy().astype(float)
         path, delay = model(num_time_samples=1, sampling_frequency=subchannel_bandwidth)[:2]
     centres = subcarrier_frequencies(n_subchannels, subchannel_bandwidth, precision="double", device="cpu")
-    response = cir_to_ofdm_channel(centres, path, delay)  # (1, 1, 1, C, 1, 1, M)
+    response = cir_to_ofdm_channel(centres, path, delay)  # (1, 1, 1, N, 1, 1, K)
     return response.abs().square().reshape(n_clients, n_subchannels).numpy(), line_of_sight
 
 
@@ -109,7 +109,7 @@ def log_distance(
     Args: as in `umi`; the width of a subchannel and the seed change nothing.
 
     Returns:
-        ((C, M) linear gain, (C,) ones: everybody has line of sight).
+        ((N, K) linear gain, (N,) ones: everybody has line of sight).
     """
     height = BASE_STATION_HEIGHT - USER_HEIGHT
     distance = np.sqrt(np.sum(np.square(positions), axis=1) + height**2)

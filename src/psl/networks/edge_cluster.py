@@ -23,7 +23,7 @@ class EdgeCluster(Record):
     Args:
         device_speed: (N,) device speeds s_i, FLOP/s; for a model whose profile is measured, relative to its reference
             device (1.0 is that device).
-        device_memory: (N,) memory m_i for training, bytes; a scalar serves all, infinity is no limit.
+        device_memory: (N,) memory for training, bytes; a scalar serves all, infinity is no limit.
         spectral_efficiency: (N,) e_i, bit/s/Hz; a scalar serves all. Both directions share the device's bandwidth.
         bandwidth: W, Hz.
         server_speed: server speed s_srv, in the unit of `device_speed`.

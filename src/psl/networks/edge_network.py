@@ -23,8 +23,8 @@ from psl.records import Record
 class EdgeNetwork(Record):
     """Nodes joined by links over which activations travel forth and gradients back; one node holds the data.
 
-    The source stands for the group of clients that holds the data: M_c clients that split each micro-batch evenly
-    compute as fast as M_c times the slowest of them, ``speed = M_c * min(client_speed)``.
+    The source stands for the group of clients that holds the data: N clients that split each micro-batch evenly
+    compute as fast as N times the slowest of them, ``speed = N * min(client_speed)``.
 
     Args:
         graph: a `networkx.DiGraph`; the record keeps a copy that cannot be changed, attributes included. Of an
@@ -32,11 +32,11 @@ class EdgeNetwork(Record):
             add up. Nodes are named by whole numbers or strings.
 
             ========  ==========================================================================================
-            node      ``speed``: speed s_n, FLOP/s (0 or absent: the node only relays); for a model whose profile is
-                      measured, relative to its reference device. ``overhead``: o_n, s per micro-batch and pass
-                      (0). ``memory``: m_n, bytes (unlimited). ``profile``: a measured profile (unit "s") of the
+            node      ``speed``: speed s_v, FLOP/s (0 or absent: the node only relays); for a model whose profile is
+                      measured, relative to its reference device. ``overhead``: o_v, s per micro-batch and pass
+                      (0). ``memory``: bytes (unlimited). ``profile``: a measured profile (unit "s") of the
                       model that is planned, in place of a speed. ``pos``: (x, y) for drawings.
-            edge      ``rate``: R_e, bit/s. ``latency``: l_e, s of propagation (0). Every edge needs its reverse:
+            edge      ``rate``: r_e, bit/s. ``latency``: ℓ_e, s of propagation (0). Every edge needs its reverse:
                       gradients travel back.
             ========  ==========================================================================================
 
@@ -104,7 +104,7 @@ class EdgeNetwork(Record):
 
     @cached_property
     def nodes(self) -> tuple[int | str, ...]:
-        """The N nodes in the graph's order, which all arrays follow."""
+        """The V nodes in the graph's order, which all arrays follow."""
         return tuple(self.graph.nodes)
 
     @cached_property
@@ -120,7 +120,7 @@ class EdgeNetwork(Record):
 
     @property
     def n_nodes(self) -> int:
-        """N, the number of nodes, relays and the source included."""
+        """V, the number of nodes, relays and the source included."""
         return len(self.nodes)
 
     @cached_property
@@ -141,17 +141,17 @@ class EdgeNetwork(Record):
 
     @cached_property
     def speed(self) -> np.ndarray:
-        """(N,) speeds s_n, FLOP/s; 0 for relays."""
+        """(V,) speeds s_v, FLOP/s; 0 for relays."""
         return self._of_nodes("speed")
 
     @cached_property
     def overhead(self) -> np.ndarray:
-        """(N,) overheads o_n, s per micro-batch and pass."""
+        """(V,) overheads o_v, s per micro-batch and pass."""
         return self._of_nodes("overhead")
 
     @cached_property
     def memory(self) -> np.ndarray:
-        """(N,) memories m_n, bytes."""
+        """(V,) memories, bytes."""
         return self._of_nodes("memory")
 
     @cached_property
@@ -161,17 +161,17 @@ class EdgeNetwork(Record):
 
     @cached_property
     def computes(self) -> np.ndarray:
-        """(N,) whether the node computes; the others only relay."""
+        """(V,) whether the node computes; the others only relay."""
         return np.array([self.speed[n] > 0 or own is not None for n, own in enumerate(self.profiles)])
 
     @cached_property
     def rate(self) -> np.ndarray:
-        """(E,) rates R_e, bit/s."""
+        """(E,) rates r_e, bit/s."""
         return np.array([self.graph.edges[edge]["rate"] for edge in self.edges], dtype=float)
 
     @cached_property
     def latency(self) -> np.ndarray:
-        """(E,) propagation latencies l_e, s."""
+        """(E,) propagation latencies ℓ_e, s."""
         return np.array([self.graph.edges[edge]["latency"] for edge in self.edges], dtype=float)
 
     @property
@@ -207,7 +207,7 @@ class EdgeNetwork(Record):
             seed: the same seed gives the same network.
             topology: "line": one after the other; "tree": each node joined to a random earlier one; "mesh": a random
                 tree with further random links; "geometric": random places, near nodes linked.
-            source_speed: speed of the group of clients, FLOP/s: M_c times the slowest client; the default stands for
+            source_speed: speed of the group of clients, FLOP/s: N times the slowest client; the default stands for
                 twenty clients of 25 GFLOP/s.
             server_speed_range: speeds of servers, FLOP/s, log-uniform.
             rate_range: rates of links, bit/s, log-uniform, equal in both directions.

@@ -22,7 +22,7 @@ _LN2 = math.log(2.0)
 
 
 def shannon_rate(bandwidth: np.ndarray | float, snr: np.ndarray) -> np.ndarray:
-    """Return B log2(1 + SNR), bit/s, element by element.
+    """Return w log2(1 + SNR), bit/s, element by element.
 
     Args:
         bandwidth: Hz.
@@ -33,22 +33,22 @@ def shannon_rate(bandwidth: np.ndarray | float, snr: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class WirelessCell(Record):
-    """C clients share M subchannels to one server; every subchannel serves exactly one client.
+    """N clients share K subchannels to one server; every subchannel serves exactly one client.
 
     Args:
-        client_speed: (C,) client speeds s_i, FLOP/s; for a model whose profile is measured, relative to its reference
+        client_speed: (N,) client speeds s_i, FLOP/s; for a model whose profile is measured, relative to its reference
             device (1.0 is that device).
         server_speed: server speed s_srv, in the same unit.
-        uplink_gain: (C, M) linear power gain g_ik, antenna gains included; used for both directions. 0 is a subchannel
+        uplink_gain: (N, K) linear power gain g_ik, antenna gains included; used for both directions. 0 is a subchannel
             that a client cannot use.
-        bandwidth: (M,) subchannel bandwidths B_k, Hz; a scalar serves all.
-        noise_psd: noise power spectral density σ², W/Hz.
-        client_power: (C,) power limit P_i of each client, W; a scalar serves all.
+        bandwidth: (K,) subchannel bandwidths w_k, Hz; a scalar serves all.
+        noise_psd: noise power spectral density n_0, W/Hz.
+        client_power: (N,) power limit P_i of each client, W; a scalar serves all.
         total_power: limit on the clients' summed power, W.
         downlink_psd: transmit power spectral density p_dl of the base station, W/Hz.
-        positions: (C, 2) client positions around the base station, m; optional, for plots.
-        line_of_sight: (C,) 1 where a client sees the base station, else 0; optional.
-        profiles: C measured profiles (unit "s") of the model that is planned, one per client, or None for clients known
+        positions: (N, 2) client positions around the base station, m; optional, for plots.
+        line_of_sight: (N,) 1 where a client sees the base station, else 0; optional.
+        profiles: N measured profiles (unit "s") of the model that is planned, one per client, or None for clients known
             by their speed; optional. A client's own profile gives its forward and backward seconds in place of its
             speed; bits, and the server's costs, stay those of the profile that is planned with.
 
@@ -107,25 +107,25 @@ class WirelessCell(Record):
 
     @property
     def n_clients(self) -> int:
-        """C, the number of clients."""
+        """N, the number of clients."""
         return self.uplink_gain.shape[0]
 
     @property
     def n_subchannels(self) -> int:
-        """M, the number of subchannels."""
+        """K, the number of subchannels."""
         return self.uplink_gain.shape[1]
 
     @property
     def snr_per_psd(self) -> np.ndarray:
-        """(C, M) g_ik / σ²: signal-to-noise ratio per W/Hz of transmit density."""
+        """(N, K) g_ik / n_0: signal-to-noise ratio per W/Hz of transmit density."""
         return self.uplink_gain / self.noise_psd
 
     def uplink_rate(self, assignment: ArrayLike, power: ArrayLike) -> np.ndarray:
-        """Return (C,) R_i = Σ_k r_ik B_k log2(1 + p_k g_ik / σ²), bit/s, for r_ik = 1 where assignment[k] = i, else 0.
+        """Return (N,) r_i = Σ_k x_ik w_k log2(1 + p_k g_ik / n_0), bit/s, for x_ik = 1 where assignment[k] = i, else 0.
 
         Args:
-            assignment: (M,) client of each subchannel; a client without a subchannel has no rate.
-            power: (M,) transmit power density p_k on each subchannel, W/Hz. The limits of clients and cell are not
+            assignment: (K,) client of each subchannel; a client without a subchannel has no rate.
+            power: (K,) transmit power density p_k on each subchannel, W/Hz. The limits of clients and cell are not
                 checked.
 
         Raises:
@@ -141,10 +141,10 @@ class WirelessCell(Record):
         return np.bincount(assignment, shannon_rate(self.bandwidth, density * snr), self.n_clients)
 
     def downlink_rate(self, assignment: ArrayLike) -> np.ndarray:
-        """Return (C,) R_dl,i = Σ_k r_ik B_k log2(1 + p_dl g_ik / σ²), bit/s: unicast to each client on its subchannels.
+        """Return (N,) r_dl,i = Σ_k x_ik w_k log2(1 + p_dl g_ik / n_0), bit/s: unicast to client i on its subchannels.
 
         Args:
-            assignment: (M,) client of each subchannel.
+            assignment: (K,) client of each subchannel.
 
         Raises:
             ScenarioError: the wrong shape, or clients that do not exist.
@@ -154,28 +154,28 @@ class WirelessCell(Record):
         return np.bincount(assignment, self._downlink(self._assigned_snr(assignment)), self.n_clients)
 
     def subchannel_downlink_rate(self) -> np.ndarray:
-        """Return (C, M) B_k log2(1 + p_dl g_ik / σ²), bit/s: the downlink of client i on subchannel k."""
+        """Return (N, K) w_k log2(1 + p_dl g_ik / n_0), bit/s: the downlink of client i on subchannel k."""
         return self._downlink(self.snr_per_psd)
 
     def whole_band_downlink_rate(self) -> np.ndarray:
-        """Return (C,) Σ_k B_k log2(1 + p_dl g_ik / σ²), bit/s: each client's downlink on all subchannels."""
+        """Return (N,) Σ_k w_k log2(1 + p_dl g_ik / n_0), bit/s: each client's downlink on all subchannels."""
         return self.subchannel_downlink_rate().sum(axis=1)
 
     def broadcast_rate(self) -> float:
-        """Return R_bc = min_i Σ_k B_k log2(1 + p_dl g_ik / σ²), bit/s: on all subchannels, for the worst client.
+        """Return r_bc = min_i Σ_k w_k log2(1 + p_dl g_ik / n_0), bit/s: on all subchannels, for the worst client.
 
         Source: EPSL (arXiv 2303.15991), reconstruction [R].
         """
         return float(self.whole_band_downlink_rate().min())
 
     def _downlink(self, snr_per_psd: np.ndarray) -> np.ndarray:
-        """Return bit/s for (..., M) signal-to-noise ratios per W/Hz."""
+        """Return bit/s for (..., K) signal-to-noise ratios per W/Hz."""
         # Not `shannon_rate`, which has other last bits: they decide between plans that are equally good, and the
         # plans of the committed figures were made with these.
         return self.bandwidth * np.log2(1 + self.downlink_psd * snr_per_psd)
 
     def _assigned_snr(self, assignment: ArrayLike) -> np.ndarray:
-        """Return (M,) signal-to-noise ratio per W/Hz of each subchannel at the client that has it."""
+        """Return (K,) signal-to-noise ratio per W/Hz of each subchannel at the client that has it."""
         client, n = np.asarray(assignment), self.n_clients
         if (
             client.shape != (self.n_subchannels,)
@@ -208,7 +208,7 @@ class WirelessCell(Record):
         """Draw the default scenario: clients uniform in a disc around the base station.
 
         Args:
-            n_clients, n_subchannels: C and M.
+            n_clients, n_subchannels: N and K.
             seed: the same seed gives the same cell, on every machine of the same library versions.
             channel: ``"umi"``: 3GPP TR 38.901 urban micro (street canyon) from Sionna, with path loss,
                 line-of-sight state, shadowing and frequency selectivity; ``"log-distance"``: the

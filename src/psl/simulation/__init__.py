@@ -29,8 +29,8 @@ def simulate(
             backwards. Pipelined plans only.
         max_in_flight: micro-batches that the source may have between the start of their forward and the end of their
             backward there; None for no limit. Pipelined plans with order "1f1b" only.
-        equal_micro_batches: let the last micro-batch have b samples like the others, as the closed form assumes,
-            instead of the B − (M−1) b that are left. Pipelined plans only.
+        equal_micro_batches: let the last micro-batch have m samples like the others, as the closed form assumes,
+            instead of the b − (M−1) m that are left. Pipelined plans only.
 
     Returns:
         The `Timeline`: `.makespan`, `.to_frame()`, `.utilisation()`, `.in_flight()`, `.memory()`, `.plot()`.
@@ -68,8 +68,8 @@ def simulate_path(
         network: the network.
         stages: (node, i, j) in the order of the path: the node runs units i+1..j.
         hops: (cut, u, v) in the order of the path.
-        micro_batch: b, samples per micro-batch.
-        batch_size: B, samples per mini-batch.
+        micro_batch: m, samples per micro-batch.
+        batch_size: b, samples per mini-batch.
         order, max_in_flight, equal_micro_batches: as in `simulate`.
 
     Raises:

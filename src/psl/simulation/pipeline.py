@@ -44,23 +44,23 @@ def pipeline_jobs(plan: Any, *, order: str = "1f1b", max_in_flight: int | None =
     """Return the jobs of one mini-batch of a pipelined plan: M micro-batches forward, then backward, then done.
 
     * A node is one processor, whichever and however many of the plan's stages it holds. Forward and backward of a
-      micro-batch are two jobs: n samples through units i+1..j take o_n + n (ρ_j − ρ_i)/s_n and
-      o_n + n (ϖ_j − ϖ_i)/s_n, or a measured table's seconds in place of ρ/s and ϖ/s.
+      micro-batch are two jobs: m samples through units i+1..j take o_v + m (ρ_j − ρ_i)/s_v and
+      o_v + m (ϖ_j − ϖ_i)/s_v, or a measured table's seconds in place of ρ/s and ϖ/s.
     * Backward goes before forward when both wait, the lower micro-batch first. So the last stage computes a
       micro-batch backward right after its forward. What has been started is finished.
     * Each direction of a link (half duplex: the link) carries one message at a time, first-in first-out, of equal
-      arrivals the lower micro-batch. A message takes n ψ_j/R_e or n χ_j/R_e′ seconds; then the link is free again
-      while the message is on its way for the latency l_e. Messages are stored and forwarded: the next hop starts
+      arrivals the lower micro-batch. A message takes m ψ_j/r_e or m χ_j/r_e′ seconds; then the link is free again
+      while the message is on its way for the latency ℓ_e. Messages are stored and forwarded: the next hop starts
       when the whole message has arrived.
     * "flush": no backward starts before the last forward of the last stage has ended, as in GPipe.
-    * A stage takes its optimizer step, (σ_j − σ_i)/s_n, after its last backward.
-    * `max_in_flight` = W: the source starts micro-batch m + W only after its backward of micro-batch m.
+    * A stage takes its optimizer step, (σ_j − σ_i)/s_v, after its last backward.
+    * With `max_in_flight` the source starts micro-batch number u + `max_in_flight` only after its backward of number u.
 
     Args:
         plan: a `PipelinePlan` or a `PipelinedPath`; a node may host several stages, and a link may serve several hops.
         order: "1f1b" or "flush".
-        max_in_flight: W, micro-batches; None for no limit.
-        equal: let the last micro-batch have b samples too, instead of what is left.
+        max_in_flight: micro-batches; None for no limit.
+        equal: let the last micro-batch have m samples too, instead of what is left.
 
     Raises:
         ScenarioError: an option is out of range, stages and hops form no path, or a stage is on a node without speed.
@@ -68,11 +68,11 @@ def pipeline_jobs(plan: Any, *, order: str = "1f1b", max_in_flight: int | None =
     Source: pipelined split learning (arXiv 2505.04368): the pipeline [P], its costs [R], its simulation [B].
     """
     check_choice("order", order, ORDERS)
-    b, total = check_count("plan.micro_batch", plan.micro_batch), check_count("plan.batch_size", plan.batch_size)
-    if b > total:
+    m, b = check_count("plan.micro_batch", plan.micro_batch), check_count("plan.batch_size", plan.batch_size)
+    if m > b:
         fix = "choose a micro-batch of at most the mini-batch"
-        raise expected("plan.micro_batch", f"at most the mini-batch of {total}", b, fix)
-    sizes = micro_batches(total, b, equal)
+        raise expected("plan.micro_batch", f"at most the mini-batch of {b}", m, fix)
+    sizes = micro_batches(b, m, equal)
     window = len(sizes)
     if max_in_flight is not None:
         window = check_count("max_in_flight", max_in_flight, fix="give a whole number of micro-batches, or None")
@@ -84,17 +84,17 @@ def pipeline_jobs(plan: Any, *, order: str = "1f1b", max_in_flight: int | None =
     jobs = Recorder()
     operations = _operations(plan, jobs)
     first_forward, last_forward = [], []  # jobs of the first and the last stage
-    for m, n in enumerate(sizes):
-        chain = _pass(jobs, operations, _FORWARD, m, n, ())
+    for number, samples in enumerate(sizes):
+        chain = _pass(jobs, operations, _FORWARD, number, samples, ())
         first_forward.append(chain[0])
         last_forward.append(chain[-1])
-    for m, n in enumerate(sizes):
-        after = (last_forward[m],)
-        if order == "flush" and m < len(sizes) - 1:
-            after = (last_forward[m], last_forward[-1])
-        chain = _pass(jobs, operations[::-1], _BACKWARD, m, n, after)
-        if m + window < len(sizes):
-            jobs.require(first_forward[m + window], chain[-1])
+    for number, samples in enumerate(sizes):
+        after = (last_forward[number],)
+        if order == "flush" and number < len(sizes) - 1:
+            after = (last_forward[number], last_forward[-1])
+        chain = _pass(jobs, operations[::-1], _BACKWARD, number, samples, after)
+        if number + window < len(sizes):
+            jobs.require(first_forward[number + window], chain[-1])
         last_backward = chain[::-1]
     for operation, passed in zip(operations, last_backward, strict=True):
         if operation.step:
@@ -104,20 +104,20 @@ def pipeline_jobs(plan: Any, *, order: str = "1f1b", max_in_flight: int | None =
 
 
 def micro_batches(batch_size: int, micro_batch: int, equal: bool = False) -> list[int]:
-    """Return the sizes of the M = ⌈B/b⌉ micro-batches: the last one takes what is left, or b too if `equal`."""
+    """Return the sizes of the M = ⌈b/m⌉ micro-batches: the last one takes what is left, or m too if `equal`."""
     count = -(-batch_size // micro_batch)
     return [micro_batch] * (count - 1) + [micro_batch if equal else batch_size - (count - 1) * micro_batch]
 
 
 def _pass(
-    jobs: Recorder, operations: list[Operation], direction: int, m: int, n: int, after: tuple[int, ...]
+    jobs: Recorder, operations: list[Operation], direction: int, number: int, samples: int, after: tuple[int, ...]
 ) -> list[int]:
-    """Add the jobs of micro-batch m with n samples, forward or backward, and return their numbers."""
+    """Add the jobs of micro-batch `number` with `samples` samples, forward or backward, and return their numbers."""
     chain = []
     for operation in operations:
-        seconds = operation.overhead + n * operation.per_sample[direction]
-        priority = (1 - direction, m) if operation.kinds[0] == "forward" else (m, 1 - direction)
-        label = {"micro_batch": m, "stage": operation.number, "samples": n}
+        seconds = operation.overhead + samples * operation.per_sample[direction]
+        priority = (1 - direction, number) if operation.kinds[0] == "forward" else (number, 1 - direction)
+        label = {"micro_batch": number, "stage": operation.number, "samples": samples}
         job = jobs.event(operation.kinds[direction], operation.resources[direction], seconds, after, priority, **label)
         chain.append(job)
         after = (jobs.add(None, operation.delay[direction], (job,)) if operation.delay[direction] > 0 else job,)

@@ -26,7 +26,7 @@ class TrainingConfig:
 
     Args:
         framework: name of the framework.
-        n_clients: C.
+        n_clients: N.
         batch_size: b, mini-batch of each client.
         optimizer: makes an optimizer from a list of parameters.
         loss, metric: map outputs and labels to one value per row.
@@ -107,7 +107,7 @@ def check_cuts(cut: object, n_clients: int | None = None) -> list[int | str | Cu
 
     Args:
         cut: a list, or one number or name.
-        n_clients: C if every client has its own cut: one for all is repeated.
+        n_clients: N if every client has its own cut: one for all is repeated.
 
     Raises:
         CutError: not cuts, or not one per client.

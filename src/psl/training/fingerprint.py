@@ -51,7 +51,7 @@ def fingerprint(run: Framework, samples: Samples, test_samples: Samples, shares:
     Args:
         run: the framework before its first round.
         samples, test_samples: the data.
-        shares: C index arrays, the samples of each client.
+        shares: N index arrays, the samples of each client.
     """
     model, loss = run.model, run.config.loss
     state = model.state_dict(keep_vars=True).items()

@@ -159,7 +159,7 @@ def _fix_of_samples(module: nn.Module, arrived: Any) -> str:
 
 
 class _ClassNumbers:
-    """Turns labels into class numbers 0..K−1, and refuses others.
+    """Turns labels into class numbers 0..classes−1, and refuses others.
 
     Args:
         outputs: of the model for a mini-batch.
@@ -258,7 +258,7 @@ def _check_metric(metric: Score, outputs: Any, labels: torch.Tensor) -> None:
     """
     if metric is accuracy and not _fits_accuracy(logits_of(outputs), labels):
         got = f"outputs of {_described(logits_of(outputs))} and labels of {_described(labels)}"
-        want = "outputs (rows, K ≥ 2) with whole labels (rows,) for the accuracy"
+        want = "outputs (rows, classes ≥ 2) with whole labels (rows,) for the accuracy"
         raise expected("metric", want, got, _METRIC_FIX)
     try:
         values = metric(outputs, labels)
@@ -271,7 +271,7 @@ def _check_metric(metric: Score, outputs: Any, labels: torch.Tensor) -> None:
 
 
 def _fits_accuracy(scores: Any, labels: torch.Tensor) -> bool:
-    """Return whether there are K ≥ 2 outputs for every one of whole labels."""
+    """Return whether there are two outputs or more for every one of whole labels."""
     if not isinstance(scores, torch.Tensor) or scores.ndim < 2 or labels.is_floating_point():
         return False
     scores = class_scores(scores, labels)

@@ -18,9 +18,9 @@ class Attendance:
     """Who takes part in one round.
 
     Args:
-        steps: (C,) local steps that each device takes.
-        sends_model: (C,) whether it then sends its model.
-        counted: (C,) whether the model is in time and part of the average.
+        steps: (N,) local steps that each device takes.
+        sends_model: (N,) whether it then sends its model.
+        counted: (N,) whether the model is in time and part of the average.
         seconds: simulated length of the round, NaN if no times are known.
     """
 
@@ -41,7 +41,7 @@ class Attendance:
         return int(self.counted.sum())
 
     def weights(self, shares: np.ndarray) -> np.ndarray:
-        """Return the weights (C,) of the average: λ_i of those that count, divided by their sum."""
+        """Return the weights (N,) of the average: λ_i of those that count, divided by their sum."""
         if self.counted.all() or not self.counted.any():
             return shares * self.counted
         kept = np.where(self.counted, shares, 0.0)
@@ -67,7 +67,7 @@ class Participation(Record):
     resumed run.
 
     Args:
-        device_times: (C,) seconds of a round of each device; None for the plan's ``device_times``, if it was solved
+        device_times: (N,) seconds of a round of each device; None for the plan's ``device_times``, if it was solved
             for this framework, else its round time for all of them.
         deadline: s after which a round ends.
         slowdown: σ of the log-normal factor's logarithm.
@@ -106,11 +106,11 @@ class Participation(Record):
         Args:
             framework: its name.
             plan: a scheduler's plan or None.
-            n_clients: C.
+            n_clients: N.
             round_time: s, the plan's for this framework; NaN without a plan.
 
         Raises:
-            ScenarioError: the times are needed but unknown, or not C numbers.
+            ScenarioError: the times are needed but unknown, or not N numbers.
         """
         times = self.device_times
         # A baseline's plan, such as FedAvg's in EdgeSplit's scenario, has its framework as method.
@@ -132,7 +132,7 @@ class Participation(Record):
         Args:
             index: of the round, counted from 0.
             seed: the run's.
-            n_clients: C.
+            n_clients: N.
             steps: H, local steps of a device.
         """
         rng = generator(Stream.PARTICIPATION, seed, index)

@@ -23,14 +23,14 @@ def partition(
     minimum: int = 1,
     seed: int = 0,
 ) -> list[np.ndarray]:
-    """Divide D samples among C clients and return the C index arrays.
+    """Divide D samples among N clients and return the N index arrays.
 
     Args:
         rule: ``"iid"``: shuffled, shares equal within one sample; a number α > 0: every class is
             divided by its own draw from Dirichlet(α, …, α), redrawn until every client has at
-            least `minimum` samples; or a list of C disjoint index arrays, taken as it is.
+            least `minimum` samples; or a list of N disjoint index arrays, taken as it is.
         n_samples: D.
-        n_clients: C.
+        n_clients: N.
         labels: returns the (D,) classes; called by the Dirichlet rule only.
         minimum: least number of samples of a client, the mini-batch size.
         seed: draws the shuffle and the Dirichlet proportions.
@@ -94,7 +94,7 @@ def _dirichlet(
     for _ in range(_REDRAWS):
         shares: list[list[np.ndarray]] = [[] for _ in range(n_clients)]
         for members in classes:
-            edges = np.cumsum(rng.dirichlet(np.full(n_clients, alpha)))[:-1] * len(members)  # (C - 1,)
+            edges = np.cumsum(rng.dirichlet(np.full(n_clients, alpha)))[:-1] * len(members)  # (N - 1,)
             for share, piece in zip(shares, np.split(rng.permutation(members), edges.astype(int)), strict=True):
                 share.append(piece)
         parts = [np.concatenate(share) for share in shares]

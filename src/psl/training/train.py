@@ -74,19 +74,19 @@ def train(
             inputs by name. Inputs are tensors, arrays, numbers, or images of PIL, which become numbers in [0, 1].
             Labels of any whole-number type become int64; for the cross entropy also whole numbers given as floats, one
             in a column per row, and one-hot rows.
-        n_clients: C; default the plan's, else 5.
+        n_clients: N; default the plan's, else 5.
         rounds: rounds to train, including those of a checkpoint.
         batch_size: b, mini-batch of each client; default the plan's, else 64.
         local_steps: mini-batches per round of fedavg, sfl and edgesplit, default the plan's, else 1;
             the others take one.
-        cut: number or name of the cut, or what `psl.cuts` returned, for sl, sfl, psl, epsl; for edgesplit a list of C,
+        cut: number or name of the cut, or what `psl.cuts` returned, for sl, sfl, psl, epsl; for edgesplit a list of N,
             one per client, or one for all, where the last cut leaves the whole model on the device; for
             pipeline the increasing list of boundaries between the stages, ``[]`` for one stage. Default the plan's.
         phi: φ in [0, 1], share of the mini-batch's rows whose last-layer gradients epsl aggregates; default the
             plan's, else 0.5.
         linearise: how epsl sends aggregated gradients through the server:
             ``"representative"``, ``"mean"``, ``"each"`` or ``"cut"`` (`psl.training.frameworks.epsl`).
-        partition: ``"iid"``, a Dirichlet α, or a list of C disjoint index arrays.
+        partition: ``"iid"``, a Dirichlet α, or a list of N disjoint index arrays.
         optimizer: ``"sgd"``, ``"adam"``, or a function from parameters (and ``lr=``, if `lr` is
             given) to a `torch.optim.Optimizer`; every client and the server make their own.
         lr: learning rate; default 0.05 for sgd, 0.001 for adam.
@@ -97,7 +97,7 @@ def train(
         device: where to train; default the CPU.
         loss: maps what the model returns and labels to one loss per row; or a loss module of torch, which is used
             unreduced. Default the cross entropy.
-        metric: what is reported on the test data: "accuracy", for outputs (rows, K) and whole labels (rows,); or a
+        metric: what is reported on test data: "accuracy", for outputs (rows, classes) and whole labels (rows,); or a
             function of what the model returns and labels that gives one value per row. The mean is `test_accuracy`.
         verify: compare the model with its parts on the first mini-batch before round 1 (`psl.verify`); frameworks that
             do not split have nothing to compare.
@@ -177,7 +177,7 @@ class _Training:
     Args:
         run: the framework before its first round.
         samples, tests: the data.
-        shares: C index arrays, the samples of each client.
+        shares: N index arrays, the samples of each client.
     """
 
     def __init__(self, run: Framework, samples: Samples, tests: Samples, shares: list[np.ndarray]):

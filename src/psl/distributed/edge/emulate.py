@@ -34,7 +34,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 class EdgeEmulation(Record):
     """How much slower than this machine every process computes, and how fast the links between them are.
 
-    The processes of a *star* are the server, 0, and its C clients, 1..C; link i joins client i + 1 and the server.
+    The processes of a *star* are the server, 0, and its N clients, 1..N; link i joins client i + 1 and the server.
     Those of a *chain* are the stages of a pipeline, and the relays between them, in the order of the path; link h
     joins process h and h + 1.
 

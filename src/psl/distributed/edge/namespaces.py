@@ -153,10 +153,10 @@ class Namespaces:
 
 
 def star(up: Sequence[float], down: Sequence[float], broadcast: float | None = None) -> Namespaces:
-    """Return namespaces of a server, member 0, and C clients, members 1..C, each with a link to the server.
+    """Return namespaces of a server, member 0, and N clients, members 1..N, each with a link to the server.
 
     Args:
-        up, down: (C,) bit/s of each client to the server and back.
+        up, down: (N,) bit/s of each client to the server and back.
         broadcast: bit/s at which each client receives what the server sends to all, on a link of its own in plane 1,
             where the way back is not shaped; None for no such link.
     """

@@ -42,7 +42,7 @@ class Star(ABC):
         Args:
             index: of the round.
             peers: the clients that are there.
-            shares: (C,) numbers of samples of all clients.
+            shares: (N,) numbers of samples of all clients.
         """
 
     def welcome(self, peer: Peer, index: int, returning: bool) -> None:
@@ -96,7 +96,7 @@ class Star(ABC):
         Args:
             index: of the round.
             peers: the clients.
-            weights: (C,) λ_i of all clients; those of the ones that answer are divided by their sum.
+            weights: (N,) λ_i of all clients; those of the ones that answer are divided by their sum.
             rng: draws representatives.
         """
         number = index * self.job.steps + k

@@ -35,7 +35,7 @@ class World:
         folder: of results, on each machine its own.
         checkpoint: folder of checkpoints or None.
         store: address that the server's store listens on; None where somebody else serves one.
-        ends: (C,) pairs of addresses, the server's and the client's end of each channel.
+        ends: (N,) pairs of addresses, the server's and the client's end of each channel.
         broadcast_ends: the same for channels of their own for broadcasts, None for none.
         ranks: of the processes on this machine, None for all.
     """

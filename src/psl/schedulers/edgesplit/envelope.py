@@ -8,11 +8,11 @@ _FEW = 300  # places; at so many, trying all of 50 lines took as long as finding
 def lowest_lines(intercept: np.ndarray, slope: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Return (n,) the index j of the least intercept_j + slope_j x_i for every place x_i.
 
-    The minimum of K lines is their lower envelope, at most K pieces between sorted breakpoints: O(K log K + n log K)
-    instead of O(n K).
+    The minimum of l lines is their lower envelope, at most l pieces between sorted breakpoints: O(l log l + n log l)
+    instead of O(n l).
 
     Args:
-        intercept, slope: (K,) the lines; finite.
+        intercept, slope: (l,) the lines; finite.
         x: (n,) places; finite.
 
     Source: textbook geometry; its use for the cuts of EdgeSplit (arXiv 2403.15815) is ours [B].
@@ -38,10 +38,10 @@ def lowest_lines(intercept: np.ndarray, slope: np.ndarray, x: np.ndarray) -> np.
 
 
 def undominated(cost: np.ndarray, bits: np.ndarray) -> np.ndarray:
-    """Return (K,) bool: which choices no other beats in both cost and bits; of equals one stays.
+    """Return (choices,) bool: which choices no other beats in both cost and bits; of equals one stays.
 
     Args:
-        cost, bits: (K,).
+        cost, bits: (choices,).
     """
     order = np.lexsort((bits, cost))
     ordered = bits[order]

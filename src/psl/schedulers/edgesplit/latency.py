@@ -32,8 +32,8 @@ class RoundCosts:
     ::
 
         T_i    = c_i(j_i) + D(j_i) / (e_i w_i)
-        c_i(j) = H b [ (ρ_j + ϖ_j) / s_i + ((ρ_L − ρ_j) + (ϖ_L − ϖ_j)) N / s_srv ]
-                 + H [ σ_j / s_i + (σ_L − σ_j) N / s_srv ]
+        c_i(j) = H b [ (ρ_j + ϖ_j) / s_i + ((ρ_L − ρ_j) + (ϖ_L − ϖ_j)) N / s ]
+                 + H [ σ_j / s_i + (σ_L − σ_j) N / s ]
         D(j)   = H b (ψ_j + χ_j) + 2 δ_j,    with ψ_L = χ_L = 0: a device with the whole model sends no activations
 
     A device with a measured profile of its own takes that profile's seconds in place of (ρ_j + ϖ_j) / s_i.
@@ -69,7 +69,7 @@ class RoundCosts:
         self.up_bits[-1] = self.down_bits[-1] = 0.0
         self.model_bits = profile.param_bits  # (L+1,), in each direction
         self.bits = self.up_bits + self.down_bits + 2 * self.model_bits  # (L+1,) D(j)
-        #: (N,) number of each device's row in `measured_seconds`, -1 for a device known by its speed; (K, L+1) s.
+        #: (N,) number of each device's row in `measured_seconds`, -1 for a device known by its speed; (rows, L+1) s.
         self.profile_group, self.measured_seconds = self._measured(samples)
         self._check_finite()
         check_blocks(cluster)
@@ -158,8 +158,8 @@ class RoundLatency(Record):
         bandwidth: (N,) w_i, Hz.
         rate: (N,) e_i w_i, bit/s.
         device_compute: (N,) s, H b (ρ_j + ϖ_j) / s_i, or H b times the device's own measured seconds.
-        server_compute: (N,) s, H b ((ρ_L − ρ_j) + (ϖ_L − ϖ_j)) / (s_srv / N).
-        optimizer: (N,) s, H [σ_j / s_i + (σ_L − σ_j) / (s_srv / N)]; 0 for a profile without `step_cost`.
+        server_compute: (N,) s, H b ((ρ_L − ρ_j) + (ϖ_L − ϖ_j)) / (s / N).
+        optimizer: (N,) s, H [σ_j / s_i + (σ_L − σ_j) / (s / N)]; 0 for a profile without `step_cost`.
         activation_exchange: (N,) s, H b (ψ_j + χ_j) / (e_i w_i); nothing at j = L.
         model_exchange: (N,) s, 2 δ_j / (e_i w_i).
         device_times: (N,) T_i, s: the sum of the five.

@@ -24,7 +24,7 @@ class SlowerSide(NamedTuple):
     """
 
     devices: np.ndarray  # (m,)
-    work: np.ndarray  # (K,) FLOP on the slower side; s for devices with a measured profile
+    work: np.ndarray  # (cuts,) FLOP on the slower side; s for devices with a measured profile
     excess: np.ndarray  # (m,) s/FLOP by which that side is slower; 1 for devices with a measured profile
 
 
@@ -32,9 +32,9 @@ class Group(NamedTuple):
     """Devices that may use the same cuts and whose computing time is one line per cut: base_j + work_j x_i."""
 
     devices: np.ndarray  # (n,)
-    cuts: np.ndarray  # (K,)
-    base: np.ndarray  # (K,) s
-    work: np.ndarray  # (K,) FLOP; 0 for devices with a measured profile
+    cuts: np.ndarray  # (cuts,)
+    base: np.ndarray  # (cuts,) s
+    work: np.ndarray  # (cuts,) FLOP; 0 for devices with a measured profile
     x: np.ndarray  # (n,) s/FLOP
     slower_sides: list[SlowerSide]
 
@@ -44,7 +44,7 @@ class EdgeSplitProblem(RoundCosts):
 
     ::
 
-        limits   Σ w_i ≤ W,   min_cut ≤ j_i,   p_{j_i} + b a_{j_i} ≤ m_i,   p_j: `Profile.param_memory`
+        limits   Σ w_i ≤ W,   min_cut ≤ j_i,   π_{j_i} + b a_{j_i} ≤ memory_i,   π_j: `Profile.param_memory`
 
     Args:
         profile, cluster, batch_size, local_steps, min_cut: as in `solve`.

@@ -19,10 +19,10 @@ BASELINES = {
 
 
 def baseline(problem: RoundProblem, method: str, rng: np.random.Generator) -> tuple[int, np.ndarray, np.ndarray]:
-    """Return (cut, (M,) client of each subchannel, (M,) W/Hz) of a baseline.
+    """Return (cut, (K,) client of each subchannel, (K,) W/Hz) of a baseline.
 
     The cut is drawn uniformly unless it is optimised; the same seed draws the same cut in every method.
-    Uniform power: each client spreads P_total / C, at most its own limit, evenly over its subchannels.
+    Uniform power: each client spreads P_total / N, at most its own limit, evenly over its subchannels.
 
     Args:
         problem: the joint problem.

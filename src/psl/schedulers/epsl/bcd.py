@@ -30,10 +30,10 @@ def block_coordinate_descent(
     Args:
         problem: the joint problem.
         report: called with a dict per block: block, cut, round_time.
-        power_step: (problem, cut, (M,) clients) -> (M,) W/Hz; another solver of the power block can be put in.
+        power_step: (problem, cut, (K,) clients) -> (K,) W/Hz; another solver of the power block can be put in.
 
     Returns:
-        (cut, (M,) client of each subchannel, (M,) W/Hz).
+        (cut, (K,) client of each subchannel, (K,) W/Hz).
     """
     cut = problem.cuts[len(problem.cuts) // 2]
     assignment = round_robin(problem.n_clients, problem.n_subchannels)

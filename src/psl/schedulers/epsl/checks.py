@@ -40,7 +40,7 @@ def check_cut(profile: Profile, cut: int | str) -> int:
 
 
 def check_assignment(cell: WirelessCell, assignment: ArrayLike) -> np.ndarray:
-    """Return (M,) client numbers after checking that they exist and that every client holds a subchannel."""
+    """Return (K,) client numbers after checking that they exist and that every client holds a subchannel."""
     fix = f"give the client, 0..{cell.n_clients - 1}, of each of the {cell.n_subchannels} subchannels"
     values = check_array("assignment", assignment, shape=(cell.n_subchannels,), fix=fix)
     wrong = np.flatnonzero((values < 0) | (values >= cell.n_clients) | (values != np.floor(values)))
@@ -57,7 +57,7 @@ def check_assignment(cell: WirelessCell, assignment: ArrayLike) -> np.ndarray:
 
 
 def check_power(cell: WirelessCell, assignment: np.ndarray, power: ArrayLike) -> np.ndarray:
-    """Return (M,) power densities after checking them against the limits of the clients and the cell."""
+    """Return (K,) power densities after checking them against the limits of the clients and the cell."""
     fix = "give W/Hz per subchannel within the cell's limits"
     density = check_array("power", power, shape=(cell.n_subchannels,), minimum=0, fix=fix)
     spent = np.bincount(assignment, density * cell.bandwidth, cell.n_clients)

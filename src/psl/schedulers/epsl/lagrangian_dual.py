@@ -1,15 +1,15 @@
 """A lower bound of the round time at one cut: the Lagrangian dual of shared subchannels.
 
-Let client i hold the fraction r_ik of subchannel k, with Σ_i r_ik = 1, Σ_k r_ik ≥ n_i, and minimise U + V subject to
+Let client i hold the fraction x_ik of subchannel k, with Σ_i x_ik = 1, Σ_k x_ik ≥ n_i, and minimise U + V subject to
 
-    R_i ≥ D_u / (U − A_i),   R_dl,i ≥ D_d / (V − E_i),   the power limits of clients and cell.
+    r_i ≥ D_u / (U − A_i),   r_dl,i ≥ D_d / (V − E_i),   the power limits of clients and cell.
 
 Every whole assignment is such a sharing, so the optimum of this convex problem is a lower bound. With multipliers
 λ_i, μ_i ≥ 0 for the rates, π, α_i ≥ 0 for total and own power, and β_i ≥ 0 for the counts, its dual function separates:
 
     min_U [U + Σ_i λ_i D_u / (U − A_i)] + min_V [V + Σ_i μ_i D_d / (V − E_i)]
     − Σ_k max_i v_ik − π P_total − Σ_i α_i P_i + Σ_i β_i n_i,
-    v_ik = max_p [λ_i B_k log2(1 + p g_ik/σ²) − (π + α_i) B_k p] + μ_i B_k log2(1 + p_dl g_ik/σ²) + β_i.
+    v_ik = max_p [λ_i w_k log2(1 + p g_ik/n_0) − (π + α_i) w_k p] + μ_i w_k log2(1 + p_dl g_ik/n_0) + β_i.
 
 It is a valid bound at *any* multipliers: maximising it well makes it tighter, not more valid.
 
@@ -31,7 +31,7 @@ class LagrangianDual:
 
     Args:
         problem, cut: the cut to bound.
-        counts: (C,) n_i, the least number of subchannels each client needs.
+        counts: (N,) n_i, the least number of subchannels each client needs.
         earliest: (U, V) s, the deadlines cannot be shorter.
         scale: s, of the order of U + V.
     """
@@ -54,11 +54,11 @@ class LagrangianDual:
 
     @cached_property
     def floor(self) -> np.ndarray:
-        """(C, M) 1 / snr: the level above which a subchannel carries power."""
+        """(N, K) 1 / snr: the level above which a subchannel carries power."""
         return 1.0 / self.snr
 
     def value(self, x: np.ndarray, smooth: float = 0.0) -> tuple[float, np.ndarray, np.ndarray]:
-        """Return (dual value, gradient, (C, M) shares) at multipliers x = (λ, μ, α, β, π).
+        """Return (dual value, gradient, (N, K) shares) at multipliers x = (λ, μ, α, β, π).
 
         With `smooth` > 0 the maximum over clients is a smooth function; the value is lower then, and still a bound.
         """
@@ -66,7 +66,7 @@ class LagrangianDual:
         up, down, own, count, total = x[:n], x[n : 2 * n], x[2 * n : 3 * n], x[3 * n : 4 * n], x[4 * n]
         price = np.maximum(own + total, 1e-15)  # without a price, power would be infinite
         level = self.up_per_hertz * up / price
-        density = np.minimum(np.maximum(level[:, None] - self.floor, 0.0), self.peak)  # (C, M)
+        density = np.minimum(np.maximum(level[:, None] - self.floor, 0.0), self.peak)  # (N, K)
         power = self.bandwidth * density
         rate = (self.up_per_hertz * self.bandwidth) * np.log1p(density * self.snr)
         worth = up[:, None] * rate - price[:, None] * power + down[:, None] * self.down_rate + count[:, None]
@@ -113,13 +113,13 @@ class LagrangianDual:
         return t + float(weight @ inverse), inverse
 
     def maximise(self, x: np.ndarray, steps: int = 80) -> tuple[float, np.ndarray, np.ndarray]:
-        """Maximise from multipliers x; return (bound in seconds, multipliers, (C, M) shares there)."""
+        """Maximise from multipliers x; return (bound in seconds, multipliers, (N, K) shares there)."""
         n = self.n
         tops = np.concatenate([np.repeat(np.where(self.sends, np.inf, 0.0), n), np.full(2 * n + 1, np.inf)])
         limits = list(zip(np.zeros_like(tops), tops, strict=True))
         x = np.minimum(x, tops)
         best, best_x = -np.inf, x
-        # The smooth value is below the true one by at most smooth · M · ln C: 2 % of the scale times ln C in a first
+        # The smooth value is below the true one by at most smooth · K · ln N: 2 % of the scale times ln N in a first
         # round, which goes far, and 0.2 % in a second, which is exact enough. `value(x)` below has no such loss.
         for smooth in (0.02 / self.snr.shape[1], 0.002 / self.snr.shape[1]):
             options = {"maxiter": steps, "maxcor": 20, "ftol": 1e-7, "gtol": 1e-9}

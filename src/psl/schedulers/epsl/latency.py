@@ -37,16 +37,16 @@ class RoundLatency(Record):
 
     Args:
         framework: one of `FRAMEWORKS`.
-        uplink: max_i (b ρ_j / s_i + b ψ_j / R_i); for sequential SL the sum over clients.
-        server_forward: C b (ρ_L − ρ_j) / s_srv.
-        server_backward: [(n_A + C (b − n_A)) (ϖ_L − ϖ_j − ϖ_last) + C b ϖ_last] / s_srv.
-        broadcast: n_A χ_j / R_bc.
-        downlink: max_i ((b − n_A) χ_j / R_dl,i + b ϖ_j / s_i); for sequential SL the sum over clients.
-        optimizer: (σ_L − σ_j) / s_srv, before the gradients go down, and what the clients' own steps, σ_j / s_i, add to
+        uplink: max_i (b ρ_j / s_i + b ψ_j / r_i); for sequential SL the sum over clients.
+        server_forward: N b (ρ_L − ρ_j) / s.
+        server_backward: [(n_A + N (b − n_A)) (ϖ_L − ϖ_j − ϖ_last) + N b ϖ_last] / s.
+        broadcast: n_A χ_j / r_bc.
+        downlink: max_i ((b − n_A) χ_j / r_dl,i + b ϖ_j / s_i); for sequential SL the sum over clients.
+        optimizer: (σ_L − σ_j) / s, before the gradients go down, and what the clients' own steps, σ_j / s_i, add to
             the downlink's maximum; 0 for a profile without `step_cost`.
         local_training: of FedAvg's clients or of the centralised server.
         model_exchange: time for whole or client-side models to travel.
-        uplink_of, downlink_of: (C,) the same two terms of every client, before the maximum or sum; the downlink with
+        uplink_of, downlink_of: (N,) the same two terms of every client, before the maximum or sum; the downlink with
             the client's own optimizer step.
 
     Source: reconstruction [R] of the EPSL round (arXiv 2303.15991).
@@ -86,22 +86,22 @@ class RoundLatency(Record):
 class CutTerms:
     """Seconds and bits of the parts of a round of EPSL, for every cut 0..L: all that does not depend on the rates.
 
-    The round takes max_i (client_forward_i + upload_bits / R_i) + server_forward + server_backward + server_step
-    + broadcast_bits / R_bc + max_i (unicast_bits / R_dl,i + client_backward_i + client_step_i).
-    Rows are cuts, columns clients: (L+1, C) or (L+1,).
+    The round takes max_i (client_forward_i + upload_bits / r_i) + server_forward + server_backward + server_step
+    + broadcast_bits / r_bc + max_i (unicast_bits / r_dl,i + client_backward_i + client_step_i).
+    Rows are cuts, columns clients: (L+1, N) or (L+1,).
 
     Source: reconstruction [R] of the EPSL round (arXiv 2303.15991).
     """
 
-    client_forward: np.ndarray  # (L+1, C) b ρ_j / s_i, s, or b times the client's own measured seconds
+    client_forward: np.ndarray  # (L+1, N) b ρ_j / s_i, s, or b times the client's own measured seconds
     upload_bits: np.ndarray  # (L+1,) b ψ_j
-    server_forward: np.ndarray  # (L+1,) C b (ρ_L − ρ_j) / s_srv, s
-    server_backward: np.ndarray  # (L+1,) [(n_A + C (b − n_A)) (ϖ_L − ϖ_j − ϖ_last) + C b ϖ_last] / s_srv, s
+    server_forward: np.ndarray  # (L+1,) N b (ρ_L − ρ_j) / s, s
+    server_backward: np.ndarray  # (L+1,) [(n_A + N (b − n_A)) (ϖ_L − ϖ_j − ϖ_last) + N b ϖ_last] / s, s
     broadcast_bits: np.ndarray  # (L+1,) n_A χ_j
     unicast_bits: np.ndarray  # (L+1,) (b − n_A) χ_j
-    client_backward: np.ndarray  # (L+1, C) b ϖ_j / s_i, s, likewise
-    server_step: np.ndarray  # (L+1,) (σ_L − σ_j) / s_srv, s
-    client_step: np.ndarray  # (L+1, C) σ_j / s_i, s, or the client's own measured seconds
+    client_backward: np.ndarray  # (L+1, N) b ϖ_j / s_i, s, likewise
+    server_step: np.ndarray  # (L+1,) (σ_L − σ_j) / s, s
+    client_step: np.ndarray  # (L+1, N) σ_j / s_i, s, or the client's own measured seconds
 
     @classmethod
     def of(cls, profile: Profile, cell: WirelessCell, batch_size: int, phi: float) -> Self:
@@ -125,7 +125,7 @@ class CutTerms:
 
 
 def client_seconds(profile: Profile, cell: WirelessCell) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (L+1, C) seconds forward and backward per sample and of an optimizer step on units 1..j.
+    """Return (L+1, N) seconds forward and backward per sample and of an optimizer step on units 1..j.
 
     They are those of a client's own profile, or else follow from its speed.
     """
@@ -152,22 +152,22 @@ def latency(
 ) -> RoundLatency:
     """Return the time of one round of a framework with given cut, subchannels and power.
 
-    Client i has uplink rate R_i = Σ_k r_ik B_k log2(1 + p_k g_ik/σ²) and downlink rate R_dl,i = Σ_k r_ik B_k
-    log2(1 + p_dl g_ik/σ²); a broadcast goes over all subchannels at the rate R_bc of the worst client.
+    Client i has uplink rate r_i = Σ_k x_ik w_k log2(1 + p_k g_ik/n_0) and downlink rate r_dl,i = Σ_k x_ik w_k
+    log2(1 + p_dl g_ik/n_0); a broadcast goes over all subchannels at the rate r_bc of the worst client.
 
     ===========  ====================================================================================================
     epsl         uplink + server forward + server backward + broadcast + downlink, as in `RoundLatency` [R]
     psl          the same with φ = 0: nothing aggregated, nothing broadcast [R]
-    sfl          `local_steps` PSL steps; then the client-side models travel: a client uploads its δ_j bits at R_i
-                 as soon as its own backward is done, and the average is broadcast at R_bc [R]
+    sfl          `local_steps` PSL steps; then the client-side models travel: a client uploads its δ_j bits at r_i
+                 as soon as its own backward is done, and the average is broadcast at r_bc [R]
     sl           vanilla split learning: one client after another. The active client has *all* subchannels, water-filled
                  power within min(P_i, P_total), and the server to itself:
-                 Σ_i (b ρ_j/s_i + b ψ_j/R*_i + b (ρ_L−ρ_j + ϖ_L−ϖ_j)/s_srv + b χ_j/R*_dl,i + b ϖ_j/s_i);
-                 then it hands its client-side model over through the base station: Σ_i (δ_j/R*_i + δ_j/R*_dl,i),
-                 nothing for a single client. It takes C optimiser steps of b samples, PSL one of C b [R]
-    fedavg       broadcast of the model, δ_L/R_bc; `local_steps` mini-batches on each device and upload of the result,
-                 max_i (H b (ρ_L + ϖ_L)/s_i + δ_L/R_i) [R]
-    centralised  C b (ρ_L + ϖ_L)/s_srv. The data are taken to be at the server already: sending them is not counted [R]
+                 Σ_i (b ρ_j/s_i + b ψ_j/r*_i + b (ρ_L−ρ_j + ϖ_L−ϖ_j)/s + b χ_j/r*_dl,i + b ϖ_j/s_i);
+                 then it hands its client-side model over through the base station: Σ_i (δ_j/r*_i + δ_j/r*_dl,i),
+                 nothing for a single client. It takes N optimiser steps of b samples, PSL one of N b [R]
+    fedavg       broadcast of the model, δ_L/r_bc; `local_steps` mini-batches on each device and upload of the result,
+                 max_i (H b (ρ_L + ϖ_L)/s_i + δ_L/r_i) [R]
+    centralised  N b (ρ_L + ϖ_L)/s. The data are taken to be at the server already: sending them is not counted [R]
     ===========  ====================================================================================================
 
     Aggregating and averaging themselves, and labels, are taken as free. A client with a measured profile of its own
@@ -178,8 +178,8 @@ def latency(
         profile: costs of the model's cuts.
         cell: the wireless cell.
         cut: number or name of the cut, 1..L-1.
-        assignment: (M,) client of each subchannel; every client holds at least one.
-        power: (M,) transmit power density on each subchannel, W/Hz, within the cell's limits.
+        assignment: (K,) client of each subchannel; every client holds at least one.
+        power: (K,) transmit power density on each subchannel, W/Hz, within the cell's limits.
         batch_size: b, samples per client and mini-batch.
         phi: φ, share of the slots whose gradients are aggregated, 0..1 (used by "epsl" alone).
         framework: one of "epsl", "psl", "sfl", "sl", "fedavg", "centralised".
@@ -222,7 +222,7 @@ def round_latency(
     up, down, common = cell.uplink_rate(assignment, power), cell.downlink_rate(assignment), cell.broadcast_rate()
     if framework == "fedavg":
         forward, backward, step = client_seconds(profile, cell)
-        passes = steps * batch_size * (forward[-1] + backward[-1])  # (C,)
+        passes = steps * batch_size * (forward[-1] + backward[-1])  # (N,)
         compute = passes + steps * step[-1]
         bits = profile.param_bits[-1]
         done = float((compute + seconds(bits, up)).max())
@@ -255,16 +255,15 @@ def round_latency(
 
 def _sequential(profile: Profile, cell: WirelessCell, cut: int, batch_size: int) -> RoundLatency:
     """Return the round of vanilla split learning: the active client has all subchannels."""
-    n, m = cell.n_clients, cell.n_subchannels
+    n_clients, n_subchannels = cell.n_clients, cell.n_subchannels
     limit = np.minimum(cell.client_power, cell.total_power)
-    rate = most_rate(
-        limit, np.repeat(np.arange(n), m), with_floor(cell.snr_per_psd).ravel(), np.tile(cell.bandwidth, n)
-    )
+    client = np.repeat(np.arange(n_clients), n_subchannels)
+    rate = most_rate(limit, client, with_floor(cell.snr_per_psd).ravel(), np.tile(cell.bandwidth, n_clients))
     down_rate = cell.whole_band_downlink_rate()
     terms = CutTerms.of(profile, cell, batch_size, 0.0)
     uplink_of = terms.client_forward[cut] + seconds(terms.upload_bits[cut], rate)
     passes = terms.client_backward[cut] + seconds(terms.unicast_bits[cut], down_rate)
-    model = profile.param_bits[cut] if n > 1 else 0.0
+    model = profile.param_bits[cut] if n_clients > 1 else 0.0
     return RoundLatency(
         "sl",
         uplink=float(uplink_of.sum()),

@@ -26,7 +26,7 @@ class State:
 
     problem: RoundProblem
     cut: int
-    assignment: np.ndarray  # (M,)
+    assignment: np.ndarray  # (K,)
 
     def __post_init__(self) -> None:
         self.step = PowerStep(self.problem, self.cut, self.assignment)
@@ -36,7 +36,7 @@ class State:
 
 @dataclass(frozen=True)
 class Candidates:
-    """N changes: client a gives subchannel k to client b and gets l in return (−1: nothing)."""
+    """n changes: client a gives subchannel k to client b and gets l in return (−1: nothing)."""
 
     a: np.ndarray
     k: np.ndarray
@@ -47,18 +47,19 @@ class Candidates:
 def neighbours(state: State) -> Candidates:
     """Return all moves and swaps that could help; if total power is left over, only those of the critical clients."""
     assignment, n_clients = state.assignment, state.problem.n_clients
-    m = len(assignment)
+    n_subchannels = len(assignment)
     counts = np.bincount(assignment, minlength=n_clients)
     slack = state.step.need.sum() < state.problem.total * (1 - 1e-9)
     if slack:
         # T falls only if the client that sets U or V gets another subchannel, or a better one.
         critical = np.unique([int(np.argmax(state.step.limits)), int(np.argmax(state.down))])
         mine = np.flatnonzero(np.isin(assignment, critical))
-        k, back = (grid.ravel() for grid in np.meshgrid(mine, np.arange(m), indexing="ij"))
-        gain_k, gain_b = (grid.ravel() for grid in np.meshgrid(np.arange(m), critical, indexing="ij"))
+        k, back = (grid.ravel() for grid in np.meshgrid(mine, np.arange(n_subchannels), indexing="ij"))
+        gain_k, gain_b = (grid.ravel() for grid in np.meshgrid(np.arange(n_subchannels), critical, indexing="ij"))
     else:
-        k, back = np.triu_indices(m, 1)
-        gain_k, gain_b = (grid.ravel() for grid in np.meshgrid(np.arange(m), np.arange(n_clients), indexing="ij"))
+        k, back = np.triu_indices(n_subchannels, 1)
+        pairs = np.meshgrid(np.arange(n_subchannels), np.arange(n_clients), indexing="ij")
+        gain_k, gain_b = (grid.ravel() for grid in pairs)
     swap = assignment[k] != assignment[back]
     k, back = k[swap], back[swap]
     move = (counts[assignment[gain_k]] > 1) & (assignment[gain_k] != gain_b)
@@ -72,7 +73,7 @@ def neighbours(state: State) -> Candidates:
 
 
 def bounds(state: State, moves: Candidates) -> np.ndarray:
-    """Return (N,) lower bounds of each candidate's round time (constant left out)."""
+    """Return (n,) lower bounds of each candidate's round time (constant left out)."""
     step, n = state.step, len(moves.a)
     halves = _changed(
         state,
@@ -92,7 +93,7 @@ def bounds(state: State, moves: Candidates) -> np.ndarray:
 
 
 def _largest_without(values: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return (N,) the largest of (C,) values when entries a and b are left out; −inf if none remains."""
+    """Return (n,) the largest of (N,) values when entries a and b are left out; −inf if none remains."""
     order = np.argsort(-values)[:3]
     top = np.concatenate([values[order], [-np.inf] * 3])[:3]
     first, second = order[0], order[min(1, len(order) - 1)]
@@ -126,7 +127,7 @@ class _Filling:
         gained: np.ndarray,
         level_of: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
     ) -> tuple[np.ndarray, ...]:
-        """Return (N,) Σ B, Σ B log2 snr, Σ B / snr, log2 of the water level, and where these are wrong.
+        """Return (n,) Σ w, Σ w log2 snr, Σ w / snr, log2 of the water level, and where these are wrong.
 
         `level_of` maps the three sums to the level.
         """
@@ -152,7 +153,7 @@ class _Filling:
 def _changed(
     state: State, client: np.ndarray, lost: np.ndarray, gained: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return (N,) limits, downlink times, least powers at U and their slopes of clients that lose and gain one.
+    """Return (n,) limits, downlink times, least powers at U and their slopes of clients that lose and gain one.
 
     The water-filling of a client is updated. It is filled anew where an update would be wrong: where more than these
     two subchannels come in or out of use, or so few bits per hertz are carried that sums of logarithms lose them.
@@ -183,7 +184,7 @@ def _changed(
 
     if wrong.any():
         at = np.flatnonzero(wrong)
-        held = assignment == client[at, None]  # (R, M)
+        held = assignment == client[at, None]  # (wrong, K)
         row = np.arange(len(at))
         for changed, value in ((lost[at], False), (gained[at], True)):
             there = changed >= 0

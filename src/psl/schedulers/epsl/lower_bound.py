@@ -30,19 +30,19 @@ _SOLVED = 1e-6  # relative distance of bound and target at which raising a bound
 class Needs:
     """What every plan with U + V below a budget gives each client."""
 
-    counts: np.ndarray  # (C,) n_i, least number of subchannels
-    most: np.ndarray  # (C,) largest number of subchannels, as the other clients need theirs
+    counts: np.ndarray  # (N,) n_i, least number of subchannels
+    most: np.ndarray  # (N,) largest number of subchannels, as the other clients need theirs
     earliest: tuple[float, float]  # s; U and V cannot be smaller
 
 
 def needs(problem: RoundProblem, cut: int, budget: float) -> Needs | None:
     """Return what a plan with U + V < budget gives each client, or None if no such plan can exist."""
-    n_clients, m = problem.n_clients, problem.n_subchannels
-    up = problem.up_compute[cut][:, None] + seconds(problem.up_bits[cut], problem.uplink_reach)  # (C, M) with n best
+    n_clients, n_subchannels = problem.n_clients, problem.n_subchannels
+    up = problem.up_compute[cut][:, None] + seconds(problem.up_bits[cut], problem.uplink_reach)  # (N, K) with n best
     down = problem.down_compute[cut][:, None] + seconds(problem.down_bits[cut], problem.downlink_reach)
     counts, client = np.ones(n_clients, dtype=int), np.arange(n_clients)
     while True:
-        most = m - counts.sum() + counts
+        most = n_subchannels - counts.sum() + counts
         if most.min() < 1 or (most < counts).any():
             return None
         earliest = float(up[client, most - 1].max()), float(down[client, most - 1].max())
@@ -61,8 +61,8 @@ class CutBound:
 
     Attributes:
         value: s, no plan at this cut has a round that is shorter than this and than the incumbent.
-        shares: (C, M) fractional shares of the subchannels there, or None if no plan can beat the incumbent.
-        multipliers: (4 C + 1,) Lagrange multipliers there, or None.
+        shares: (N, K) fractional shares of the subchannels there, or None if no plan can beat the incumbent.
+        multipliers: (4 N + 1,) Lagrange multipliers there, or None.
     """
 
     value: float
@@ -116,9 +116,9 @@ def tightened(problem: RoundProblem, cut: int, known: CutBound, incumbent: float
 class Matching:
     """Necessary conditions on whole subchannels of equal width, for any pair of deadlines (U, V).
 
-    If client i holds at most m_i subchannels, its q-th best must be good enough that its q − 1 best of all and
-    m_i − q + 1 like the q-th suffice. So client i has n_i places, each with a set of subchannels that can fill it, and
-    all places of all clients must be filled at once.
+    If client i holds at most most_i subchannels, its n-th best must be good enough that its n − 1 best of all and
+    most_i − n + 1 like the n-th suffice. So client i has n_i places, each with a set of subchannels that can fill it,
+    and all places of all clients must be filled at once.
     """
 
     def __init__(self, problem: RoundProblem, cut: int, budget: float):
@@ -128,27 +128,27 @@ class Matching:
         if needed is None or not self.applies:
             return
         counts, most, self.earliest = needed.counts, needed.most, needed.earliest
-        m = problem.n_subchannels
+        n_subchannels = problem.n_subchannels
         order = np.argsort(-problem.snr, axis=1)
-        snr = np.take_along_axis(problem.snr, order, axis=1)  # (C, M) best first
+        snr = np.take_along_axis(problem.snr, order, axis=1)  # (N, K) best first
         widest = problem.bandwidth.max()  # equal but for rounding, which must not make a bound too high
         rate = np.take_along_axis(problem.down_rate / problem.bandwidth, order, axis=1) * widest
         ups, downs, columns = [], [], []
-        for q in range(1, int(counts.max()) + 1):
-            who = np.flatnonzero(counts >= q)
-            copies = most[who] - q + 1
-            best = np.repeat(snr[who, None, : q - 1], m, axis=1)  # (N, M, q-1)
+        for n in range(1, int(counts.max()) + 1):
+            who = np.flatnonzero(counts >= n)
+            copies = most[who] - n + 1
+            best = np.repeat(snr[who, None, : n - 1], n_subchannels, axis=1)  # (clients, K, n-1)
             entries = np.concatenate([best, snr[who][:, :, None]], axis=2)
             width = np.ones_like(entries)
             width[:, :, -1] = copies[:, None]
-            group = np.repeat(np.arange(len(who) * m), q)
-            limit = np.repeat(problem.limit[who], m)
-            uplink = most_rate(limit, group, entries.ravel(), width.ravel() * widest).reshape(-1, m)
-            downlink = rate[who, : q - 1].sum(axis=1)[:, None] + copies[:, None] * rate[who]
+            group = np.repeat(np.arange(len(who) * n_subchannels), n)
+            limit = np.repeat(problem.limit[who], n_subchannels)
+            uplink = most_rate(limit, group, entries.ravel(), width.ravel() * widest).reshape(-1, n_subchannels)
+            downlink = rate[who, : n - 1].sum(axis=1)[:, None] + copies[:, None] * rate[who]
             ups.append(problem.up_compute[cut][who, None] + seconds(problem.up_bits[cut], uplink))
             downs.append(problem.down_compute[cut][who, None] + seconds(problem.down_bits[cut], downlink))
             columns.append(order[who])
-        self.up, self.down, self.column = (np.concatenate(part) for part in (ups, downs, columns))  # (places, M)
+        self.up, self.down, self.column = (np.concatenate(part) for part in (ups, downs, columns))  # (places, K)
 
     def feasible(self, up: float, down: float) -> bool:
         """Return False only if no plan can have U ≤ up and V ≤ down."""

@@ -22,12 +22,11 @@ class EPSLPlan(Record):
         profile, cell, batch_size, phi: the scenario, as given to `solve`.
         method: what made the plan.
         cut: j, the number of the cut, 1..L-1.
-        assignment: (M,) client of each subchannel.
-        power: (M,) uplink transmit power density on each subchannel, W/Hz.
+        assignment: (K,) client of each subchannel.
+        power: (K,) uplink transmit power density on each subchannel, W/Hz.
         lower_bound: s, no plan for this scenario has a shorter round (with a cut given by the caller: none with
             that cut); NaN if it was not computed. A copy with another profile, cell, batch size, φ or cut has none.
         history: one dict per improvement or block: "block", "cut", "round_time".
-
         proven_for: what the bound was computed for; filled in.
 
     Raises:
@@ -70,7 +69,7 @@ class EPSLPlan(Record):
 
     @property
     def n_clients(self) -> int:
-        """C, the number of clients of the cell."""
+        """N, the number of clients of the cell."""
         return self.cell.n_clients
 
     @property

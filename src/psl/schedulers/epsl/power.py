@@ -23,10 +23,10 @@ class PowerStep:
 
     Attributes:
         deadline: U, seconds.
-        limits: (C,) deadline each client could meet alone with its own power limit, s.
-        need, slope: (C,) least power at U, W, and −d need / d U, W/s.
-        density: (M,) transmit power density, W/Hz.
-        filled: (M,) whether a subchannel carries power when its client spends its own limit.
+        limits: (N,) deadline each client could meet alone with its own power limit, s.
+        need, slope: (N,) least power at U, W, and −d need / d U, W/s.
+        density: (K,) transmit power density, W/Hz.
+        filled: (K,) whether a subchannel carries power when its client spends its own limit.
     """
 
     __slots__ = ("deadline", "density", "filled", "limits", "need", "slope")
@@ -54,7 +54,7 @@ class PowerStep:
 
 
 def optimal_power(problem: RoundProblem, cut: int, assignment: np.ndarray) -> np.ndarray:
-    """Return (M,) W/Hz, the optimal transmit densities for given subchannels; limits hold but for rounding."""
+    """Return (K,) W/Hz, the optimal transmit densities for given subchannels; limits hold but for rounding."""
     step = PowerStep(problem, cut, assignment)
     density, excess = step.density, step.need.sum() - problem.total
     if excess > 0:
@@ -67,13 +67,13 @@ def optimal_power(problem: RoundProblem, cut: int, assignment: np.ndarray) -> np
 
 
 def uniform_power(problem: RoundProblem, assignment: np.ndarray) -> np.ndarray:
-    """Return (M,) W/Hz when every client spreads an equal share of power evenly over its subchannels."""
+    """Return (K,) W/Hz when every client spreads an equal share of power evenly over its subchannels."""
     share = np.minimum(problem.limit, problem.total / problem.n_clients)
     return (share / np.bincount(assignment, problem.bandwidth, problem.n_clients))[assignment]
 
 
 def uplink_time(problem: RoundProblem, cut: int, assignment: np.ndarray, density: np.ndarray) -> np.ndarray:
-    """Return (C,) seconds of client forward and upload for given subchannels and power."""
+    """Return (N,) seconds of client forward and upload for given subchannels and power."""
     snr = problem.snr[assignment, np.arange(len(assignment))]
     # WirelessCell.uplink_rate, from the signal-to-noise ratios at hand: the methods ask often.
     rate = np.bincount(assignment, shannon_rate(problem.bandwidth, density * snr), problem.n_clients)

@@ -23,7 +23,7 @@ def no_finite_plan() -> PSLError:
 class RoundProblem:
     """Minimise, over cut j, subchannels and power, T = U + V + constant_j, for the candidate cuts `cuts`.
 
-    U = max_i (A_i + D_u / R_i) is the uplink deadline, V = max_i (E_i + D_d / R_dl,i) the downlink one; A, D_u, E, D_d
+    U = max_i (A_i + D_u / r_i) is the uplink deadline, V = max_i (E_i + D_d / r_dl,i) the downlink one; A, D_u, E, D_d
     and the constant are the `CutTerms` of `latency`.
 
     Args:
@@ -40,11 +40,11 @@ class RoundProblem:
         broadcast = seconds(terms.broadcast_bits, cell.broadcast_rate())
         self.constant = terms.server_forward + terms.server_backward + terms.server_step + broadcast  # (L+1,) s
         self.bandwidth = cell.bandwidth
-        self.snr = with_floor(cell.snr_per_psd)  # (C, M), per W/Hz
+        self.snr = with_floor(cell.snr_per_psd)  # (N, K), per W/Hz
         self.log_snr = np.log2(self.snr)
-        self.down_rate = cell.subchannel_downlink_rate()  # (C, M)
+        self.down_rate = cell.subchannel_downlink_rate()  # (N, K)
         self.total = cell.total_power
-        self.limit = np.minimum(cell.client_power, cell.total_power)  # (C,)
+        self.limit = np.minimum(cell.client_power, cell.total_power)  # (N,)
         self.n_clients, self.n_subchannels = self.snr.shape
 
     @cached_property
@@ -62,7 +62,7 @@ class RoundProblem:
 
     @cached_property
     def uplink_reach(self) -> np.ndarray:
-        """(C, M) most uplink bit/s client i can have from any n = 1..M subchannels with its power limit.
+        """(N, K) most uplink bit/s client i can have from any n = 1..K subchannels with its power limit.
 
         Widths and gains are sorted separately and paired best with best: exact for equal widths, and by the
         rearrangement inequality an upper bound otherwise. Nobody carries more than with all subchannels.
@@ -82,18 +82,18 @@ class RoundProblem:
 
     @cached_property
     def downlink_reach(self) -> np.ndarray:
-        """(C, M) most downlink bit/s client i can have from any n = 1..M subchannels."""
+        """(N, K) most downlink bit/s client i can have from any n = 1..K subchannels."""
         return np.cumsum(-np.sort(-self.down_rate, axis=1), axis=1)
 
     def reach_bound(self, cut: int) -> float:
-        """Return a cheap lower bound of T at a cut: every client alone with its M − C + 1 best subchannels."""
+        """Return a cheap lower bound of T at a cut: every client alone with its K − N + 1 best subchannels."""
         most = self.n_subchannels - self.n_clients
         up = self.up_compute[cut] + seconds(self.up_bits[cut], self.uplink_reach[:, most])
         down = self.down_compute[cut] + seconds(self.down_bits[cut], self.downlink_reach[:, most])
         return float(up.max() + down.max() + self.constant[cut])
 
     def downlink_time(self, cut: int, assignment: np.ndarray) -> np.ndarray:
-        """Return (C,) seconds of unicast and client backward when subchannel k serves client assignment[k]."""
+        """Return (N,) seconds of unicast and client backward when subchannel k serves client assignment[k]."""
         # WirelessCell.downlink_rate, from the rates at hand: the local search asks very often.
         rate = np.bincount(assignment, self.down_rate[assignment, np.arange(len(assignment))], self.n_clients)
         return self.down_compute[cut] + seconds(self.down_bits[cut], rate)

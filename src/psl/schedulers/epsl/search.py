@@ -31,7 +31,7 @@ def search(
         report: called with a dict per improvement: block, cut, round_time.
 
     Returns:
-        (cut, (M,) client of each subchannel, {cut: CutBound}).
+        (cut, (K,) client of each subchannel, {cut: CutBound}).
 
     Raises:
         InfeasibleError: no start has a finite round time.

@@ -10,7 +10,7 @@ from psl.schedulers.epsl.water_filling import most_rate
 
 
 def round_robin(n_clients: int, n_subchannels: int) -> np.ndarray:
-    """Return (M,) subchannel k to client k mod C."""
+    """Return (K,) subchannel k to client k mod N."""
     return np.arange(n_subchannels) % n_clients
 
 
@@ -20,13 +20,13 @@ def greedy(problem: RoundProblem, cut: int) -> np.ndarray:
     Stragglers are judged with an equal share of the total power, within their own limits.
 
     Returns:
-        (M,) client of each subchannel.
+        (K,) client of each subchannel.
 
     Source: EPSL (arXiv 2303.15991): a greedy subchannel allocation [P]; its details [R].
     """
     n_clients, n_subchannels = problem.snr.shape
     share = np.minimum(problem.limit, problem.total / n_clients)
-    alone = shannon_rate(problem.bandwidth, share[:, None] * problem.snr / problem.bandwidth)  # (C, M) bit/s
+    alone = shannon_rate(problem.bandwidth, share[:, None] * problem.snr / problem.bandwidth)  # (N, K) bit/s
     assignment = np.full(n_subchannels, -1)
     time = np.empty(n_clients)
 
@@ -52,13 +52,13 @@ def matched(problem: RoundProblem, weight: np.ndarray, counts: np.ndarray) -> np
     """Give client i exactly counts[i] subchannels so that the summed weight is largest: a max-weight matching.
 
     Args:
-        weight: (C, M) value of subchannel k to client i.
-        counts: (C,) whole numbers that add up to M.
+        weight: (N, K) value of subchannel k to client i.
+        counts: (N,) whole numbers that add up to K.
 
     Returns:
-        (M,) client of each subchannel.
+        (K,) client of each subchannel.
     """
-    client = np.repeat(np.arange(problem.n_clients), counts)  # (M,) each as often as it gets subchannels
+    client = np.repeat(np.arange(problem.n_clients), counts)  # (K,) each as often as it gets subchannels
     rows, columns = linear_sum_assignment(weight[client], maximize=True)
     assignment = np.empty(problem.n_subchannels, dtype=int)
     assignment[columns] = client[rows]
@@ -66,7 +66,7 @@ def matched(problem: RoundProblem, weight: np.ndarray, counts: np.ndarray) -> np
 
 
 def spectral_weight(problem: RoundProblem, assignment: np.ndarray) -> np.ndarray:
-    """Return (C, M) bit/s of every client on every subchannel, at the power density that it has in `assignment`.
+    """Return (N, K) bit/s of every client on every subchannel, at the power density that it has in `assignment`.
 
     A client spreads an equal share of the total power, within its own limit, evenly over its subchannels there.
     """

@@ -21,15 +21,15 @@ def most_rate(limit: np.ndarray, group: np.ndarray, snr: np.ndarray, bandwidth: 
 
     Args:
         limit: (n,) W.
-        group: (K,) group of each subchannel entry; every group has at least one.
-        snr: (K,) signal-to-noise ratio per W/Hz, above 0 (`with_floor`).
-        bandwidth: (K,) Hz.
+        group: (entries,) group of each subchannel entry; every group has at least one.
+        snr: (entries,) signal-to-noise ratio per W/Hz, above 0 (`with_floor`).
+        bandwidth: (entries,) Hz.
     """
     return fill(limit, group, snr, bandwidth)[0]
 
 
 def fill(limit: np.ndarray, group: np.ndarray, snr: np.ndarray, bandwidth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return ((n,) bit/s, (K,) bool): `most_rate`, and which subchannels carry power then."""
+    """Return ((n,) bit/s, (entries,) bool): `most_rate`, and which subchannels carry power then."""
     n, used, floor = len(limit), bandwidth, 1.0 / snr
     lowest = np.full(n, np.inf)
     np.minimum.at(lowest, group, floor)
@@ -53,7 +53,7 @@ def least_power(
         group, snr, bandwidth: as in `most_rate`.
 
     Returns:
-        ((n,) W, (n,) d power / d rate, (K,) W/Hz of each entry).
+        ((n,) W, (n,) d power / d rate, (entries,) W/Hz of each entry).
     """
     n, used = len(rate), bandwidth
     best = np.zeros(n)

@@ -25,8 +25,8 @@ def alternate(
     Args:
         problem: the placement problem.
         links: how hops may use the links, see `best_placement`.
-        start: the first micro-batch size; B if that is smaller.
-        rule: how b follows from the placement, see `MicroBatchCurve`: "scan" is exact, so that T never rises;
+        start: the first micro-batch size; b if that is smaller.
+        rule: how m follows from the placement, see `MicroBatchCurve`: "scan" is exact, so that T never rises;
             "envelope" and "bottleneck" are closed forms.
         max_labels: of the label setting, per placement.
         report: is told of every step.
@@ -40,19 +40,19 @@ def alternate(
 
     Source: pipelined split learning (arXiv 2505.04368): the alternation and the closed form [P]; its start and end [R].
     """
-    b = min(check_count("start", start), problem.batch_size)
+    m = min(check_count("start", start), problem.batch_size)
     candidates: list[Placement] = []
     seen: set[int] = set()
-    while b not in seen:
-        seen.add(b)
-        placement = best_placement(problem, b, links=links, max_labels=max_labels)
+    while m not in seen:
+        seen.add(m)
+        placement = best_placement(problem, m, links=links, max_labels=max_labels)
         curve = MicroBatchCurve.of(problem, placement.path, links)
-        resized = placement.resized(curve, curve.best(rule, b))
+        resized = placement.resized(curve, curve.best(rule, m))
         candidates += [placement, resized]
         if report is not None:
-            report({"block": "placement", "micro_batch": b, "round_time": placement.total})
-            if resized.micro_batch != b:
+            report({"block": "placement", "micro_batch": m, "round_time": placement.total})
+            if resized.micro_batch != m:
                 report({"block": "micro-batch", "micro_batch": resized.micro_batch, "round_time": resized.total})
-        b = resized.micro_batch
+        m = resized.micro_batch
     best = min(candidates, key=lambda candidate: candidate.total)  # of equals the first
     return dataclasses.replace(best, lower_bound=0.0, exact=False, solved=len(seen))

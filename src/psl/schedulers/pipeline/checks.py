@@ -35,16 +35,16 @@ def check_profile(profile: Profile, network: EdgeNetwork) -> None:
 
 
 def check_batch_size(batch_size: int) -> int:
-    """Return the checked mini-batch size B."""
+    """Return the checked mini-batch size b."""
     return check_count("batch_size", batch_size, fix="give the samples of a mini-batch, at least 1")
 
 
 def check_micro_batch(micro_batch: int, batch_size: int) -> int:
-    """Return the checked micro-batch size b, 1..B."""
-    b = check_count("micro_batch", micro_batch, fix="give the samples of a micro-batch, at least 1")
-    if b > batch_size:
-        raise expected("micro_batch", f"at most batch_size = {batch_size}", b, "split the mini-batch, do not pad it")
-    return b
+    """Return the checked micro-batch size m, 1..b."""
+    m = check_count("micro_batch", micro_batch, fix="give the samples of a micro-batch, at least 1")
+    if m > batch_size:
+        raise expected("micro_batch", f"at most batch_size = {batch_size}", m, "split the mini-batch, do not pad it")
+    return m
 
 
 def check_path(

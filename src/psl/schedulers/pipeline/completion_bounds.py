@@ -37,8 +37,8 @@ class CompletionBounds:
     """
 
     goal: Goal
-    fill: np.ndarray  # (2, K, L+1, N, sets) S (0 if it does not matter) with interval at most limit k
-    interval: np.ndarray  # (2, K, L+1, N, sets) θ of completions in class k, at least; first axis: computed, arrived
+    fill: np.ndarray  # (2, classes, L+1, V, sets) S (0 if it does not matter) with interval at most limit k
+    interval: np.ndarray  # (2, classes, L+1, V, sets) θ of completions in class k, at least; computed, then arrived
     known: int  # bit mask of the hosts that the sets are made of; a label may remember more
 
     @classmethod
@@ -57,11 +57,11 @@ class CompletionBounds:
 
         Args:
             problem, tables: the problem at one micro-batch size.
-            stage, linear: (L+1, L+1, N) occupancy and linear cost of a stage, inf for stages that no path may have.
+            stage, linear: (L+1, L+1, V) occupancy and linear cost of a stage, inf for stages that no path may have.
             goal: what is minimised.
             hosts: nodes that may host one stage only; the first of them are taken, as many as the tables may be large.
             bound: a lower bound of the goal.
-            classes: K, of the completion's interval.
+            classes: number of classes of the completion's interval.
         """
         hosts = hosts[: max(int(np.log2(_TABLE / stage.size)), 0)]
 
@@ -103,7 +103,7 @@ class CompletionBounds:
             fill, interval: their own fill times and intervals, s.
         """
         known = hosts & self.known
-        remaining = self.fill[arrived][:, cut, node, known]  # (K, labels)
+        remaining = self.fill[arrived][:, cut, node, known]  # (classes, labels)
         if not self.goal.weight:
             return fill + remaining.min(axis=0)
         worst = np.maximum(interval, self.interval[arrived][:, cut, node, known])

@@ -20,11 +20,11 @@ _START_LABELS = 2_000  # a hundredth of MAX_LABELS: the alternation gives a firs
 
 
 class SizeBounds:
-    """Lower bounds of T for every useful b, from shortest paths at only some of them.
+    """Lower bounds of T for every useful m, from shortest paths at only some of them.
 
-    The least fill time S_min(b) is the least of many lines, hence concave: between two known sizes it is above the
-    chord. The least interval θ_min(b) is the least of upper envelopes of such lines, none of which falls: it rises
-    with b, and θ_min(b)/b falls. So every size that is solved also bounds its neighbours.
+    The least fill time S_min(m) is the least of many lines, hence concave: between two known sizes it is above the
+    chord. The least interval θ_min(m) is the least of upper envelopes of such lines, none of which falls: it rises
+    with m, and θ_min(m)/m falls. So every size that is solved also bounds its neighbours.
 
     Args:
         problem: the placement problem; the paths behind S_min and θ_min may come back to nodes and links.
@@ -37,10 +37,10 @@ class SizeBounds:
 
     def __init__(self, problem: PipelineProblem):
         self.problem = problem
-        self.sizes = useful_micro_batches(problem.batch_size)  # (K,)
-        self.counts = ceil_div(problem.batch_size, self.sizes)  # (K,) M
-        self.fill = np.zeros(len(self.sizes))  # (K,) at most S_min
-        self.interval = np.zeros(len(self.sizes))  # (K,) at most θ_min
+        self.sizes = useful_micro_batches(problem.batch_size)  # (sizes,)
+        self.counts = ceil_div(problem.batch_size, self.sizes)  # (sizes,) M
+        self.fill = np.zeros(len(self.sizes))  # (sizes,) at most S_min
+        self.interval = np.zeros(len(self.sizes))  # (sizes,) at most θ_min
         self.known = np.zeros(len(self.sizes), dtype=bool)
         self.learn(0)  # first: a chord with one end must not reach down to smaller sizes
         if len(self.sizes) > 1:
@@ -48,23 +48,23 @@ class SizeBounds:
 
     @property
     def total(self) -> np.ndarray:
-        """(K,) s, no plan with that micro-batch size takes less."""
+        """(sizes,) s, no plan with that micro-batch size takes less."""
         return round_time(self.fill, self.interval, self.counts)
 
     def learn(self, k: int) -> None:
         """Compute S_min and θ_min of the k-th size, and raise the bounds of the sizes around it."""
-        problem, b = self.problem, self.sizes
-        tables = problem.tables(int(b[k]))
+        problem, m = self.problem, self.sizes
+        tables = problem.tables(int(m[k]))
         self.known[k] = True
         self.fill[k] = float(least_sum(problem, tables).arrived[0, problem.source])
         self.interval[k] = float(least_bottleneck(problem, tables).arrived[0, problem.source])
         if not np.isfinite(self.fill[k]):
             raise problem.infeasible()
         at = np.flatnonzero(self.known)
-        chord = np.interp(b, b[at], self.fill[at])
+        chord = np.interp(m, m[at], self.fill[at])
         risen = np.maximum.accumulate(np.where(self.known, self.interval, 0.0))
-        ratio = np.where(self.known, self.interval / b, 0.0)
-        fallen = np.maximum.accumulate(ratio[::-1])[::-1] * b
+        ratio = np.where(self.known, self.interval / m, 0.0)
+        fallen = np.maximum.accumulate(ratio[::-1])[::-1] * m
         guess = ~self.known
         self.fill[guess] = np.maximum(self.fill, chord)[guess]
         self.interval[guess] = np.maximum(self.interval, np.maximum(risen, fallen))[guess]
@@ -83,8 +83,8 @@ def optimum(
 
     Args:
         problem: the placement problem.
-        micro_batch: b, samples per micro-batch, or None.
-        links, objective: see `best_placement`; with b free, "interval" means the least seconds per sample, T_i / b.
+        micro_batch: m, samples per micro-batch, or None.
+        links, objective: see `best_placement`; with m free, "interval" means the least seconds per sample, T_i / m.
         max_labels: of the label setting, per micro-batch size.
         report: is told of every step.
 
@@ -147,13 +147,13 @@ def joint(
             bounds.learn(k)
             heapq.heappush(heap, (float(bounds.total[k]), k))
             continue
-        b = int(bounds.sizes[k])
+        m = int(bounds.sizes[k])
         solved += 1
         try:
-            placement = placement_below(problem, b, cutoff, links=links, max_labels=max_labels)
+            placement = placement_below(problem, m, cutoff, links=links, max_labels=max_labels)
         except InfeasibleError:
             if best is None:
-                raise  # what fits does not depend on b
+                raise  # what fits does not depend on m
             placement, open_bound = None, min(open_bound, current)
         if placement is None:
             continue
@@ -164,7 +164,7 @@ def joint(
             if best is None or candidate.total < best.total:
                 best = candidate
                 if report is not None:
-                    block = "placement" if candidate.micro_batch == b else "micro-batch"
+                    block = "placement" if candidate.micro_batch == m else "micro-batch"
                     report({"block": block, "micro_batch": candidate.micro_batch, "round_time": candidate.total})
     if best is None:
         raise problem.infeasible(links)
@@ -175,9 +175,9 @@ def joint(
 def throughput(
     problem: PipelineProblem, links: str = "once", *, max_labels: int = MAX_LABELS, report: Report | None = None
 ) -> Placement:
-    """Minimise T_i / b, the seconds per sample of an endless stream, over micro-batch size and placement together.
+    """Minimise T_i / m, the seconds per sample of an endless stream, over micro-batch size and placement together.
 
-    The fixed costs of a micro-batch are shared by its samples, so T_i / b never rises with b and no size beats b = B.
+    The fixed costs of a micro-batch are shared by its samples, so T_i / m never rises with m and no size beats m = b.
     Where the bottleneck has no fixed cost, smaller sizes are as good: the smallest useful one of them is returned.
 
     Args:

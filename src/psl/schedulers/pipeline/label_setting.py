@@ -206,8 +206,8 @@ class PlacementSearch:
         return Critical((*critical.hosts, *new), critical.edges | set(used))
 
     def _loads(self, cut: int, e: int) -> dict[int, float]:
-        problem, b = self.problem, self.tables.micro_batch
-        forward, backward = float(b * problem.forward[cut, e]), float(b * problem.backward[cut, e])
+        problem, m = self.problem, self.tables.micro_batch
+        forward, backward = float(m * problem.forward[cut, e]), float(m * problem.backward[cut, e])
         return link_loads(e, int(problem.reverse[e]), forward, backward, problem.full_duplex)
 
     def _bounds(self, goal: Goal, critical: Critical, bound: float, fine: int) -> CompletionBounds:

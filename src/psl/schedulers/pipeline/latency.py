@@ -28,7 +28,7 @@ Direction = TypeVar("Direction", int, tuple[int, int])
 
 
 def ceil_div(whole: int, part: Count) -> Count:
-    """Return ⌈whole/part⌉ of whole numbers: M = ⌈B/b⌉, and the smallest b that makes M of B, ⌈B/M⌉."""
+    """Return ⌈whole/part⌉ of whole numbers: M = ⌈b/m⌉, and the smallest m that makes M of b, ⌈b/M⌉."""
     return -(-whole // part)
 
 
@@ -38,7 +38,7 @@ def round_time(fill_time: Seconds, interval: Seconds, n_micro_batches: float | S
 
 
 def unit_seconds(profile: Profile, network: EdgeNetwork) -> tuple[np.ndarray, np.ndarray]:
-    """Return (L+1, N) ρ_j/s_n and ϖ_j/s_n: seconds per sample of units 1..j on node n, forward and backward.
+    """Return (L+1, V) ρ_j/s_v and ϖ_j/s_v: seconds per sample of units 1..j on node v, forward and backward.
 
     A node with a measured profile of its own takes that profile's seconds; a node that only relays has zeros.
     """
@@ -63,26 +63,26 @@ def first_step_seconds(profile: Profile, network: EdgeNetwork) -> np.ndarray:
 def stage_seconds(overhead: np.ndarray, samples: int, per_sample: np.ndarray) -> np.ndarray:
     """Return what a stage takes for a micro-batch, s.
 
-    F = o_n + b (ρ_j − ρ_i)/s_n forward, K = o_n + b (ϖ_j − ϖ_i)/s_n backward. With 2 o_n and the seconds per sample of
-    both passes it is F + K: the stage's linear cost and its occupancy.
+    o_v + m (ρ_j − ρ_i)/s_v forward, o_v + m (ϖ_j − ϖ_i)/s_v backward. With 2 o_v and the seconds per sample of both
+    passes it is their sum: the stage's linear cost and its occupancy.
 
     Args:
-        overhead: o_n, s; twice that for both passes.
-        samples: b.
+        overhead: o_v, s; twice that for both passes.
+        samples: m.
         per_sample: seconds per sample of the stage's units on the node, from `unit_seconds`.
     """
     return overhead + samples * per_sample
 
 
 def sending_seconds(samples: int, bits: np.ndarray, rate: np.ndarray) -> np.ndarray:
-    """Return b ψ_j/R_e, or b χ_j/R_e′ back: what a link takes to send a micro-batch, s."""
+    """Return m ψ_j/r_e, or m χ_j/r_e′ back: what a link takes to send a micro-batch, s."""
     return samples * bits / rate
 
 
 def hop_seconds(propagation: np.ndarray, sending: np.ndarray) -> np.ndarray:
     """Return what a hop takes for a micro-batch, s.
 
-    l_e + b ψ_j/R_e forward, l_e′ + b χ_j/R_e′ backward over its reverse e′. With l_e + l_e′ and both sending times it
+    ℓ_e + m ψ_j/r_e forward, ℓ_e′ + m χ_j/r_e′ backward over its reverse e′. With ℓ_e + ℓ_e′ and both sending times it
     is the hop's linear cost.
     """
     return propagation + sending
@@ -91,7 +91,7 @@ def hop_seconds(propagation: np.ndarray, sending: np.ndarray) -> np.ndarray:
 def occupancy(forward: np.ndarray, backward: np.ndarray, full_duplex: bool) -> np.ndarray:
     """Return how long a micro-batch keeps a link busy, s, from the sending times of its two directions.
 
-    The larger of b ψ_j/R_e and b χ_j/R_e′ on a full-duplex link, their sum on a half-duplex one.
+    The larger of m ψ_j/r_e and m χ_j/r_e′ on a full-duplex link, their sum on a half-duplex one.
     """
     return np.maximum(forward, backward) if full_duplex else forward + backward
 
@@ -184,11 +184,11 @@ def latency(
     batch_size: int,
     links: str = "once",
 ) -> RoundLatency:
-    """Return the time of a mini-batch with given stages and hops: T_f + (⌈B/b⌉ − 1) T_i.
+    """Return the time of a mini-batch with given stages and hops: T_f + (⌈b/m⌉ − 1) T_i.
 
-    A stage of units i+1..j on node n takes F = o_n + b (ρ_j − ρ_i)/s_n forward and K = o_n + b (ϖ_j − ϖ_i)/s_n
-    backward, and is busy for F + K. A hop e at cut j takes l_e + b ψ_j/R_e forward and l_e′ + b χ_j/R_e′ backward over
-    its reverse e′. It is busy for the larger of b ψ_j/R_e and b χ_j/R_e′ on a full-duplex link, for their sum on a
+    A stage of units i+1..j on node v takes o_v + m (ρ_j − ρ_i)/s_v forward and o_v + m (ϖ_j − ϖ_i)/s_v
+    backward, and is busy for their sum. A hop e at cut j takes ℓ_e + m ψ_j/r_e forward and ℓ_e′ + m χ_j/r_e′ backward
+    over its reverse e′. It is busy for the larger of m ψ_j/r_e and m χ_j/r_e′ on a full-duplex link, for their sum on a
     half-duplex one. T_f ends with the optimizer step of the first stage, where the profile knows its cost.
 
     Args:
@@ -196,8 +196,8 @@ def latency(
         network: the network.
         stages: (node, i, j) in order: consecutive parts of the model, the first on the source.
         hops: (cut, u, v) in order: the links from each stage to the next.
-        micro_batch: b, samples per micro-batch.
-        batch_size: B, samples per mini-batch.
+        micro_batch: m, samples per micro-batch.
+        batch_size: b, samples per mini-batch.
         links: "once": refuse a plan that uses a link twice; "shared": the hops over a link add up, per direction in
             full duplex; "separate": every hop counts by itself, as published.
 
@@ -209,27 +209,27 @@ def latency(
     """
     check_choice("links", links, LINKS)
     check_profile(profile, network)
-    size = check_batch_size(batch_size)
-    b = check_micro_batch(micro_batch, size)
-    path = check_path(profile, network, stages, hops, size, links)
-    return round_latency(profile, network, path, b, size, links)
+    b = check_batch_size(batch_size)
+    m = check_micro_batch(micro_batch, b)
+    path = check_path(profile, network, stages, hops, b, links)
+    return round_latency(profile, network, path, m, b, links)
 
 
 def round_latency(
     profile: Profile, network: EdgeNetwork, path: Path, micro_batch: int, batch_size: int, links: str
 ) -> RoundLatency:
     """Return the latency of a path that needs no check; a node that hosts two stages counts as two nodes."""
-    b, full_duplex, labels = micro_batch, network.duplex == "full", network.labels
+    m, full_duplex, labels = micro_batch, network.duplex == "full", network.labels
     n, i, j = np.array(path.stages).T  # (stages,)
     work_forward, work_backward = unit_seconds(profile, network)
-    forward = stage_seconds(network.overhead[n], b, work_forward[j, n] - work_forward[i, n])
-    backward = stage_seconds(network.overhead[n], b, work_backward[j, n] - work_backward[i, n])
+    forward = stage_seconds(network.overhead[n], m, work_forward[j, n] - work_forward[i, n])
+    backward = stage_seconds(network.overhead[n], m, work_backward[j, n] - work_backward[i, n])
     memory = profile.training_memory(batch_size)
 
     cut, e = np.array(path.hops, dtype=int).reshape(-1, 2).T  # (hops,)
     reverse = network.reverse[e]
-    up = sending_seconds(b, profile.act_bits[cut], network.rate[e])
-    down = sending_seconds(b, profile.grad_bits[cut], network.rate[reverse])
+    up = sending_seconds(m, profile.act_bits[cut], network.rate[e])
+    down = sending_seconds(m, profile.grad_bits[cut], network.rate[reverse])
     busy = occupancy(up, down, full_duplex)
     if links == "shared":
         hops = [
@@ -253,6 +253,6 @@ def round_latency(
         backward=np.concatenate([backward, hop_seconds(network.latency[reverse], down)])[order],
         occupancy=np.concatenate([forward + backward, busy])[order],
         memory=np.concatenate([memory[j] - memory[i], np.zeros(len(cut))])[order],
-        n_micro_batches=ceil_div(batch_size, b),
+        n_micro_batches=ceil_div(batch_size, m),
         optimizer=float(first_step_seconds(profile, network)[path.stages[0][2]]),
     )

@@ -37,7 +37,7 @@ def pareto_front(problem: PipelineProblem, micro_batch: int) -> pd.DataFrame:
 
     Args:
         problem: the problem.
-        micro_batch: b, samples per micro-batch.
+        micro_batch: m, samples per micro-batch.
 
     Returns:
         One row per pair: fill_time, interval, stages and hops (how many), total.

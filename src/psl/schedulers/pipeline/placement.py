@@ -17,7 +17,7 @@ from psl.schedulers.pipeline.problem import PipelineProblem, Tables
 from psl.schedulers.pipeline.shortest_path import least_bottleneck
 
 #: Is told of every step of a search by a dict: "block", which says whether "placement" or "micro-batch" was chosen;
-#: "micro_batch", b; "round_time", s. Where the interval is minimised, "round_time" is the interval.
+#: "micro_batch", m; "round_time", s. Where the interval is minimised, "round_time" is the interval.
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -27,7 +27,7 @@ class Placement:
 
     problem: PipelineProblem = field(compare=False)
     path: Path  # by places; `stages` and `hops` have the nodes' names
-    micro_batch: int  # b
+    micro_batch: int  # m
     objective: str  # "time" or "interval"
     fill_time: float  # T_f, s
     interval: float  # T_i, s
@@ -96,7 +96,7 @@ class Placement:
     def __repr__(self) -> str:
         path, proof = describe(self.problem.network, self.stages), "best" if self.exact else "not proven best"
         times = f"T={self.total:.6g} s, fill time {self.fill_time:.4g} s, interval {self.interval:.4g} s"
-        return f"Placement({path}, b={self.micro_batch}, {times}, {proof})"
+        return f"Placement({path}, m={self.micro_batch}, {times}, {proof})"
 
 
 def relax(problem: PipelineProblem, micro_batch: int, objective: str = "time") -> Placement:
@@ -106,7 +106,7 @@ def relax(problem: PipelineProblem, micro_batch: int, objective: str = "time") -
 
     Args:
         problem: the problem.
-        micro_batch: b, samples per micro-batch.
+        micro_batch: m, samples per micro-batch.
         objective: "time", T, or "interval", T_i (ties: the shorter fill time).
 
     Raises:
@@ -198,7 +198,7 @@ def best_placement(
 
     Args:
         problem: the problem.
-        micro_batch: b, samples per micro-batch.
+        micro_batch: m, samples per micro-batch.
         links: "once": an undirected link serves one hop at most; "shared": the hops over a link add up in its
             occupancy, per direction in full duplex; "separate": every hop counts by itself, as published.
         objective: "time", T, or "interval", T_i (ties: the shorter fill time, as far as found).

@@ -28,7 +28,7 @@ class PipelinePlan(Record):
 
     Args:
         profile, network, batch_size: the scenario, as given to `solve`.
-        micro_batch: b, samples per micro-batch.
+        micro_batch: m, samples per micro-batch.
         stages: (node, i, j) in the order of the path: the node runs units i+1..j.
         hops: (cut, u, v) in the order of the path.
         objective: what was minimised: "time", T, or "interval", T_i.
@@ -71,18 +71,18 @@ class PipelinePlan(Record):
         check_choice("objective", self.objective, OBJECTIVES)
         check_choice("links", self.links, LINKS)
         batch_size = check_batch_size(self.batch_size)
-        b = check_micro_batch(self.micro_batch, batch_size)
+        m = check_micro_batch(self.micro_batch, batch_size)
         path = check_path(self.profile, self.network, self.stages, self.hops, batch_size, self.links)
         stages, hops = path.named(self.network)
-        terms = round_latency(self.profile, self.network, path, b, batch_size, self.links)
-        self._set(batch_size=batch_size, micro_batch=b, stages=stages, hops=hops)
+        terms = round_latency(self.profile, self.network, path, m, batch_size, self.links)
+        self._set(batch_size=batch_size, micro_batch=m, stages=stages, hops=hops)
         self._set(history=tuple(self.history), fill_time=terms.fill_time, interval=terms.interval)
-        scenario = (self.profile, self.network, batch_size, b, self.objective, self.links)
+        scenario = (self.profile, self.network, batch_size, m, self.objective, self.links)
         self._set(**held_bound("PipelinePlan", self.lower_bound, self.proven_for, scenario, self.value))
 
     @property
     def n_micro_batches(self) -> int:
-        """M = ⌈B/b⌉."""
+        """M = ⌈b/m⌉."""
         return ceil_div(self.batch_size, self.micro_batch)
 
     @property
@@ -163,7 +163,7 @@ class PipelinePlan(Record):
     def __repr__(self) -> str:
         proof = "optimal" if self.exact else f"gap {100 * self.gap:.3g} %" if self.lower_bound > 0 else "no lower bound"
         return (
-            f"PipelinePlan({self.method}: {describe(self.network, self.stages)}, b={self.micro_batch}, "
+            f"PipelinePlan({self.method}: {describe(self.network, self.stages)}, m={self.micro_batch}, "
             f"T={self.round_time:.6g} s = {self.fill_time:.4g} s + {self.n_micro_batches - 1} × {self.interval:.4g} s, "
             f"{proof}{', T may be optimistic' if self.may_be_optimistic else ''})"
         )

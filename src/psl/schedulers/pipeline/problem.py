@@ -26,18 +26,18 @@ from psl.schedulers.pipeline.path import Path
 
 @dataclass(frozen=True)
 class Tables:
-    """Seconds of every stage and hop for one micro-batch size b.
+    """Seconds of every stage and hop for one micro-batch size m.
 
     A stage's linear cost (part of the fill time) and its occupancy (candidate for the interval) are the same, but for
     the optimizer step at the end of a first stage.
     """
 
-    micro_batch: int  # b
-    n_micro_batches: int  # M = ⌈B/b⌉
-    stage: np.ndarray  # (L+1, L+1, N) F + K of units i+1..j on node n; inf where i >= j, without compute or memory
-    stage_linear: np.ndarray  # (L+1, L+1, N) the same, with the optimizer step of a first stage
-    hop_linear: np.ndarray  # (L+1, E) (l_e + b ψ_j/R_e) + (l_e′ + b χ_j/R_e′)
-    hop_occupancy: np.ndarray  # (L+1, E) full duplex: max(b ψ_j/R_e, b χ_j/R_e′); half: their sum
+    micro_batch: int  # m
+    n_micro_batches: int  # M = ⌈b/m⌉
+    stage: np.ndarray  # (L+1, L+1, V) units i+1..j on node v, both passes; inf where i >= j, without speed or memory
+    stage_linear: np.ndarray  # (L+1, L+1, V) the same, with the optimizer step of a first stage
+    hop_linear: np.ndarray  # (L+1, E) (ℓ_e + m ψ_j/r_e) + (ℓ_e′ + m χ_j/r_e′)
+    hop_occupancy: np.ndarray  # (L+1, E) full duplex: max(m ψ_j/r_e, m χ_j/r_e′); half: their sum
 
     def interval(self, path: Path) -> float:
         """Return the largest occupancy on a path, every hop by itself, s."""
@@ -51,19 +51,19 @@ class PipelineProblem:
     Args:
         profile: costs of the model's cuts.
         network: the network.
-        batch_size: B, samples per mini-batch.
-        allowed: (L+1, L+1, N) whether node n may host units i+1..j; None: it may where its memory suffices.
+        batch_size: b, samples per mini-batch.
+        allowed: (L+1, L+1, V) whether node v may host units i+1..j; None: it may where its memory suffices.
 
     Attributes:
-        work: (L+1, N) forward plus backward seconds per sample of units 1..j on node n; 0 where it does not compute.
-        overhead: (N,) 2 o_n, s per micro-batch.
+        work: (L+1, V) forward plus backward seconds per sample of units 1..j on node v; 0 where it does not compute.
+        overhead: (V,) 2 o_v, s per micro-batch.
         first_step: (L+1,) s, optimizer step of a first stage of units 1..j.
         need: (L+1, L+1) bytes that a stage of units i+1..j takes.
-        fits: (L+1, L+1, N) whether node n can and may host units i+1..j.
-        forward, backward: (L+1, E) ψ_j/R_e and χ_j/R_e′, seconds per sample of a hop over edge e at cut j.
-        propagation: (E,) l_e + l_e′, s.
+        fits: (L+1, L+1, V) whether node v can and may host units i+1..j.
+        forward, backward: (L+1, E) ψ_j/r_e and χ_j/r_e′, seconds per sample of a hop over edge e at cut j.
+        propagation: (E,) ℓ_e + ℓ_e′, s.
         tail, head, reverse: (E,) ends and reverse of each edge; edges are sorted by tail.
-        tail_starts: (N,) first edge out of each node.
+        tail_starts: (V,) first edge out of each node.
         link: (E,) number of each edge's undirected link: the lower of the edge and its reverse.
         source: place of the source among the nodes.
 
@@ -100,12 +100,12 @@ class PipelineProblem:
         self._last: Tables | None = None
 
     def restricted(self, allowed: np.ndarray) -> "PipelineProblem":
-        """Return the problem with only some of its stages: allowed (L+1, L+1, N), units i+1..j on node n."""
+        """Return the problem with only some of its stages: allowed (L+1, L+1, V), units i+1..j on node v."""
         return PipelineProblem(self.profile, self.network, self.batch_size, allowed=self.fits & allowed)
 
     @cached_property
     def _stage_work(self) -> np.ndarray:
-        spans = self.work - self.work[:, None]  # (L+1, L+1, N), from i (rows) to j
+        spans = self.work - self.work[:, None]  # (L+1, L+1, V), from i (rows) to j
         return np.where(self.fits, spans, np.inf)
 
     @cached_property
@@ -113,21 +113,21 @@ class PipelineProblem:
         return self.forward + self.backward, occupancy(self.forward, self.backward, self.full_duplex)
 
     def tables(self, micro_batch: int) -> Tables:
-        """Return what every stage and hop costs with micro-batches of b samples, 1 <= b <= B."""
-        b = check_micro_batch(micro_batch, self.batch_size)
-        if self._last is None or self._last.micro_batch != b:  # a search asks for the same size several times
+        """Return what every stage and hop costs with micro-batches of m samples, 1 <= m <= b."""
+        m = check_micro_batch(micro_batch, self.batch_size)
+        if self._last is None or self._last.micro_batch != m:  # a search asks for the same size several times
             sending, busy = self._hop_work
-            stage = linear = stage_seconds(self.overhead, b, self._stage_work)
+            stage = linear = stage_seconds(self.overhead, m, self._stage_work)
             if self.first_step.any():
                 linear = stage.copy()
                 linear[0, :, self.source] += self.first_step
             self._last = Tables(
-                micro_batch=b,
-                n_micro_batches=ceil_div(self.batch_size, b),
+                micro_batch=m,
+                n_micro_batches=ceil_div(self.batch_size, m),
                 stage=stage,
                 stage_linear=linear,
-                hop_linear=hop_seconds(self.propagation, b * sending),
-                hop_occupancy=b * busy,
+                hop_linear=hop_seconds(self.propagation, m * sending),
+                hop_occupancy=m * busy,
             )
         return self._last
 
@@ -152,7 +152,7 @@ class PipelineProblem:
         if not self.fits[0, 1, self.source]:
             want = f"memory for unit 1 ({names[1]!r}), {first:.4g} bytes"
             return expected(f"source {network.source!r}", want, f"{memory[self.source]:.4g}", fix, InfeasibleError)
-        alone = self.fits[np.arange(self.n_units), np.arange(1, self.n_units + 1)]  # (L, N)
+        alone = self.fits[np.arange(self.n_units), np.arange(1, self.n_units + 1)]  # (L, V)
         alone[:, self.source] = self.fits[0, 1:, self.source]  # the source hosts all units before it as well
         if not alone.any(axis=1).all():
             k = int(np.argmin(alone.any(axis=1)))

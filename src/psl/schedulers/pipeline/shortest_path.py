@@ -18,9 +18,9 @@ from psl.schedulers.pipeline.problem import PipelineProblem, Tables
 class Completions:
     """The least cost from every vertex to the end of the model, and the costs of edges it was computed with."""
 
-    arrived: np.ndarray  # (L+1, N); of row 0 only the source's entry means anything
-    computed: np.ndarray  # (L+1, N)
-    stage: np.ndarray  # (L+1, L+1, N)
+    arrived: np.ndarray  # (L+1, V); of row 0 only the source's entry means anything
+    computed: np.ndarray  # (L+1, V)
+    stage: np.ndarray  # (L+1, L+1, V)
     hop: np.ndarray  # (L+1, E)
 
 
@@ -29,7 +29,7 @@ def completions(problem: PipelineProblem, stage: np.ndarray, hop: np.ndarray, ex
 
     Args:
         problem: says which edges leave which node.
-        stage: (L+1, L+1, N) cost of a stage; inf where there is none.
+        stage: (L+1, L+1, V) cost of a stage; inf where there is none.
         hop: (L+1, E) cost of a hop; inf where it is not allowed.
         extend: `numpy.add` for the least sum, `numpy.maximum` for the least bottleneck.
     """
@@ -48,7 +48,7 @@ def completions(problem: PipelineProblem, stage: np.ndarray, hop: np.ndarray, ex
 def completions_by_hosts(
     problem: PipelineProblem, stage: np.ndarray, hop: np.ndarray, hosts: Sequence[int], extend: np.ufunc = np.add
 ) -> np.ndarray:
-    """Return (2, L+1, N, 2^t) least costs to the end, computed and arrived, for each set of hosts that have a stage.
+    """Return (2, L+1, V, 2^t) least costs to the end, computed and arrived, for each set of hosts that have a stage.
 
     Args:
         problem, stage, hop, extend: as for `completions`.
@@ -58,7 +58,7 @@ def completions_by_hosts(
     last, nodes, sets = problem.n_units, np.arange(problem.n_nodes)[:, None], np.arange(1 << len(hosts))
     bit = np.zeros((problem.n_nodes, 1), dtype=int)
     bit[list(hosts), 0] = 1 << np.arange(len(hosts))
-    with_node = sets | bit  # (N, 2^t)
+    with_node = sets | bit  # (V, 2^t)
     free = (sets & bit) == 0
     costs = np.full((2, last + 1, problem.n_nodes, len(sets)), np.inf)
     costs[0, last] = 0.0
@@ -84,7 +84,7 @@ def _over_hops(
     Args:
         problem: says which edges leave which node.
         hop: (E, ...) cost of a hop at cut j.
-        arrived: (N, ...) least cost from (j, n, arrived) without a hop.
+        arrived: (V, ...) least cost from (j, n, arrived) without a hop.
         extend: as for `completions`.
     """
     while True:

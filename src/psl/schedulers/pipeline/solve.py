@@ -39,8 +39,8 @@ def solve(
 
     ==================  ============================================================================================
     "exact"             default [B]: the joint optimum over stages, hops and micro-batch size
-    "alternating"       placement and micro-batch size in turn, from b = `start` [P, R]
-    "no-pipeline"       the best placement with the mini-batch in one piece, b = B [R]
+    "alternating"       placement and micro-batch size in turn, from m = `start` [P, R]
+    "no-pipeline"       the best placement with the mini-batch in one piece, m = b [R]
     "random-cuts"       a random division of the model, on the best nodes [R]
     "random-placement"  the optimum's division, on random nodes [R]
     "two-tier"          the best split between the source and one server [R]
@@ -49,11 +49,11 @@ def solve(
     Args:
         profile: costs of the model's cuts, from operator counts or measured.
         network: the network; its source holds the data.
-        batch_size: B, samples per mini-batch.
-        micro_batch: b, to fix it; None chooses the best.
-        objective: "time": T = T_f + (⌈B/b⌉ − 1) T_i, seconds per mini-batch; "interval": T_i alone, for an endless
-            stream of micro-batches as pipeline-parallel partitioners see it. With b free, that means the fewest seconds
-            per sample, T_i / b; T_i / b never increases with b, and the smallest b with the T_i / b of b = B is taken.
+        batch_size: b, samples per mini-batch.
+        micro_batch: m, to fix it; None chooses the best.
+        objective: "time": T = T_f + (⌈b/m⌉ − 1) T_i, seconds per mini-batch; "interval": T_i alone, for an endless
+            stream of micro-batches as pipeline-parallel partitioners see it. With m free, that means the fewest seconds
+            per sample, T_i / m; T_i / m never increases with m, and the smallest m with the T_i / m of m = b is taken.
         links: "once": an undirected link serves at most one hop of the plan; "shared": the hops over a link add up, per
             direction in full duplex; "separate": every hop counts by itself, as published, and T may be far too short.
         method: see the table.
@@ -96,7 +96,7 @@ def solve(
         def report(event: dict[str, Any]) -> None:
             history.append(event)
             bar.update()
-            bar.set_postfix(b=event["micro_batch"], round_time=f"{event['round_time']:.4g} s")
+            bar.set_postfix(m=event["micro_batch"], round_time=f"{event['round_time']:.4g} s")
 
         def search(of: PipelineProblem) -> Placement:
             return optimum(of, size, links, objective, max_labels=max_labels, report=report)

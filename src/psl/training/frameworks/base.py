@@ -43,7 +43,7 @@ class Framework(ABC):
     Args:
         model: the model to train, already a copy on its device.
         config: the arguments of the run.
-        weights: (C,) λ_i = D_i / D, the clients' shares of the data; default equal shares.
+        weights: (N,) λ_i = D_i / D, the clients' shares of the data; default equal shares.
 
     Attributes:
         bits: counts what clients and server send each other.

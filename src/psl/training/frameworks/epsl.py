@@ -1,22 +1,22 @@
 """Efficient parallel split learning: the server sends aggregated last-layer gradients back once for all clients.
 
-Row (i, j) is slot j of client i, of C clients with b slots each; ℓ_ij is its loss, o_ij the output of the server's last
-layer, z_ij = ∂ℓ_ij/∂o_ij. The objective is Σ_i λ_i ℓ̄_i with ℓ̄_i = (1/b) Σ_j ℓ_ij. EPSL aggregates the first n_A slots,
-z̄_j = Σ_i λ_i z_ij (`aggregate`), and sends z̄_j back through the server once instead of C times. The other slots are
-treated as in PSL. `linearise` says at whose activations the server's Jacobian is taken for z̄_j:
+Row (i, q) is slot q of client i, of N clients with b slots each; ℓ_iq is its loss, o_iq the output of the server's last
+layer, z_iq = ∂ℓ_iq/∂o_iq. The objective is Σ_i λ_i ℓ̄_i with ℓ̄_i = (1/b) Σ_q ℓ_iq. EPSL aggregates the first n_A slots,
+z̄_q = Σ_i λ_i z_iq (`aggregate`), and sends z̄_q back through the server once instead of N times. The other slots are
+treated as in PSL. `linearise` says at whose activations the server's Jacobian is taken for z̄_q:
 
 * ``"representative"``: at one client's, drawn with probability λ_i for every slot before the
-  server's forward pass. Only the n_A representatives and the C (b - n_A) other rows get an autograd
-  graph; the rest run without one. So backward really is n_A + C (b - n_A) rows.
+  server's forward pass. Only the n_A representatives and the N (b - n_A) other rows get an autograd
+  graph; the rest run without one. So backward really is n_A + N (b - n_A) rows.
 * ``"mean"``: at the λ-mean of the clients' smashed data, one extra forward pass of n_A rows.
 * ``"each"``: at every client's, the results λ-averaged: the expectation of ``"representative"``.
-  Backward is C·b rows: no saving.
+  Backward is N·b rows: no saving.
 * ``"cut"``: nothing is aggregated at the last layer; exact gradients are λ-averaged at the cut.
-  Backward is C·b rows; only the downlink shrinks.
+  Backward is N·b rows; only the downlink shrinks.
 
 With one client every choice aggregates one gradient into itself: plain split training.
 
-BatchNorm in train mode: ``"each"`` and ``"cut"`` normalise all C·b rows as one batch, like PSL. In
+BatchNorm in train mode: ``"each"`` and ``"cut"`` normalise all N·b rows as one batch, like PSL. In
 ``"representative"`` and ``"mean"`` the rows with and those without a graph are two groups, each
 normalised by its own batch statistics; the running statistics see every row once, with equal weight
 (`GroupStatistics`). The extra rows of ``"mean"`` are a third group that they do not see. A group of
@@ -48,11 +48,11 @@ from psl.training.messages import rows as some_rows
 from psl.training.scores import cross_entropy
 from psl.training.stage import output_gradients
 
-Seed = Callable[[torch.Tensor], torch.Tensor]  # from z_ij (C, b, …) to the gradients of some rows
+Seed = Callable[[torch.Tensor], torch.Tensor]  # from z_iq (N, b, …) to the gradients of some rows
 
 
 class EPSL(PSL):
-    """PSL that aggregates the last-layer gradients of n_A = ⌈φ b⌉ slots: z̄_j = Σ_i λ_i z_ij.
+    """PSL that aggregates the last-layer gradients of n_A = ⌈φ b⌉ slots: z̄_q = Σ_i λ_i z_iq.
 
     Source: EPSL (arXiv 2303.15991): aggregation [P], where to linearise [R].
     """
@@ -73,11 +73,11 @@ class EPSL(PSL):
 
 
 def aggregate(gradients: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return z̄_j = Σ_i λ_i z_ij, the aggregated last-layer gradient of every slot.
+    """Return z̄_q = Σ_i λ_i z_iq, the aggregated last-layer gradient of every slot.
 
     Args:
-        gradients: (C, n_A, …) z_ij, with respect to the outputs of the server's last layer.
-        weights: (C,) λ_i, summing to 1.
+        gradients: (N, n_A, …) z_iq, with respect to the outputs of the server's last layer.
+        weights: (N,) λ_i, summing to 1.
 
     Source: EPSL (arXiv 2303.15991) [P].
     """
@@ -95,16 +95,16 @@ def aggregated_backward(
     rng: np.random.Generator | None = None,
     loss: Callable[..., torch.Tensor] = cross_entropy,
 ) -> ServerGradients:
-    """Run the server forward and backward on the smashed data of C clients, the first slots aggregated.
+    """Run the server forward and backward on the smashed data of N clients, the first slots aggregated.
 
     Gradients add to the ``.grad`` of the server's parameters. Of the slots that are not aggregated each client gets
     the gradients of its own mean loss, as from `server_backward`.
 
     Args:
         server: the server-side model.
-        smashed: C tensors (b, …).
-        labels: C tensors (b,).
-        weights: (C,) λ_i, summing to 1.
+        smashed: N tensors (b, …).
+        labels: N tensors (b,).
+        weights: (N,) λ_i, summing to 1.
         n_agg: n_A, the number of aggregated slots, 0..b; 0 is PSL.
         rule: where the server's Jacobian is taken, one of `psl.training.config.LINEARISE_RULES`.
         rng: draws the representatives; needed for "representative".
@@ -128,13 +128,13 @@ def aggregated_backward(
 
 
 class _Rows:
-    """The smashed data of all clients as one batch; row (i, j) stands at i·b + j.
+    """The smashed data of all clients as one batch; row (i, q) stands at i·b + q.
 
     Attributes:
-        smashed, labels: (C·b, …) and (C·b,).
-        weights: (C,) λ_i, float64.
-        aggregated: (C, n_A) numbers of the rows of aggregated slots.
-        own: (C·(b - n_A),) numbers of the others.
+        smashed, labels: (N·b, …) and (N·b,).
+        weights: (N,) λ_i, float64.
+        aggregated: (N, n_A) numbers of the rows of aggregated slots.
+        own: (N·(b - n_A),) numbers of the others.
         slots: (n_A,) 0..n_A-1.
     """
 
@@ -148,29 +148,29 @@ class _Rows:
         self.slots = torch.arange(n_agg, device=device)
 
     def output_gradients(self, outputs: Any, loss: Callable) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-        """Return the objective Σ_i λ_i ℓ̄_i, and z_ij / b of all rows, (C, b, …), of every output."""
+        """Return the objective Σ_i λ_i ℓ̄_i, and z_iq / b of all rows, (N, b, …), of every output."""
         given = leaves(outputs)
         losses = loss(given, self.labels)
         found = flat(output_gradients(losses.sum(), given))
-        client_means = losses.detach().view(self.n_clients, self.batch_size).mean(dim=1)  # (C,)
+        client_means = losses.detach().view(self.n_clients, self.batch_size).mean(dim=1)  # (N,)
         objective = weighted_sum(self.weights, client_means)
         sizes = self.n_clients, self.batch_size
         return objective, [None if z is None else z.view(*sizes, *z.shape[1:]) / self.batch_size for z in found]
 
     def aggregated_of(self, z: torch.Tensor) -> torch.Tensor:
-        """Return z̄_j of z_ij (C, b, …), (n_A, …)."""
+        """Return z̄_q of z_iq (N, b, …), (n_A, …)."""
         return aggregate(z[:, : self.n_agg], self.weights)
 
     def own_of(self, z: torch.Tensor) -> torch.Tensor:
-        """Return λ_i z_ij of the slots that are not aggregated, (C·(b - n_A), …)."""
+        """Return λ_i z_iq of the slots that are not aggregated, (N·(b - n_A), …)."""
         return self.times_weights(z[:, self.n_agg :])
 
     def mean_of(self, values: torch.Tensor) -> torch.Tensor:
-        """Return Σ_i λ_i values_i of (C, n, …) values; of whole numbers, such as a mask, the first client's."""
+        """Return Σ_i λ_i values_i of (N, n, …) values; of whole numbers, such as a mask, the first client's."""
         return weighted_sum(self.weights, values) if values.is_floating_point() else values[0]
 
     def times_weights(self, values: torch.Tensor) -> torch.Tensor:
-        """Return λ_i times client i's values (C, n, …), as (C·n, …)."""
+        """Return λ_i times client i's values (N, n, …), as (N·n, …)."""
         return (values * self.weights.to(values.dtype).view(-1, *[1] * (values.ndim - 1))).flatten(0, 1)
 
 
@@ -179,7 +179,7 @@ def _at_representatives(server: nn.Module, rows: _Rows, loss: Callable, rng: np.
     chosen = torch.as_tensor(drawn, device=rows.labels.device)  # (n_A,) client of each slot
     others = torch.ones_like(rows.aggregated, dtype=torch.bool)
     others[chosen, rows.slots] = False
-    plain = rows.aggregated[others]  # ((C - 1)·n_A,)
+    plain = rows.aggregated[others]  # ((N - 1)·n_A,)
     graph = torch.cat([rows.aggregated[chosen, rows.slots], rows.own])
     if min(len(plain), len(graph)) == 1:  # BatchNorm cannot normalise a group of one row
         graph, plain = torch.cat([graph, plain]), plain[:0]
@@ -245,7 +245,7 @@ def _at_every_row(server: nn.Module, rows: _Rows, loss: Callable, aggregated: bo
 
 
 def _backward(tops: list[tuple[Any, Seed]], gradients: list[torch.Tensor | None]) -> None:
-    """Send z_ij, of every output that has any, backward from the outputs of some rows."""
+    """Send z_iq, of every output that has any, backward from the outputs of some rows."""
     pairs = [
         (x, seed(z))
         for outputs, seed in tops

@@ -19,9 +19,9 @@ from psl.training.stage import Stage, loss_and_gradient
 
 
 class Pipeline(Framework):
-    """One mini-batch of B = n_clients × batch_size samples per round, in micro-batches through consecutive stages.
+    """One mini-batch of b = n_clients × batch_size samples per round, in micro-batches through consecutive stages.
 
-    With b_m samples in micro-batch m the gradient is Σ_m (b_m / B) ∇ℓ̄_m, that of the mini-batch's mean loss; the last
+    With m_u samples in micro-batch u the gradient is Σ_u (m_u / b) ∇ℓ̄_u, that of the mini-batch's mean loss; the last
     micro-batch may be smaller. Every stage has its own optimizer and steps once per round, after the last
     micro-batch. So the result is that of centralised training, to float summation, in whatever order stages and
     micro-batches run.
@@ -90,7 +90,7 @@ class Pipeline(Framework):
         Args:
             number: of the micro-batch.
             inputs, labels: its samples.
-            share: b_m / B.
+            share: m_u / b.
             seed_for: called before a stage computes forward, with "stage", its number and the micro-batch's.
 
         Returns:

@@ -25,7 +25,7 @@ class ServerGradients:
     Args:
         loss: Σ_i λ_i ℓ̄_i.
         shared: (n_A, …) gradients of the slots that EPSL aggregates, for all clients; None if there are none.
-        own: C tensors (b - n_A, …), each the gradient of that client's own mean loss ℓ̄_i.
+        own: N tensors (b - n_A, …), each the gradient of that client's own mean loss ℓ̄_i.
     """
 
     loss: torch.Tensor
@@ -127,22 +127,22 @@ def server_backward(
     weights: np.ndarray,
     loss: Callable[..., torch.Tensor] = cross_entropy,
 ) -> ServerGradients:
-    """Run the server forward and backward on the smashed data of C clients, nothing aggregated.
+    """Run the server forward and backward on the smashed data of N clients, nothing aggregated.
 
     The server's parameters get the gradient of Σ_i λ_i ℓ̄_i. Each client gets that of its own mean loss ℓ̄_i, not
-    multiplied by λ_i, so that a learning rate means the same for every C.
+    multiplied by λ_i, so that a learning rate means the same for every N.
 
     Args:
         server: the server-side model.
-        smashed: C tensors (b, …).
-        labels: C tensors (b,).
-        weights: (C,) λ_i, summing to 1.
+        smashed: N tensors (b, …).
+        labels: N tensors (b,).
+        weights: (N,) λ_i, summing to 1.
         loss: maps outputs and labels to one loss per row.
 
     Source: EPSL (arXiv 2303.15991) with φ = 0 [R].
     """
     shares = torch.as_tensor(weights, device=labels[0].device)
-    arrived = leaves(joined(smashed))  # (C·b, …)
+    arrived = leaves(joined(smashed))  # (N·b, …)
     gradients = Gradients(arrived)
     losses = loss(server(arrived), torch.cat(labels))
     objective = weighted_sum(shares, losses.view(len(labels), len(labels[0])).mean(dim=1))
@@ -151,12 +151,12 @@ def server_backward(
 
 
 def weighted_sum(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Return Σ_i λ_i values_i of (C, …) values and (C,) weights."""
+    """Return Σ_i λ_i values_i of (N, …) values and (N,) weights."""
     return torch.tensordot(weights.to(values.dtype), values, dims=1)
 
 
 def own_gradients(gradients: Any, weights: torch.Tensor) -> list[Any]:
-    """Divide gradients of Σ_i λ_i ℓ̄_i at the cut, (C·n, …), by client; client i's are those of ℓ̄_i, without λ_i."""
+    """Divide gradients of Σ_i λ_i ℓ̄_i at the cut, (N·n, …), by client; client i's are those of ℓ̄_i, without λ_i."""
     if isinstance(gradients, tuple):
         each_tensor = [[None] * len(weights) if g is None else own_gradients(g, weights) for g in gradients]
         return list(zip(*each_tensor, strict=True))
