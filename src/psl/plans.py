@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
+from psl import html
 from psl.errors import expected
 from psl.profiles import Profile
 from psl.records import Record
@@ -116,3 +117,24 @@ def _digest(value: Any) -> str:
 def meets_bound(value: float, lower_bound: float) -> bool:
     """Tell whether a plan is proven optimal: it is as good as its lower bound, up to sums in another order."""
     return value <= lower_bound * (1 + 1e-12)
+
+
+def facts_table(plan: Plan, title: str, facts: dict[str, Any], bounds: str = "round") -> str:
+    """Return the main facts of a plan as HTML: its own, then what all plans have.
+
+    Args:
+        plan: the plan.
+        title: above the table.
+        facts: what it decides, by name.
+        bounds: of what the lower bound is a bound.
+    """
+    proof = {
+        "round": html.number(plan.round_time, "s"),
+        f"lower bound of the {bounds}": html.number(plan.lower_bound, "s"),
+        "gap": html.percent(plan.gap),
+        "proven optimal": html.number(plan.exact),
+    }
+    if math.isnan(plan.lower_bound):
+        proof |= {f"lower bound of the {bounds}": "not computed", "gap": "–"}
+    shown = {**facts, **proof}
+    return html.table(title, list(shown), [list(shown.values())])

@@ -8,9 +8,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from psl import html
 from psl.errors import check_array, check_number, expected
 from psl.profile_tables import Table, read_layers
 from psl.records import Record
+
+_SHOWN = 12  # cuts that a notebook shows
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -226,6 +229,22 @@ class Profile(Record):
             cost = f"{self.fwd_cost[-1]:.3g} s forward, {self.bwd_cost[-1]:.3g} s backward (measured)"
         parameters = f"{self.param_bits[-1] / 8e6:.4g} MB of parameters"
         return f"Profile({self.n_units} units, {cost} per sample, {parameters})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the ends and the cuts that send least, with what the device computes."""
+        sent, cost = self.act_bits + self.grad_bits, self.fwd_cost + self.bwd_cost
+        lightest = (1 + np.argsort(sent[1:-1], kind="stable")).tolist()
+        chosen = html.some(len(self.names), [0, self.n_units, *lightest], _SHOWN)
+        rows = []
+        for j in chosen:
+            part = html.share(cost[j], cost[-1])
+            bits = self.act_bits[j] / 1e6, self.grad_bits[j] / 1e6
+            rows.append([j, self.names[j], *bits, html.percent(part), html.Bar([part])])
+        work = "FLOP" if self.unit == "FLOP" else "seconds"
+        header = ["cut", "name", "Mbit up per sample", "Mbit down", f"{work} before the cut", ""]
+        out = len(self.names) - len(chosen)
+        note = f"{out} cuts are left out; each sends at least as much as any inner cut that is shown" if out else ""
+        return html.table(repr(self), header, rows, note=note)
 
 
 def _check_cumulative(name: str, array: np.ndarray) -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from psl import html
 from psl.errors import PSLError, expected
 
 
@@ -97,6 +98,14 @@ class Record:
     def __repr__(self) -> str:
         shown = ", ".join(f"{f.name}={_short(getattr(self, f.name))}" for f in dataclasses.fields(self) if f.repr)
         return f"{type(self).__name__}({shown})"
+
+    def _repr_html_(self) -> str | None:
+        """Return what a notebook shows: of a record that has a table, its first rows."""
+        to_frame = getattr(self, "to_frame", None)
+        if to_frame is None:
+            return None  # its repr
+        with np.errstate(all="ignore"):  # a gain of 0 is −inf dB
+            return html.frame_table(repr(self), to_frame())
 
 
 def _full_name(cls: type) -> str:

@@ -11,9 +11,12 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from psl import html
 from psl.records import Record
 from psl.training.communication import BitCounter
 from psl.training.participation import Attendance
+
+_COLUMNS = 40  # of the small chart that a notebook shows
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -88,6 +91,28 @@ class History(Record):
         if not np.isnan(self.simulated_time_s[-1]):
             parts.append(f"{self.simulated_time_s[-1]:.4g} s simulated")
         return f"History({self.framework}: " + ", ".join(parts) + ")"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the first, the best and the last round, and the course of the test metric."""
+        metric, score = str(self.settings.get("metric", "accuracy")), np.asarray(self.test_accuracy, dtype=float)
+        chosen, known = {0: "first", self.rounds - 1: "last"}, np.flatnonzero(np.isfinite(score))
+        if metric == "accuracy" and len(known):  # of another metric it is not known whether more is better
+            best = int(known[np.argmax(score[known])])
+            chosen[best] = f"{chosen[best]}, best" if best in chosen else "best"
+        low, high = (0.0, 1.0) if metric == "accuracy" or not len(known) else (score[known].min(), score[known].max())
+        rows = []
+        for at in sorted(k for k in chosen if 0 <= k < self.rounds):
+            bar = html.Bar([html.share(score[at] - low, high - low)])
+            sent = self.uplink_bits[at] / 1e6, self.downlink_bits[at] / 1e6
+            rows.append(
+                [chosen[at], at + 1, score[at], bar, float(self.train_loss[at]), *sent, self.simulated_time_s[at]]
+            )
+        header = ["", "round", f"test {metric}", "", "train loss", "Mbit up", "Mbit down", "simulated time, s"]
+        seen = known[np.unique(np.linspace(0, max(len(known) - 1, 0), _COLUMNS).astype(int))] if len(known) else []
+        if len(seen) > 1:
+            course = html.Curve([html.share(value - low, high - low) for value in score[seen]])
+            rows.append(["course", None, None, course, None, None, None, None])
+        return html.table(f"History of {self.framework}, {self.rounds} rounds", header, rows)
 
 
 def warn_of_divergence(loss: float, index: int, stacklevel: int) -> None:

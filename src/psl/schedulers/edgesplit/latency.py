@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from psl import html
 from psl.errors import check_count, expected
 from psl.networks.edge_cluster import EdgeCluster
 from psl.profiles import Profile
@@ -209,6 +210,21 @@ class RoundLatency(Record):
         slowest = int(self.device_times.argmax())
         shown = ", ".join(f"{term} {getattr(self, term)[slowest]:.4g}" for term in TERMS)
         return f"RoundLatency({len(self.cuts)} devices: {self.total:.6g} s, of device {slowest}: {shown})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the terms of a few devices, the slowest among them."""
+        chosen = html.some(len(self.cuts), [int(self.device_times.argmax())])
+        terms = [term for term in TERMS if getattr(self, term).any()]
+        rows = []
+        for i in chosen:
+            device = i if self.device_names is None else f"{i}: {self.device_names[i]}"
+            values = [float(getattr(self, term)[i]) for term in terms]
+            bar = html.Bar([html.share(value, self.total) for value in values])
+            cut = f"{self.cuts[i]}: {self.cut_names[i]}"
+            rows.append([device, cut, self.bandwidth[i] / 1e6, *values, self.device_times[i], bar])
+        header = ["device", "cut", "MHz", *(f"{term}, s" for term in terms), "total, s", ""]
+        note = html.left_out(len(self.cuts), len(chosen), "devices")
+        return html.table(f"One round: {html.number(self.total, 's')}", header, rows, parts=terms, note=note)
 
 
 def latency(

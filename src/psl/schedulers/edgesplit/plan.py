@@ -8,7 +8,7 @@ import pandas as pd
 
 from psl.errors import check_choice
 from psl.networks.edge_cluster import EdgeCluster
-from psl.plans import held_bound, meets_bound
+from psl.plans import facts_table, held_bound, meets_bound
 from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.edgesplit.baselines import baseline
@@ -175,3 +175,11 @@ class EdgeSplitPlan(Record):
             f"EdgeSplitPlan({self.method}: {cuts} of {self.profile.n_units}, round {self.round_time:.6g} s, {proof}; "
             f"{self.n_clients} devices, b={self.batch_size}, H={self.local_steps})"
         )
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the plan's main facts, and where the time of some devices goes."""
+        names, low, high = self.profile.names, int(self.cuts.min()), int(self.cuts.max())
+        cuts = f"{low}: {names[low]}" if low == high else f"{low}: {names[low]} to {high}: {names[high]}"
+        facts = {"cuts": f"{cuts}, of {self.profile.n_units}", "devices": self.n_clients}
+        facts |= {"b": self.batch_size, "H": self.local_steps}
+        return facts_table(self, f"EdgeSplitPlan, {self.method}", facts) + self.latency()._repr_html_()

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from psl import html
 from psl.errors import check_choice, check_count
 from psl.gradient_aggregation import aggregated_rows, server_rows
 from psl.networks.wireless_cell import WirelessCell
@@ -80,6 +81,16 @@ class RoundLatency(Record):
     def __repr__(self) -> str:
         shown = ", ".join(f"{term} {getattr(self, term):.4g}" for term in TERMS if getattr(self, term))
         return f"RoundLatency({self.framework}: {self.total:.6g} s = {shown})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the terms that take time, with their shares of the round."""
+        rows = []
+        for term, meaning in TERMS.items():
+            if value := getattr(self, term):
+                part = html.share(value, self.total)
+                rows.append([term, value, html.percent(part), html.Bar([part]), meaning])
+        title = f"One round of {self.framework}: {html.number(self.total, 's')}"
+        return html.table(title, ["term", "seconds", "share", "", "meaning"], rows)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from psl.networks.wireless_cell import WirelessCell
-from psl.plans import held_bound, meets_bound
+from psl.plans import facts_table, held_bound, meets_bound
 from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.epsl.checks import check_assignment, check_batch, check_cut, check_power, check_profile
@@ -135,3 +135,10 @@ class EPSLPlan(Record):
             f"{self.cell.n_clients} clients, {self.cell.n_subchannels} subchannels, b={self.batch_size}, "
             f"φ={self.phi:g})"
         )
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the plan's main facts, and where the time of a round goes."""
+        clients = f"{self.n_clients} on {self.cell.n_subchannels} subchannels"
+        facts = {"cut": f"{self.cut} of {self.profile.n_units}: {self.cut_name}", "clients": clients}
+        facts |= {"b": self.batch_size, "φ": self.phi}
+        return facts_table(self, f"EPSLPlan, {self.method}", facts) + self.latency()._repr_html_()

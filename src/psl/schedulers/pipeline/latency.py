@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from psl import html
 from psl.errors import check_choice
 from psl.networks.edge_network import EdgeNetwork
 from psl.profiles import Profile
@@ -25,6 +26,8 @@ from psl.schedulers.pipeline.path import Path
 Count = TypeVar("Count", int, np.ndarray)
 Seconds = TypeVar("Seconds", float, np.ndarray)
 Direction = TypeVar("Direction", int, tuple[int, int])
+
+_SHOWN = 12  # stages and hops that a notebook shows
 
 
 def ceil_div(whole: int, part: Count) -> Count:
@@ -172,6 +175,18 @@ class RoundLatency(Record):
             f"RoundLatency({self.total:.6g} s = {self.fill_time:.4g} s + {self.n_micro_batches - 1} × "
             f"{self.interval:.4g} s; bottleneck {self.names[int(np.argmax(self.occupancy))]})"
         )
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: how long a micro-batch takes at each stage and hop, and keeps it busy."""
+        chosen = html.some(len(self.names), [int(np.argmax(self.occupancy))], _SHOWN)
+        rows = []
+        for k in chosen:
+            bar = html.Bar([html.share(self.occupancy[k], self.interval)])
+            rows.append([self.kinds[k], self.names[k], self.forward[k], self.backward[k], self.occupancy[k], bar])
+        header = ["kind", "resource", "forward, s", "backward, s", "busy per micro-batch, s", ""]
+        fill, interval = html.number(self.fill_time, "s"), html.number(self.interval, "s")
+        title = f"One mini-batch: {html.number(self.total, 's')} = {fill} + {self.n_micro_batches - 1} × {interval}"
+        return html.table(title, header, rows, note=html.left_out(len(self.names), len(chosen), "stages and hops"))
 
 
 def latency(

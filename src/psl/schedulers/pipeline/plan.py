@@ -7,7 +7,7 @@ import pandas as pd
 
 from psl.errors import check_choice, expected
 from psl.networks.edge_network import EdgeNetwork
-from psl.plans import held_bound, meets_bound
+from psl.plans import facts_table, held_bound, meets_bound
 from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.pipeline.checks import (
@@ -167,3 +167,11 @@ class PipelinePlan(Record):
             f"T={self.round_time:.6g} s = {self.fill_time:.4g} s + {self.n_micro_batches - 1} × {self.interval:.4g} s, "
             f"{proof}{', T may be optimistic' if self.may_be_optimistic else ''})"
         )
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the plan's main facts, and what each stage and hop takes."""
+        cuts = ", ".join(f"{j}: {name}" for j, name in zip(self.cuts, self.cut_names, strict=True))
+        facts = {"cuts": cuts or "none", "stages": describe(self.network, self.stages), "b": self.batch_size}
+        facts |= {"m": self.micro_batch, "M": self.n_micro_batches}
+        of = "round" if self.objective == "time" else "interval"
+        return facts_table(self, f"PipelinePlan, {self.method}", facts, of) + self.latency()._repr_html_()
