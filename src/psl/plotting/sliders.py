@@ -58,9 +58,9 @@ def explore(draw: Callable[..., Figure | Axes], **choices: Sequence[Any]) -> Non
     for slider in sliders.values():
         slider.observe(redraw, names="value")
     box = ipywidgets.VBox([*sliders.values(), picture, said])
-    shown = {"text/plain": "sliders, where a kernel runs", "image/png": b64encode(still).decode()}
-    shown[_WIDGET] = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
-    display(shown, raw=True)
+    shown = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
+    encoded = b64encode(still).decode()
+    display({"text/plain": "sliders", "image/png": encoded, _WIDGET: shown}, raw=True)
 
 
 def _png(drawn: Figure | Axes) -> bytes:
