@@ -28,7 +28,7 @@ def table(name):
 
 
 def training(target=0.95):
-    """Return simulated s until the seeds' mean accuracy is at the target, and the last one, by (network, framework, φ)."""
+    """Return s (simulated) to the target for the seeds' mean, and its last accuracy, by (network, framework, φ)."""
     runs = table("03_runs").dropna(subset=["test_accuracy"])
     runs = runs[runs.linearise == "representative"]
     keys = ["network", "framework", "phi"]
@@ -120,6 +120,7 @@ def _measured():
 
 def conditions(n):
     """Return what the advice rests on: sentences of the page, and whether the numbers support them."""
+    most = [n[f"es_{name}_most"] for name in ("equal", "root", "boards", "twice")]
     return {
         "PSL on a small batch is sooner than PSL and than EPSL": n["cnn_small"] < min(n["cnn_psl"], n["cnn_epsl"])
         and n["res_small"] < min(n["res_psl"], n["res_epsl"]),
