@@ -134,10 +134,7 @@ def conditions(n):
         "SL's round grows faster with clients than PSL's": n["many_sl"] / n["few_sl"]
         > 2 * n["many_psl"] / n["few_psl"],
         "no single decision is enough": n["plan_single"] > 10 * n["plan_bcd"],
-        "EdgeSplit gains more where devices differ more": n["es_equal_most"]
-        < n["es_root_most"]
-        < n["es_boards_most"]
-        < n["es_twice_most"],
+        "EdgeSplit gains more where devices differ more": most == sorted(most),
         "own cuts bring something at 224 × 224, nothing at 32 × 32": n["es_own"] > 1.5 > 1.05 > n["es_small_own"],
         "slow links: two tiers are within 5 %": max(n["slow_vgg"], n["slow_res"]) < 1.05,
         "fast links: VGG-16 gains from more stages, ResNet-18 does not": n["fast_vgg"] > 1.2 > 1.05 > n["fast_res"],
