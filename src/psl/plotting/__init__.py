@@ -2,8 +2,16 @@
 
 from psl.plotting.cell import plot_cell
 from psl.plotting.charts import plain_ticks, plot_curves, plot_points
+from psl.plotting.distributed import plot_measured_against_predicted, plot_processes, plot_two_gantts
 from psl.plotting.gantt import GANTT_LOOKS, plot_gantt
 from psl.plotting.network import plot_network, plot_state_graph, state_graph
+from psl.plotting.profiles import (
+    cut_candidates,
+    device_shares,
+    plot_counted_and_measured,
+    plot_cut_costs,
+    plot_cut_explorer,
+)
 from psl.plotting.results import VERDICTS, markdown_table, save_claim, save_results
 from psl.plotting.sliders import explore
 from psl.plotting.split_learning import MESSAGES, plot_split_learning
@@ -18,17 +26,25 @@ __all__ = [
     "PAGE",
     "VERDICTS",
     "bar_looks",
+    "cut_candidates",
+    "device_shares",
     "explore",
     "look",
     "markdown_table",
     "plain_ticks",
     "plot_cell",
+    "plot_counted_and_measured",
     "plot_curves",
+    "plot_cut_costs",
+    "plot_cut_explorer",
     "plot_gantt",
+    "plot_measured_against_predicted",
     "plot_network",
     "plot_points",
+    "plot_processes",
     "plot_split_learning",
     "plot_state_graph",
+    "plot_two_gantts",
     "save_claim",
     "save_figure",
     "save_results",
