@@ -1,6 +1,7 @@
 """Drawings of profiles: the cost curves of a model's cuts, one cut looked at closely, counted and measured shares."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -146,6 +147,6 @@ def _draw_size(ax: Axes, costs: pd.DataFrame) -> None:
 def _draw_shares(ax: Axes, shares: pd.DataFrame, cut: int | None = None) -> None:
     """Draw the three shares that fall to the device; with markers at every cut, or at one."""
     for name, (marker, dashes) in _SHARES.items():
-        look = {"marker": marker, "linestyle": dashes, "color": _COLOURS[name], "label": name}
+        look: dict[str, Any] = {"marker": marker, "linestyle": dashes, "color": _COLOURS[name], "label": name}
         ax.plot(shares.index, shares[name], markevery=None if cut is None else [cut], **look)
     ax.set(xlabel="cut j", ylabel="share on the device", ylim=(-0.03, 1.03))
