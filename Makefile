@@ -48,7 +48,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab figures galleries signatures notebooks test check lint benchmarks-report clean
+.PHONY: help env lab figures galleries signatures notebooks test check lint exercises student slides benchmarks-report clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -61,6 +61,9 @@ help:
 	@echo "                                 else it measures a few, into build/digits-short/figures/"
 	@echo "make notebooks  the same, and put the outputs into notebooks/ (07's only with FULL=1)"
 	@echo "make lab        open the notebooks in JupyterLab; their figures go to build/lab/ (LAB='--no-browser --port 9999')"
+	@echo "make exercises  run every solution, and show every check its wrong answers"
+	@echo "make student    write the notebooks with exercises, without solutions, into build/student/"
+	@echo "make slides     write the notebooks as slides, without code, into build/slides/"
 	@echo "make check      style, types and the fast tests, in less than two minutes"
 	@echo "make test       execute every notebook with QUICK=1, then run all tests, on all cores"
 	@echo "make lint       check style with ruff and types with pyright"
@@ -135,6 +138,16 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
+
+exercises: $(READY)
+	$(PYTEST) 0 -q -s tests/test_exercises.py
+
+student: $(READY)
+	@$(BIN)/python tools/student.py
+
+# The pages fetch reveal.js from the network when they are opened.
+slides: $(READY)
+	@$(BIN)/python tools/slides.py
 
 benchmarks-report: $(READY)
 	$(BIN)/python benchmarks/report.py

@@ -6,6 +6,8 @@ whose solution stands between ``### BEGIN SOLUTION`` and ``### END SOLUTION``, a
 """
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -73,3 +75,19 @@ def test_exercises_are_marked_as_nbgrader_expects(path):
             assert grading["grade"] is (kind == "check")
             assert grading["schema_version"] == 3
         assert not cell.get("outputs"), "solutions are kept without outputs: the test runs them"
+
+
+@pytest.mark.slow
+def test_students_get_stubs_and_no_solutions(tmp_path):
+    command = [sys.executable, ROOT / "tools" / "student.py", tmp_path / "student"]
+    subprocess.run(command, check=True, capture_output=True)
+    handed_out = sorted((tmp_path / "student" / "notebooks" / "solutions").glob("*.ipynb"))
+    assert [path.name for path in handed_out] == [path.name for path in SOLUTIONS]
+    for path in handed_out:
+        assert "SOLUTION" not in path.read_text()
+        for cell in nbformat.read(path, 4).cells:
+            assert "psl" not in cell.metadata
+            if "answer" in cell.metadata.get("tags", []):
+                assert "raise NotImplementedError" in cell.source
+            if "check" in cell.metadata.get("tags", []):
+                assert cell.metadata["editable"] is False
