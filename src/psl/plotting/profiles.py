@@ -109,6 +109,9 @@ def plot_cut_explorer(costs: pd.DataFrame, cut: int, title: str, batch_size: int
     _draw_shares(curves, device_shares(costs), cut)
     curves.axvline(cut, color=INK, linewidth=0.8)
     curves.set(ylabel="share of the largest value")
+    share.locator_params(axis="x", nbins=4)  # few ticks: each costs time in a redraw
+    for axes in (bits, curves):
+        axes.locator_params(axis="y", nbins=4)
     fig.suptitle(title, fontsize=8)
     return fig
 
