@@ -1,7 +1,7 @@
 """Figures: one style, one way to save them, and the drawings that notebooks share."""
 
 from psl.plotting.cell import plot_cell
-from psl.plotting.charts import plain_ticks, plot_curves, plot_points
+from psl.plotting.charts import plain_ticks, plot_curves, plot_over_bound, plot_parts, plot_points, plot_terms
 from psl.plotting.distributed import plot_measured_against_predicted, plot_processes, plot_two_gantts
 from psl.plotting.gantt import GANTT_LOOKS, plot_gantt
 from psl.plotting.network import plot_network, plot_state_graph, state_graph
@@ -16,6 +16,15 @@ from psl.plotting.results import VERDICTS, markdown_table, save_claim, save_resu
 from psl.plotting.sliders import explore
 from psl.plotting.split_learning import MESSAGES, plot_split_learning
 from psl.plotting.style import COLUMN, INK, LOOKS, PAGE, bar_looks, look, save_figure, set_up, use_style
+from psl.plotting.training import (
+    new_panels,
+    plot_accuracy,
+    plot_ratios,
+    plot_readings,
+    plot_slots,
+    plot_target_times,
+    shared_legend,
+)
 
 __all__ = [
     "COLUMN",
@@ -31,7 +40,9 @@ __all__ = [
     "explore",
     "look",
     "markdown_table",
+    "new_panels",
     "plain_ticks",
+    "plot_accuracy",
     "plot_cell",
     "plot_counted_and_measured",
     "plot_curves",
@@ -40,15 +51,23 @@ __all__ = [
     "plot_gantt",
     "plot_measured_against_predicted",
     "plot_network",
+    "plot_over_bound",
+    "plot_parts",
     "plot_points",
     "plot_processes",
+    "plot_ratios",
+    "plot_readings",
+    "plot_slots",
     "plot_split_learning",
     "plot_state_graph",
+    "plot_target_times",
+    "plot_terms",
     "plot_two_gantts",
     "save_claim",
     "save_figure",
     "save_results",
     "set_up",
+    "shared_legend",
     "state_graph",
     "use_style",
 ]
