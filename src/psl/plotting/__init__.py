@@ -3,6 +3,20 @@
 from psl.plotting.cell import plot_cell
 from psl.plotting.charts import plain_ticks, plot_curves, plot_over_bound, plot_parts, plot_points, plot_terms
 from psl.plotting.distributed import plot_measured_against_predicted, plot_processes, plot_two_gantts
+from psl.plotting.edgesplit import (
+    plot_alternation,
+    plot_deadline,
+    plot_device_round,
+    plot_fixed_point,
+    plot_who_gets_which_cut,
+)
+from psl.plotting.edgesplit_studies import (
+    plot_excess,
+    plot_headline,
+    plot_round_ratios,
+    plot_speedup,
+    plot_stragglers,
+)
 from psl.plotting.gantt import GANTT_LOOKS, plot_gantt
 from psl.plotting.network import plot_network, plot_state_graph, state_graph
 from psl.plotting.profiles import (
@@ -43,12 +57,18 @@ __all__ = [
     "new_panels",
     "plain_ticks",
     "plot_accuracy",
+    "plot_alternation",
     "plot_cell",
     "plot_counted_and_measured",
     "plot_curves",
     "plot_cut_costs",
     "plot_cut_explorer",
+    "plot_deadline",
+    "plot_device_round",
+    "plot_excess",
+    "plot_fixed_point",
     "plot_gantt",
+    "plot_headline",
     "plot_measured_against_predicted",
     "plot_network",
     "plot_over_bound",
@@ -57,12 +77,16 @@ __all__ = [
     "plot_processes",
     "plot_ratios",
     "plot_readings",
+    "plot_round_ratios",
     "plot_slots",
+    "plot_speedup",
     "plot_split_learning",
     "plot_state_graph",
+    "plot_stragglers",
     "plot_target_times",
     "plot_terms",
     "plot_two_gantts",
+    "plot_who_gets_which_cut",
     "save_claim",
     "save_figure",
     "save_results",
