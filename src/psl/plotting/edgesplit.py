@@ -15,7 +15,7 @@ from psl.plotting.charts import plain_ticks
 from psl.plotting.style import INK, PAGE, bar_looks, look
 
 _MEGAHERTZ: list[float] = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]  # of logarithmic axes
-_SECONDS: list[float] = [50, 100, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000, 10000]
+_SECONDS: list[float] = [50, 100, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000, 10000, 20000, 50000]
 _FRUGAL, _PATH = "#1d6fa5", "#c4510a"  # no method's: the bound of the proof, and the way of the alternation
 # Two panels placed by hand: a layout engine takes half of the time that a slider has.
 _PLACED = {"left": 0.16, "right": 0.985, "bottom": 0.16, "top": 0.9, "wspace": 0.22}
@@ -63,7 +63,7 @@ def plot_fixed_point(needs: pd.DataFrame, *, band: float, path: pd.DataFrame | N
         `ax`, with logarithmic axes, labels and a legend. A star marks where the first curve meets the band.
     """
     frugal, *others = needs.columns
-    ax.plot(needs.index, needs[frugal], color=_FRUGAL, linewidth=2.2, label=r"most frugal cuts, $\sum_i w_i(T)$")
+    ax.plot(needs.index, needs[frugal], color=_FRUGAL, linewidth=2.2, label=r"most frugal cuts, $\Sigma_i w_i(T)$")
     for k, name in enumerate(others):
         dashes = ("--", "-.", (0, (1, 1)))[k % 3]
         ax.plot(needs.index, needs[name], color="0.4", linewidth=1.2, linestyle=dashes, label=name)
@@ -114,7 +114,8 @@ def plot_deadline(devices: pd.DataFrame, needs: pd.DataFrame, *, deadline: float
     right.plot([deadline, deadline], [total, band], color=_PATH, linewidth=1.2)
     right.plot([deadline], [total], "D", color=_PATH, markersize=5)
     verdict = f"{total - band:.0f} MHz too much" if total > band * 1.001 else f"met, {band - total:.0f} MHz are left"
-    right.set_title(rf"T = {deadline:.0f} s needs $\sum_i w_i(T)$ = {total:.0f} MHz: {verdict}")
+    said = rf"T = {deadline:.0f} s needs $\Sigma_i w_i(T)$ = {total:.0f} MHz of W = {band:.0f} MHz: {verdict}"
+    fig.suptitle(said, fontsize=8, y=0.985)
     return fig
 
 
@@ -132,7 +133,9 @@ def plot_device_round(terms: pd.DataFrame, cut: int, curve: pd.DataFrame, megahe
         A figure of a page's width.
     """
     fig = plt.figure(figsize=(PAGE, 2.5), layout="none")
-    left, right = fig.subplots(1, 2, gridspec_kw={**_PLACED, "left": 0.085, "bottom": 0.18, "top": 0.87})
+    left, right = fig.subplots(
+        1, 2, gridspec_kw={**_PLACED, "left": 0.085, "bottom": 0.18, "top": 0.87, "wspace": 0.28}
+    )
     edge = np.zeros(len(terms))
     for name, style in zip(terms, bar_looks(len(terms.columns)), strict=True):
         top = edge + terms[name].to_numpy()
@@ -146,7 +149,7 @@ def plot_device_round(terms: pd.DataFrame, cut: int, curve: pd.DataFrame, megahe
     right.plot(curve.index, curve.best_cut, color="0.65", linewidth=3, label="its best cut")
     right.plot(curve.index, curve.this_cut, color=_PATH, linestyle="--", label=f"cut {cut}")
     right.plot([megahertz], [terms.loc[cut].sum()], "D", color=_PATH, markersize=5)
-    right.set(xlabel="bandwidth $w_i$ (MHz)", xscale="log", yscale="log")
+    right.set(xlabel="bandwidth $w_i$ (MHz)", ylabel="time of a round (s)", xscale="log", yscale="log")
     plain_ticks(right, x=_MEGAHERTZ, y=_SECONDS)
     right.legend()
     fig.suptitle(title, fontsize=8, y=0.98)

@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from psl.plotting.charts import plain_ticks, plot_curves, plot_points
 from psl.plotting.style import INK, PAGE, look
 
+_OPEN: dict[str, Any] = {"linestyle": ":", "markerfacecolor": "white"}  # with a deadline
 _TIMES: list[float] = [1, 2, 5, 10, 20, 40]  # of a logarithmic axis of ratios
 
 
@@ -94,7 +95,7 @@ def plot_speedup(data: pd.DataFrame, looks: Mapping[str, str], *, claimed: float
         ax.axhline(claimed, color=INK, linewidth=0.8, linestyle=":")
         ax.set(yscale="log", ylabel="speed-up of EdgeSplit (×)")
         ax.label_outer()
-    right.annotate("the paper's headline", (1, claimed), (0, 2), ("axes fraction", "data"), "offset points", ha="right")
+    left.annotate("the paper's headline", (0.01, claimed), (0, 2), ("axes fraction", "data"), "offset points")
     left.set(xlabel="heterogeneity h (100 MHz)")
     right.set(xlabel="bandwidth (MHz), h = 1", xscale="log")
     plain_ticks(left, y=[1, 2, claimed, 10, 20])
@@ -118,7 +119,7 @@ def plot_headline(cells: pd.DataFrame, titles: Mapping[str, str], *, claimed: fl
     text: dict[str, Any] = {"annot": True, "fmt": ".1f", "annot_kws": {"fontsize": 6.5}}
     for ax, (column, title) in zip(panels, titles.items(), strict=True):
         values = cells[column].unstack().iloc[::-1]
-        sns.heatmap(values, norm=LogNorm(1, 45), cmap="mako_r", linewidths=0.5, cbar=False, **text, ax=ax)
+        sns.heatmap(values, norm=LogNorm(1, 50), cmap="mako_r", linewidths=0.5, cbar=False, **text, ax=ax)
         for row, place in np.argwhere(values.to_numpy() >= claimed):
             ax.add_patch(Rectangle((place, row), 1, 1, fill=False, edgecolor="#de8f05", linewidth=1.6))
         ax.set(xlabel="bandwidth (MHz)", ylabel="heterogeneity h", title="over " + title.replace(", ", ",\n"))
@@ -141,22 +142,19 @@ def plot_stragglers(curves: pd.DataFrame, shares: pd.DataFrame, looks: Mapping[s
     Returns:
         A figure of a page's width.
     """
-    fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.5), width_ratios=[1.15, 1])
+    fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.6), width_ratios=[1.15, 1])
     for plan, rule in curves[["plan", "rule"]].drop_duplicates().to_numpy():
         curve = curves.query("plan == @plan and rule == @rule")
-        style = look(looks[plan])
-        if rule == "deadline":
-            style |= {"linestyle": ":", "markerfacecolor": "white"}
+        style = look(looks[plan]) | (_OPEN if rule == "deadline" else {})
         left.plot(curve.simulated_time_s, curve.accuracy_percent, **style, label=f"{plan}, {rule}")
     left.set(xlabel="simulated time (s)", ylabel="test accuracy (%)", xscale="log")
     plain_ticks(left, x=[10, 30, 100, 300, 1000])
-    left.legend()
     places = np.arange(len(shares))
     for plan in shares:
-        style = look(looks[str(plan)]) | {"linestyle": "none", "markersize": 5.5, "clip_on": False}
-        right.plot(shares[plan], places, **style, label=f"{plan}, deadline")
+        style = look(looks[str(plan)]) | _OPEN | {"linestyle": "none", "markersize": 5.5}
+        right.plot(shares[plan], places, **style)
     right.set_yticks(places, list(shares.index))
-    right.set(xlabel="rounds in which it counts (%)", ylabel="device, slowest first", xlim=(0, 100))
+    right.set(xlabel="rounds in which it counts (%)", ylabel="device, slowest first", xlim=(-2, 102))
     right.set_ylim(len(shares) - 0.6, -0.4)
-    right.legend(loc="lower left")
+    fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
