@@ -18,7 +18,7 @@ _MEGAHERTZ: list[float] = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 10
 _SECONDS: list[float] = [50, 100, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000, 10000, 20000, 50000]
 _FRUGAL, _PATH = "#1d6fa5", "#c4510a"  # no method's: the bound of the proof, and the way of the alternation
 # Two panels placed by hand: a layout engine takes half of the time that a slider has.
-_PLACED = {"left": 0.16, "right": 0.985, "bottom": 0.16, "top": 0.9, "wspace": 0.22}
+_PLACED = {"left": 0.17, "right": 0.985, "bottom": 0.16, "top": 0.9, "wspace": 0.22}
 
 
 def plot_alternation(cuts: pd.DataFrame, steps: pd.DataFrame, *, optimum: float, n_units: int) -> Figure:
@@ -83,7 +83,7 @@ def plot_fixed_point(needs: pd.DataFrame, *, band: float, path: pd.DataFrame | N
     ax.set(xscale="log", yscale="log", xlabel="deadline T (s, simulated)", ylabel="bandwidth needed (MHz)")
     ax.set(xlim=(needs.index.min(), needs.index.max()), ylim=(needs[frugal].min() * 0.8, 4.5 * band))
     plain_ticks(ax, x=_SECONDS, y=_MEGAHERTZ)
-    ax.legend()
+    ax.legend(loc="lower left")
     return ax
 
 
@@ -91,31 +91,41 @@ def plot_deadline(devices: pd.DataFrame, needs: pd.DataFrame, *, deadline: float
     """Draw what a deadline asks for: each device's least bandwidth (left), their sum against the band (right).
 
     Args:
-        devices: a row per device, from top to bottom, with "name", "cut" and "mhz", w_i(T).
+        devices: a row per device, from top to bottom, with "name", "cut" and "mhz", w_i(T); equal names stand together.
         needs: MHz of all devices together by deadline (index, s): one column, with the most frugal cuts.
         deadline: s, T.
         band: MHz, W.
 
     Returns:
-        A figure of a page's width. Its title says whether the deadline can be met. Numbers beside dots are cuts.
+        A figure of a page's width. Its title says whether the deadline can be met.
     """
-    fig = plt.figure(figsize=(PAGE, 3.0), layout="none")
-    left, right = fig.subplots(1, 2, gridspec_kw={**_PLACED, "top": 0.92, "wspace": 0.28})
+    fig = plt.figure(figsize=(PAGE, 2.8), layout="none")  # few ticks and texts: they take most of a redraw's time
+    left, right = fig.subplots(1, 2, gridspec_kw={**_PLACED, "wspace": 0.25})
     places = np.arange(len(devices))
-    left.plot(devices.mhz, places, "o", color="#34495e", markersize=4)
-    for y, (mhz, cut) in enumerate(zip(devices.mhz, devices.cut, strict=True)):
-        left.text(mhz * 1.15, y, str(cut), va="center", fontsize=6.5)
-    left.set_yticks(places, list(devices.name), fontsize=6.5)
-    left.set(xlabel="least bandwidth $w_i(T)$ (MHz); number: its cut", xscale="log", xlim=(0.15, 60))
-    left.set_ylim(len(devices) - 0.4, -0.6)
-    plain_ticks(left, x=[0.2, 0.5, 1, 2, 5, 10, 20, 50])
+    for cut, marker, colour in zip(
+        np.unique(devices.cut.to_numpy()), "os^DvP*X" * 10, bar_looks(5)[::2] * 10, strict=False
+    ):
+        some = (devices.cut == cut).to_numpy()
+        style = {"markersize": 4.5, "linestyle": "none", "color": colour["facecolor"]}
+        left.plot(devices.mhz[some], places[some], marker=marker, label=f"cut {cut}", **style)
+    boards, first, counts = np.unique(devices.name.to_numpy(dtype=str), return_index=True, return_counts=True)
+    middles = first + (counts - 1) / 2
+    left.set_yticks(middles, [f"{name} ({n})" for name, n in zip(boards, counts, strict=True)], fontsize=7)
+    left.tick_params(axis="y", length=0)
+    left.hlines(first - 0.5, 0.08, 200, color="0.85", linewidth=0.5)
+    left.grid(False, axis="y")
+    left.set(xlabel="least bandwidth $w_i(T)$ (MHz)", xscale="log", xlim=(0.08, 200), ylim=(len(devices) - 0.4, -0.6))
+    plain_ticks(left, x=[0.1, 1, 10, 100])
+    left.legend(loc="lower right", handletextpad=0.2)
     plot_fixed_point(needs, band=band, ax=right)
+    right.get_legend().remove()
+    right.text(needs.index.max(), band * 1.06, "the band W", ha="right")
+    plain_ticks(right, x=[300, 500, 1000, 2000], y=[10, 30, 100, 300])
     total = devices.mhz.sum()
     right.plot([deadline, deadline], [total, band], color=_PATH, linewidth=1.2)
     right.plot([deadline], [total], "D", color=_PATH, markersize=5)
     verdict = f"{total - band:.0f} MHz too much" if total > band * 1.001 else f"met, {band - total:.0f} MHz are left"
-    said = rf"T = {deadline:.0f} s needs $\Sigma_i w_i(T)$ = {total:.0f} MHz of W = {band:.0f} MHz: {verdict}"
-    fig.suptitle(said, fontsize=8, y=0.985)
+    fig.suptitle(f"T = {deadline:.0f} s needs {total:.0f} MHz of W = {band:.0f} MHz: {verdict}", fontsize=8, y=0.985)
     return fig
 
 
@@ -133,9 +143,7 @@ def plot_device_round(terms: pd.DataFrame, cut: int, curve: pd.DataFrame, megahe
         A figure of a page's width.
     """
     fig = plt.figure(figsize=(PAGE, 2.5), layout="none")
-    left, right = fig.subplots(
-        1, 2, gridspec_kw={**_PLACED, "left": 0.085, "bottom": 0.18, "top": 0.87, "wspace": 0.28}
-    )
+    left, right = fig.subplots(1, 2, gridspec_kw={**_PLACED, "left": 0.1, "bottom": 0.18, "top": 0.87, "wspace": 0.28})
     edge = np.zeros(len(terms))
     for name, style in zip(terms, bar_looks(len(terms.columns)), strict=True):
         top = edge + terms[name].to_numpy()
@@ -145,13 +153,14 @@ def plot_device_round(terms: pd.DataFrame, cut: int, curve: pd.DataFrame, megahe
     for j, dashes, label in ((cut, "-", f"cut {cut}"), (best, ":", f"best cut: {best}")):
         left.plot([j, j], [0, terms.loc[j].sum()], color=_PATH, linestyle=dashes, linewidth=1.6, label=label)
     left.set(xlabel="cut j", ylabel="time of a round (s)", xlim=(0.5, len(terms) + 0.5), ylim=(0, 1.25 * edge.max()))
+    left.locator_params(nbins=5)
     left.legend(ncols=2, loc="upper right", fontsize=6.5)
     right.plot(curve.index, curve.best_cut, color="0.65", linewidth=3, label="its best cut")
     right.plot(curve.index, curve.this_cut, color=_PATH, linestyle="--", label=f"cut {cut}")
     right.plot([megahertz], [terms.loc[cut].sum()], "D", color=_PATH, markersize=5)
     right.set(xlabel="bandwidth $w_i$ (MHz)", ylabel="time of a round (s)", xscale="log", yscale="log")
-    plain_ticks(right, x=_MEGAHERTZ, y=_SECONDS)
-    right.legend()
+    plain_ticks(right, x=[0.2, 1, 5, 20], y=[100, 300, 1000, 3000, 10000, 30000])
+    right.legend(loc="upper right")
     fig.suptitle(title, fontsize=8, y=0.98)
     return fig
 
