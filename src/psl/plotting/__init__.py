@@ -1,6 +1,6 @@
 """Figures: one style, one way to save them, and the drawings that notebooks share."""
 
-from psl.plotting.cell import plot_cell
+from psl.plotting.cell import plot_assignment, plot_cell
 from psl.plotting.charts import plain_ticks, plot_curves, plot_over_bound, plot_parts, plot_points, plot_terms
 from psl.plotting.distributed import plot_measured_against_predicted, plot_processes, plot_two_gantts
 from psl.plotting.edgesplit import (
@@ -17,6 +17,7 @@ from psl.plotting.edgesplit_studies import (
     plot_speedup,
     plot_stragglers,
 )
+from psl.plotting.epsl import plot_certificate, plot_rounds_by_cut
 from psl.plotting.gantt import GANTT_LOOKS, plot_gantt
 from psl.plotting.network import plot_network, plot_state_graph, state_graph
 from psl.plotting.profiles import (
@@ -58,7 +59,9 @@ __all__ = [
     "plain_ticks",
     "plot_accuracy",
     "plot_alternation",
+    "plot_assignment",
     "plot_cell",
+    "plot_certificate",
     "plot_counted_and_measured",
     "plot_curves",
     "plot_cut_costs",
@@ -78,6 +81,7 @@ __all__ = [
     "plot_ratios",
     "plot_readings",
     "plot_round_ratios",
+    "plot_rounds_by_cut",
     "plot_slots",
     "plot_speedup",
     "plot_split_learning",
