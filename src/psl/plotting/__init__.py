@@ -18,8 +18,18 @@ from psl.plotting.edgesplit_studies import (
     plot_stragglers,
 )
 from psl.plotting.epsl import plot_certificate, plot_rounds_by_cut
-from psl.plotting.gantt import GANTT_LOOKS, plot_gantt
+from psl.plotting.gantt import GANTT_LOOKS, mark_phases, phases, plot_gantt
 from psl.plotting.network import plot_network, plot_state_graph, state_graph
+from psl.plotting.pipeline import (
+    plot_closed_form,
+    plot_gantts,
+    plot_micro_batch_choice,
+    plot_micro_batch_curve,
+    plot_micro_batch_training,
+    plot_over_optimum,
+    plot_pareto_walk,
+    plot_plan_sweeps,
+)
 from psl.plotting.profiles import (
     cut_candidates,
     device_shares,
@@ -54,14 +64,17 @@ __all__ = [
     "device_shares",
     "explore",
     "look",
+    "mark_phases",
     "markdown_table",
     "new_panels",
+    "phases",
     "plain_ticks",
     "plot_accuracy",
     "plot_alternation",
     "plot_assignment",
     "plot_cell",
     "plot_certificate",
+    "plot_closed_form",
     "plot_counted_and_measured",
     "plot_curves",
     "plot_cut_costs",
@@ -71,11 +84,18 @@ __all__ = [
     "plot_excess",
     "plot_fixed_point",
     "plot_gantt",
+    "plot_gantts",
     "plot_headline",
     "plot_measured_against_predicted",
+    "plot_micro_batch_choice",
+    "plot_micro_batch_curve",
+    "plot_micro_batch_training",
     "plot_network",
     "plot_over_bound",
+    "plot_over_optimum",
+    "plot_pareto_walk",
     "plot_parts",
+    "plot_plan_sweeps",
     "plot_points",
     "plot_processes",
     "plot_ratios",

@@ -66,6 +66,68 @@ def plot_gantt(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def phases(frame: pd.DataFrame) -> dict[str, float | str]:
+    """Return where a pipeline's mini-batch fills, runs and drains, and which node works most.
+
+    The last stage is the node whose first backward pass begins first: it turns a micro-batch round at once.
+
+    Args:
+        frame: columns resource, kind, micro_batch, start_s, end_s, of a pipeline with forward and backward passes.
+
+    Returns:
+        ``filled_s``: when the last stage begins; ``drained_s``: when its last backward pass ends; ``end_s``;
+        ``last`` and ``busiest``: the node of the last stage, and the node that computes for the most seconds.
+    """
+    name, kind = (np.array([str(value) for value in frame[column]]) for column in ("resource", "kind"))
+    start, end = (np.array(frame[column], dtype=float) for column in ("start_s", "end_s"))
+    computes, backward = np.isin(kind, ["forward", "backward"]), kind == "backward"
+    last = str(name[np.argmin(np.where(backward, start, np.inf))])
+    busy = {node: float((end - start)[computes & (name == node)].sum()) for node in name[computes]}
+    mine = computes & (name == last)
+    return {
+        "filled_s": float(start[mine].min()),
+        "drained_s": float(end[mine].max()),
+        "end_s": float(end.max()),
+        "last": last,
+        "busiest": max(busy, key=lambda node: busy[node]),
+    }
+
+
+def mark_phases(frame: pd.DataFrame, ax: Axes) -> Axes:
+    """Number five things to look at in a pipeline's Gantt chart: the guide beside the chart says what they are.
+
+    1 fill, 2 steady state and 4 drain stand above the rows, over brackets from begin to end. 3 stands at the row of the
+    busiest node, 5 at that of the last stage, where forward and backward take turns.
+
+    Args:
+        frame: what `plot_gantt` drew on `ax`.
+        ax: the axes; five numbers and three brackets are added, and room for them above.
+
+    Returns:
+        `ax`.
+    """
+    found = phases(frame)
+    top = -0.85  # in rows; the first row is at 0
+    bounds = [0.0, found["filled_s"], found["drained_s"], found["end_s"]]
+    for number, name, begin, end in zip("124", ("fill", "steady state", "drain"), bounds, bounds[1:], strict=False):
+        begin, end = float(begin), float(end)
+        ax.annotate("", (end, top), (begin, top), arrowprops={"arrowstyle": "<->", "color": INK, "linewidth": 0.8})
+        ax.text((begin + end) / 2, top - 0.75, f"{number} {name}", ha="center", va="center", fontsize=7)
+        ax.axvline(end, color=INK, linewidth=0.6, linestyle=":", zorder=0)
+    rows = {label.get_text(): row for row, label in zip(ax.get_yticks(), ax.get_yticklabels(), strict=True)}
+    text = {str(found["busiest"]): "3", str(found["last"]): "5"}
+    if found["busiest"] == found["last"]:
+        text = {str(found["last"]): "3, 5"}
+    circle = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": INK, "linewidth": 0.8}
+    for name, number in text.items():
+        ends = frame.loc[frame["resource"].astype(str) == name, "end_s"].max()
+        ax.annotate(
+            number, (float(ends), rows[name]), (7, 0), textcoords="offset points", va="center", fontsize=7, bbox=circle
+        )
+    ax.set_ylim(len(rows) - 0.4, -2.2)
+    return ax
+
+
 def _patch(kind: str) -> Patch:
     style: dict[str, Any] = {**GANTT_LOOKS[kind], "edgecolor": INK, "linewidth": 0.3, "label": kind}
     return Patch(**style)

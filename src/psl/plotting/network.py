@@ -104,8 +104,8 @@ def plot_network(network: EdgeNetwork, plan: Route | None = None, ax: Axes | Non
 def plot_state_graph(network: EdgeNetwork, n_units: int, plan: Route | None = None, ax: Axes | None = None) -> Axes:
     """Draw the graph whose shortest paths are plans: vertices (cut, node, arrived or computed), for a tiny case.
 
-    Units are computed along solid edges (i, n, arrived) → (j, n, computed), activations hop along dashed ones
-    (j, n, ·) → (j, m, arrived). Only what lies on some way from the source's raw input to the output is drawn.
+    Units are computed along solid edges (i, v, arrived) → (j, v, computed), activations hop along dashed ones
+    (j, u, ·) → (j, v, arrived). Only what lies on some way from the source's raw input to the output is drawn.
 
     Args:
         network: of a few nodes.
@@ -176,9 +176,9 @@ def state_graph(network: EdgeNetwork, n_units: int) -> nx.DiGraph:
                 for j in range(i + 1, n_units + 1):
                     states.add_edge((i, n, "arrived"), (j, n, "computed"), hop=False)
         for j in range(1, n_units):
-            for m in graph.successors(n):
+            for v in graph.successors(n):
                 for state in ("arrived", "computed"):
-                    states.add_edge((j, n, state), (j, m, "arrived"), hop=True)
+                    states.add_edge((j, n, state), (j, v, "arrived"), hop=True)
     begin = (0, network.source, "arrived")
     ends = [v for v in states if v[0] == n_units]
     reached = nx.descendants(states, begin) | {begin} if begin in states else set()
@@ -273,6 +273,10 @@ def _notes(network: EdgeNetwork, plan: Route | None) -> dict[Node, str]:
         speed = _speed(attributes)
         own = "measured" if np.isinf(speed) else _unit(speed, "FLOP/s") if speed > 0 else "relay"
         notes[n] = f"source, {own}" if n == network.source else own
+    if plan is not None:
+        ends = {node for node, _, _ in plan.stages}
+        for node in dict.fromkeys(v for _, _, v in plan.hops if v not in ends):
+            notes[node] += "\nonly passes on"
     for node, i, j in plan.stages if plan is not None else ():
         notes[node] += f"\nunits {i + 1}–{j}" if j > i + 1 else f"\nunit {j}"
     return notes
