@@ -3,9 +3,11 @@
 import itertools
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 
@@ -17,8 +19,8 @@ HOSTS += [".".join(parts) for parts in (("pytorch", "org/whl"), ("conda-forge", 
 FOLDERS = r"(?<![\w.~$}-])/(?:root|work|home/\w+|Users/\w+|tmp/\w+)/\w"
 
 
-def pins():
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
+def pins(file="requirements.txt"):
+    lines = (ROOT / file).read_text().splitlines()
     return dict(line.split("==") for line in lines if line and not line.startswith("#"))
 
 
@@ -31,22 +33,25 @@ def normal(name):
 
 
 def test_every_dependency_is_pinned_and_every_pin_is_declared():
-    declared = [*project()["dependencies"], *itertools.chain(*project()["optional-dependencies"].values())]
-    names = {normal(re.split(r"[<>=!~\[ ]", line)[0]) for line in declared} | {"setuptools"}
-    assert {normal(name) for name in pins()} == names
+    extras = project()["optional-dependencies"]
+    for file, declared in (
+        ("requirements-book.txt", extras.pop("book")),
+        ("requirements.txt", [*project()["dependencies"], *itertools.chain(*extras.values()), "setuptools"]),
+    ):
+        names = {normal(re.split(r"[<>=!~\[ ]", line)[0]) for line in declared}
+        assert {normal(name) for name in pins(file)} == names
 
 
 def test_every_dependency_says_why():
     text = (ROOT / "pyproject.toml").read_text()
     listed = re.findall(r'^    "[\w-]+>=[\d.]+",(.*)$', text, re.MULTILINE)
-    assert len(listed) == len(pins()) - 1  # setuptools stands in [build-system]
+    assert len(listed) == len(pins() | pins("requirements-book.txt")) - 1  # setuptools stands in [build-system]
     assert all(re.fullmatch(r"\s+# \S.+", reason) for reason in listed)
 
 
-def test_pins_are_plain():
-    assert all(
-        re.fullmatch(r"[\w.-]+==[\w.]+|#.*|", line) for line in (ROOT / "requirements.txt").read_text().splitlines()
-    )
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-book.txt"])
+def test_pins_are_plain(file):
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+|#.*|", line) for line in (ROOT / file).read_text().splitlines())
 
 
 def test_environment_yml_has_the_same_versions():
@@ -56,6 +61,26 @@ def test_environment_yml_has_the_same_versions():
     found = dict(line.split("==") if "==" in line else line.split("=") for line in conda)
     found |= dict(line.split("==") for line in by_pip if "==" in line)
     assert found == {CONDA_NAMES.get(name, name): version for name, version in pins().items()}
+
+
+def test_binder_installs_what_the_notebooks_need_at_the_same_versions():
+    environment = yaml.safe_load((ROOT / "binder" / "environment.yml").read_text())["dependencies"]
+    found = dict(line.split("=") for line in environment if isinstance(line, str) and line != "pip")
+    found |= dict(line.split("==") for line in environment[-1]["pip"])
+    needs = [*project()["dependencies"], *project()["optional-dependencies"]["notebooks"]]
+    needs = {re.split(">=", line)[0] for line in needs} - {"papermill", "nbformat", "nbgrader"} | {"setuptools"}
+    found = {re.sub(r"-(base|cpu)$", "", name): version for name, version in found.items() if name != "python"}
+    assert found == {CONDA_NAMES.get(name, name): version for name, version in pins().items() if name in needs}
+
+
+def test_everything_that_notebooks_import_comes_with_them():
+    needs = [*project()["dependencies"], *project()["optional-dependencies"]["notebooks"]]
+    needs = {normal(re.split(">=", line)[0]) for line in needs} | {"psl"}
+    for path in sorted((ROOT / "notebooks").rglob("[0-9]*.ipynb")):
+        cells = (cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
+        used = {name for cell in cells for name in re.findall(r"^ *(?:import|from) (\w+)", cell.source, re.MULTILINE)}
+        used = {{"sklearn": "scikit-learn"}.get(name, name) for name in used - set(sys.stdlib_module_names)}
+        assert used <= needs, path.name
 
 
 def test_one_version_and_a_name_of_its_own():

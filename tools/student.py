@@ -14,6 +14,11 @@ from nbconvert.preprocessors import ClearOutputPreprocessor
 from nbgrader.preprocessors import ClearSolutions, LockCells
 
 ROOT = Path(__file__).resolve().parent.parent
+# What else is handed out: all that the notebooks and pages refer to, and what `make lab` needs.
+OTHERS = (
+    *("README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "Makefile", "pyproject.toml", "requirements.txt"),
+    *("environment.yml", "docs", "figures", "src", "benchmarks", "data/README.md"),
+)
 
 
 def without_solutions(path: Path) -> nbformat.NotebookNode:
@@ -32,13 +37,15 @@ def write(folder: Path) -> None:
     exercises = folder / "notebooks" / "solutions"  # the folder's name stays, so that links from the notebooks hold
     exercises.mkdir(parents=True)
     for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
-        shutil.copy(path, folder / "notebooks")
+        shutil.copy2(path, folder / "notebooks")
     for path in sorted((ROOT / "notebooks" / "solutions").glob("[0-9]*.ipynb")):
         nbformat.write(without_solutions(path), exercises / path.name)
-    for other in ("docs", "figures"):
-        shutil.copytree(ROOT / other, folder / other)
-    for name in ("README.md", "requirements.txt", "LICENSE"):
-        shutil.copy(ROOT / name, folder)
+    for name in OTHERS:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        else:
+            shutil.copy2(ROOT / name, folder / name)
     print(f"{folder}: {len(list(exercises.iterdir()))} notebooks of exercises without solutions")
 
 
