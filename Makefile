@@ -146,12 +146,12 @@ lint: $(READY)
 	$(BIN)/basedpyright
 
 exercises: $(READY)
-	$(PYTEST) 0 -q -s tests/test_exercises.py
+	OMP_NUM_THREADS=1 $(BIN)/python tools/exercises.py
 
 student: $(READY)
 	@$(BIN)/python tools/student.py
 
-# The pages fetch reveal.js from the network when they are opened.
+# The pages fetch reveal.js and MathJax from the internet when they are opened.
 slides: $(READY)
 	@$(BIN)/python tools/slides.py
 
@@ -163,7 +163,7 @@ book-links: $(BOOK)
 
 # On the first use: 15 seconds and 50 MB that `make env` need not spend.
 $(BOOK): requirements-book.txt $(READY)
-	$(BIN)/python -m pip install --disable-pip-version-check --prefer-binary -r requirements.txt -r $<
+	$(BIN)/python -m pip install -q --disable-pip-version-check --prefer-binary -r requirements.txt -r $<
 	@touch $@
 
 benchmarks-report: $(READY)

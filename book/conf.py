@@ -99,7 +99,15 @@ def folders(app, doctree) -> None:
                 link["reftarget"] = f"{name}/README" if f"{name}/README" in pages else pages[0]
 
 
+def no_way_to_solutions(app, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Take the buttons to Binder and Colab from exercises: there the notebooks have their solutions."""
+    if pagename.startswith("notebooks/solutions/"):
+        buttons = context["header_buttons"]
+        buttons[:] = [button for button in buttons if button.get("label") != "launch-buttons"]
+
+
 def setup(app) -> None:
     """Sphinx calls this."""
     app.connect("source-read", front_page)
     app.connect("doctree-read", folders)
+    app.connect("html-page-context", no_way_to_solutions, priority=900)  # after the theme

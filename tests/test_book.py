@@ -3,6 +3,7 @@
 import html
 import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ pytest.importorskip("jupyter_server_mathjax", reason="make book installs what bu
 pytest.importorskip("sphinx_book_theme", reason="make book installs what builds the site")
 
 ROOT = Path(__file__).parent.parent
+HERE = "https://github.com/someone/psl"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
 MODULES = ("networks", "schedulers.epsl", "schedulers.edgesplit", "schedulers.pipeline", "models", "simulation")
@@ -34,7 +36,8 @@ PROBE = """<script>window.addEventListener("load", () => {
 def site(tmp_path_factory):
     """The site, built anew; a warning of Sphinx is an error."""
     folder = tmp_path_factory.mktemp("site") / "book"
-    done = subprocess.run([sys.executable, ROOT / "tools" / "book.py", folder], capture_output=True, text=True)
+    command = [sys.executable, ROOT / "tools" / "book.py", folder]
+    done = subprocess.run(command, env=os.environ | {"REPOSITORY": HERE}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -136,3 +139,14 @@ def test_exercises_are_shown_without_solutions(pages):
     for name, page in exercises.items():
         assert "raise NotImplementedError" in page.text, name
         assert "SOLUTION" not in page.text, name
+
+
+def test_notebooks_open_in_binder_and_colab_and_exercises_do_not_open_with_solutions(pages):
+    for path, page in pages.items():
+        targets = [tag["href"] for tag in page.find_all("a", href=re.compile("mybinder|colab"))]
+        assert bool(targets) == (path.parent.name == "notebooks"), path.name
+        for target in targets:
+            notebook = re.search(r"/(notebooks/.*\.ipynb)$", target)[1]
+            assert (ROOT / notebook).exists()
+            assert Path(notebook).stem == path.stem
+            assert HERE.removeprefix("https://github.com") in target

@@ -1,6 +1,9 @@
 """Write every numbered notebook as slides into build/slides: a heading begins a slide, code is left out.
 
 Usage: python tools/slides.py
+
+Texts and figures are inside. A browser that opens them fetches reveal.js, MathJax, jQuery and RequireJS from the
+internet.
 """
 
 from pathlib import Path
@@ -19,7 +22,13 @@ def slides(path: Path) -> str:
         shown = cell.cell_type == "markdown" or any("image/png" in o.get("data", {}) for o in cell.get("outputs", []))
         kind = "slide" if heading else "subslide" if shown else "-"
         cell.metadata["slideshow"] = {"slide_type": "skip" if "parameters" in cell.metadata.get("tags", []) else kind}
-    exporter = SlidesExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter = SlidesExporter(
+        exclude_input=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        reveal_scroll=True,  # a slide may be longer than the screen
+        reveal_number="c/t",
+    )
     return exporter.from_notebook_node(notebook, {"metadata": {"name": path.stem}})[0]
 
 

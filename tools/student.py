@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # What else is handed out: all that the notebooks and pages refer to, and what `make lab` needs.
 OTHERS = (
     *("README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "Makefile", "pyproject.toml", "requirements.txt"),
-    *("environment.yml", "docs", "figures", "src", "benchmarks", "data/README.md"),
+    *("environment.yml", "docs", "figures", "src", "tools", "benchmarks", "data/README.md"),
 )
 
 
