@@ -52,7 +52,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab figures galleries signatures notebooks test check lint exercises student slides book book-links benchmarks-report clean
+.PHONY: help env lab figures galleries signatures notebooks test check lint exercises student slides book book-links lite benchmarks-report clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -70,6 +70,7 @@ help:
 	@echo "make slides     write the notebooks as slides, without code, into build/slides/"
 	@echo "make book       build the site into build/book/ (REPOSITORY=https://... for its buttons to Binder and Colab)"
 	@echo "make book-links ask every address in the site whether it still exists; needs the internet"
+	@echo "make lite       build a site where planning runs in the browser alone, into build/lite/"
 	@echo "make check      style, types and the fast tests, in less than two minutes"
 	@echo "make test       execute every notebook with QUICK=1, then run all tests, on all cores"
 	@echo "make lint       check style with ruff and types with pyright"
@@ -161,7 +162,10 @@ book: $(BOOK)
 book-links: $(BOOK)
 	@$(BIN)/python tools/book.py build/book-links linkcheck
 
-# On the first use: 15 seconds and 50 MB that `make env` need not spend.
+lite: $(BOOK)
+	@$(BIN)/python tools/lite.py
+
+# On the first use: 20 seconds and 65 MB that `make env` need not spend.
 $(BOOK): requirements-book.txt $(READY)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --prefer-binary -r requirements.txt -r $<
 	@touch $@
