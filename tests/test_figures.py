@@ -217,6 +217,7 @@ def test_sliders_start_at_the_defaults_and_leave_a_still_picture(monkeypatch):
         axes.plot([0, power])
         return axes
 
+    plt.close("all")  # what other tests left open
     plotting.explore(draw, power=[1, 2, 3], phi=[0.0, 0.5])
     (data,) = shown
     assert asked == [(2, 0.5)]
