@@ -196,8 +196,8 @@ def plot_plan_sweeps(swept: pd.DataFrame, looks: Mapping[str, str], labels: Mapp
         The figure.
     """
     n_seeds = swept["seed"].nunique()
-    fig, panels = plt.subplots(1, len(labels), figsize=(PAGE, 2.6), sharey=True)
-    for ax, (quantity, label) in zip(panels, labels.items(), strict=True):
+    fig, panels = plt.subplots(1, len(labels), figsize=(PAGE, 2.6), sharey=True, squeeze=False)
+    for ax, (quantity, label) in zip(panels[0], labels.items(), strict=True):
         mine = _where(swept, "quantity", quantity)
         shown = mine[mine.groupby(["value", "method"])["time_s"].transform("count") == n_seeds]
         plot_curves(shown, "value", "time_s", "method", looks, band=("pi", 100), markers=True, ax=ax)
@@ -206,7 +206,7 @@ def plot_plan_sweeps(swept: pd.DataFrame, looks: Mapping[str, str], labels: Mapp
         ax.tick_params(axis="x", labelsize=7)
         ax.label_outer()
         ax.get_legend().remove()
-    fig.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(looks))
+    fig.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(looks))
     return fig
 
 
