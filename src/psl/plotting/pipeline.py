@@ -264,7 +264,7 @@ def plot_micro_batch_training(curves: pd.DataFrame, reference: str, sizes: Seque
     networks = list(dict.fromkeys(curves["network"]))
     fig, panels = plt.subplots(1, 1 + len(networks), figsize=(PAGE, 2.6))
     tones = dict(zip([reference, *sizes], [INK, *sns.color_palette("viridis", len(sizes)).as_hex()], strict=True))
-    dashes = dict(zip(tones, ["-", "--", "-.", ":", (0, (1, 2))], strict=False))
+    dashes = dict(zip(tones, ["-", "--", "-.", ":", (0, (4, 1, 1, 1, 1, 1))], strict=False))
     floor = 1e-8  # equal losses have no place on a logarithmic axis
     for network, line in zip(networks, ("--", "-"), strict=False):
         losses = curves[curves["network"] == network].pivot_table(
