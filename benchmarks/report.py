@@ -101,6 +101,18 @@ def training() -> Iterator[tuple[str, str, str]]:
     found = pd.read_csv(RESULTS / f"{name}.csv").set_index("phi").loc[1.0]
     yield name, "EPSL's server backward pass at φ = 1, C = 5, share of PSL's time", f"{100 * found.measured:.0f} %"
     yield name, "the same by operator counts", f"{100 * found.promised:.0f} %"
+    name = "training_drawn_rows"
+    found = pd.read_csv(RESULTS / f"{name}.csv").set_index(["rule", "phi"]).loc[("drawn", 1.0)]
+    what = "the server's backward pass with drawn rows at φ = 1, C = 5, share of PSL's time"
+    yield name, what, f"{100 * found.backward_over_psl:.0f} %"
+    what = "the server's whole step, second forward pass included, share of PSL's time"
+    yield name, what, f"{100 * found.server_step_over_psl:.0f} %"
+    name = "epsl_accuracy"
+    table = pd.read_csv(RESULTS / f"{name}.csv")
+    shown = ("EPSL, sampled, φ = 1", "EPSL, averaged, φ = 1", "PSL, b = 13")
+    for row in table[(table.partition == "iid") & table.method.isin(shown)].to_dict("records"):
+        what = f"accuracy minus PSL's, {row['network']} on the digits, IID, {row['seeds']} seeds: {row['method']}"
+        yield name, what, f"{row['minus_psl']:.1f} ± {row['se']:.1f} points"
     name = "training_scaling"
     table = pd.read_csv(RESULTS / f"{name}.csv")
     for row in table[table.clients == table.clients.max()].to_dict("records"):

@@ -33,6 +33,8 @@ from .simulation import simulate as simulate
 from .studies import run_study as run_study
 from .training import History as History
 from .training import Participation as Participation
+from .training import TargetTimes as TargetTimes
+from .training import seconds_to_target as seconds_to_target
 from .training import train as train
 
 __version__: str

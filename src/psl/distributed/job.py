@@ -113,6 +113,9 @@ class Job(Record):
             check_choice("argument", name, known)
         given = {name: options.pop(name, None) for name in _RESOLVED}
         found = resolve(framework_class(framework), plan=plan, **given)
+        if found.linearise == "sampled" and framework == "epsl":
+            fix = "train with psl.train, which draws rows, or take another linearise="
+            raise expected("linearise", "a rule that aggregates, between processes", "'sampled'", fix)
         job = cls(
             framework, model, dataset, found.rounds, found.n_clients, found.batch_size, found.local_steps,
             tuple(found.cut) if isinstance(found.cut, list) else found.cut, found.phi, found.linearise,

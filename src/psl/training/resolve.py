@@ -1,17 +1,21 @@
 """From the arguments of `psl.train` and a plan to the configuration of a run."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from psl.errors import PSLError, check_choice, check_count, check_number, expected
 from psl.models.splitting import Cut
 from psl.models.tracing import trace
-from psl.plans import Plan
+from psl.plans import Plan, PlanOfRows
 from psl.training.config import (
     LINEARISE_RULES,
+    ROW_RULES,
+    SAMPLING_RULES,
     TrainingConfig,
     check_cut,
     check_cuts,
@@ -33,6 +37,9 @@ def resolve(
     cut: int | str | Sequence[int | str] | None = None,
     phi: float | None = None,
     linearise: str | None = None,
+    rows: str = "fixed",
+    sampling: str = "own",
+    server_steps: int = 0,
     micro_batch: int | None = None,
     partition: str | float | Sequence[Any] = "iid",
     participation: Participation | None = None,
@@ -72,11 +79,22 @@ def resolve(
     n_clients = check_count("n_clients", choose("n_clients", n_clients, 5))
     batch_size = check_count("batch_size", choose("batch_size", batch_size, 64))
     phi = check_number("phi", choose("phi", phi, 0.5), minimum=0, maximum=1, fix="pass a share in [0, 1]")
-    linearise = check_choice("linearise", "representative" if linearise is None else linearise, LINEARISE_RULES)
+    linearise = _linearise(kind, linearise, plan, planned.get("linearise", "representative"))
+    check_choice("rows", rows, ROW_RULES)
+    check_choice("sampling", sampling, SAMPLING_RULES)
+    server_steps = check_count("server_steps", server_steps, minimum=0)
+    _check_options(kind, linearise, rows, sampling, server_steps)
     micro_batch = choose("micro_batch", micro_batch, None)
-    round_time = float("nan")
+    round_time, drawn_time = float("nan"), None
     if plan is not None:
-        round_time = plan.framework_round_time(kind.name, local_steps=local_steps if kind.averages else 1)
+        if server_steps:
+            round_time = _of_rows(plan, "server_steps").round_time_of(kind.name, server_steps=server_steps)
+        else:
+            round_time = plan.framework_round_time(kind.name, local_steps=local_steps if kind.averages else 1)
+        if sampling == "global":
+            drawn_time = partial(_time_of_samples, _of_rows(plan, "sampling"), kind.name, server_steps)
+        elif rows == "adaptive":
+            drawn_time = partial(_time_of_rows, _of_rows(plan, "rows"), kind.name)
     cuts = _choose_cut(kind, cut, plan, n_clients)
     if participation is not None:
         if not isinstance(participation, Participation):
@@ -96,13 +114,71 @@ def resolve(
         cut=cuts,
         phi=phi,
         linearise=linearise,
+        rows=rows,
+        sampling=sampling,
+        server_steps=server_steps,
         micro_batch=None if micro_batch is None else check_count("micro_batch", micro_batch),
         partition=check_rule(partition, n_clients),
         participation=participation,
         seed=check_count("seed", seed, minimum=0),
         eval_every=check_count("eval_every", eval_every),
         round_time=round_time,
+        drawn_time=drawn_time,
     )
+
+
+def _linearise(kind: type[Framework], given: str | None, plan: Plan | None, planned: str) -> str:
+    """Return the rule of the last-layer gradients: as given, else the plan's.
+
+    Raises:
+        ScenarioError: unknown, or rows are drawn and the plan's round aggregates, or the other way round.
+    """
+    if given is None:
+        return planned
+    check_choice("linearise", given, LINEARISE_RULES)
+    if plan is not None and kind.name == "epsl" and (given == "sampled") != (planned == "sampled"):
+        want, fix = (
+            f"the plan's {planned!r}",
+            f"leave it out, or solve a plan for it: epsl.solve(…, linearise={given!r})",
+        )
+        if given != "sampled":
+            fix = "leave it out, or solve a plan without linearise='sampled'"
+        raise expected("linearise", want, repr(given), fix)
+    return given
+
+
+def _check_options(kind: type[Framework], linearise: str, rows: str, sampling: str, server_steps: int) -> None:
+    """Refuse options of one framework in another.
+
+    Raises:
+        ScenarioError: with the framework that takes the option.
+    """
+    if rows != "fixed" and (kind.name != "epsl" or linearise != "sampled"):
+        fix = "train epsl with linearise='sampled', or leave it out"
+        raise expected("rows", "'fixed' where no rows are drawn", repr(rows), fix)
+    for name, value, usual in (("sampling", sampling, "own"), ("server_steps", server_steps, 0)):
+        if value != usual and kind.name != "psl":
+            fix = "train psl, or leave it out"
+            raise expected(name, f"{usual!r} for the framework {kind.name!r}", repr(value), fix)
+
+
+def _of_rows(plan: Any, name: str) -> PlanOfRows:
+    """Return a plan that knows the seconds of such a round.
+
+    Raises:
+        ScenarioError: it does not.
+    """
+    if isinstance(plan, PlanOfRows):
+        return plan
+    raise expected("plan", f"a plan of epsl.solve with {name}=", type(plan).__name__, "leave the plan out")
+
+
+def _time_of_rows(plan: PlanOfRows, framework: str, rows: np.ndarray) -> float:
+    return plan.round_time_of(framework, rows=rows)
+
+
+def _time_of_samples(plan: PlanOfRows, framework: str, server_steps: int, samples: np.ndarray) -> float:
+    return plan.round_time_of(framework, samples=samples, server_steps=server_steps)
 
 
 def _choose_cut(

@@ -25,7 +25,7 @@ from psl.training.model_preparation import check_model, prepare_model, verify_cu
 from psl.training.participation import Participation
 from psl.training.partition import partition as divide
 from psl.training.resolve import check_plan_fits, resolve
-from psl.training.sampling import Sampler, Samples, open_dataset
+from psl.training.sampling import PooledSampler, Sampler, Samples, open_dataset
 from psl.training.scores import metric_name
 from psl.training.seeds import Party, own_random_state, seed_computation, seed_evaluation, seed_round
 
@@ -41,7 +41,10 @@ def train(
     local_steps: int | None = None,
     cut: int | str | Sequence[int | str] | None = None,
     phi: float | None = None,
-    linearise: str = "representative",
+    linearise: str | None = None,
+    rows: str = "fixed",
+    sampling: str = "own",
+    server_steps: int = 0,
     partition: str | float | Sequence[Any] = "iid",
     optimizer: str | Callable[..., torch.optim.Optimizer] = "sgd",
     lr: float | None = None,
@@ -84,8 +87,13 @@ def train(
             pipeline the increasing list of boundaries between the stages, ``[]`` for one stage. Default the plan's.
         phi: φ in [0, 1], share of the mini-batch's rows whose last-layer gradients epsl aggregates; default the
             plan's, else 0.5.
-        linearise: how epsl sends aggregated gradients through the server:
-            ``"representative"``, ``"mean"``, ``"each"`` or ``"cut"`` (`psl.training.frameworks.epsl`).
+        linearise: how epsl sends aggregated gradients through the server: ``"representative"``, ``"mean"``, ``"each"``
+            or ``"cut"`` (`psl.training.frameworks.epsl`); or ``"sampled"``, which draws as many rows by importance
+            instead (`psl.training.frameworks.drawn_rows`). Default the plan's, else ``"representative"``.
+        rows: with ``linearise="sampled"``: ``"fixed"``, as many as φ says, or ``"adaptive"``, at most so many.
+        sampling: of psl: ``"own"``, b samples of every client, or ``"global"``, N b of all clients' data together.
+        server_steps: of psl: steps of the server on resampled activations before it answers the clients; 0 for one
+            step together with the clients.
         partition: ``"iid"``, a Dirichlet α, or a list of N disjoint index arrays.
         optimizer: ``"sgd"``, ``"adam"``, or a function from parameters (and ``lr=``, if `lr` is
             given) to a `torch.optim.Optimizer`; every client and the server make their own.
@@ -130,6 +138,9 @@ def train(
         cut=cut,
         phi=phi,
         linearise=linearise,
+        rows=rows,
+        sampling=sampling,
+        server_steps=server_steps,
         micro_batch=micro_batch,
         partition=partition,
         participation=participation,
@@ -187,8 +198,15 @@ class _Training:
         if run.pooled:  # one sampler of all data
             parts, rows = [np.concatenate(shares)], self.config.n_clients * rows
         self.samplers = [Sampler(part, rows, self.config.seed, client) for client, part in enumerate(parts)]
+        everyone = self.config.n_clients * self.config.batch_size
+        self.pooled = PooledSampler(shares, everyone, self.config.seed) if self.config.sampling == "global" else None
         self.settings = settings_of(run)
-        self.history = HistoryBuilder(self.config.participation is not None, metric_name(self.config.metric))
+        self.history = HistoryBuilder(
+            self.config.participation is not None,
+            metric_name(self.config.metric),
+            rows=run.name == "epsl" and self.config.linearise == "sampled",
+            own_times=self.config.drawn_time is not None,
+        )
         self.file: Checkpoint | None = None
         self._diverged = False
 
@@ -253,7 +271,13 @@ class _Training:
         run, config, device = self.run, self.config, self.samples.device
 
         def draw(client: int, k: int) -> Batch:
+            if self.pooled is not None:
+                return self.samples.fetch(self.pooled.batch(index * run.steps + k, client))
             return self.samples.fetch(self.samplers[client].batch(index * run.steps + k))
+
+        def sizes(k: int) -> np.ndarray:
+            assert self.pooled is not None
+            return self.pooled.sizes(index * run.steps + k)
 
         def seed_for(party: Party, client: int, step: int) -> None:
             seed_computation(config.seed, index, device, party, client, step)
@@ -264,12 +288,17 @@ class _Training:
             attendance = config.participation.attendance(index, config.seed, config.n_clients, run.steps)
         fix = "take a larger batch_size (or micro_batch), or a norm that takes single rows, such as GroupNorm"
         with one_row_refused("batch_size", "2 rows or more for this model's BatchNorm", fix):
-            loss = float(run.round(draw, rng, attendance, seed_for))
+            loss = float(run.round(draw, rng, attendance, seed_for, None if self.pooled is None else sizes))
         if attendance is None or attendance.participants > 0:
             self._warn_once_of_divergence(loss, index)
         evaluated = (index + 1) % config.eval_every == 0 or index + 1 == config.rounds
         accuracy = evaluate(run, self.tests, index) if evaluated else None
-        self.history.add_round(loss, accuracy, run.bits, attendance)
+        self.history.add_round(loss, accuracy, run.bits, attendance, run.rows, self._seconds())
+
+    def _seconds(self) -> float:
+        """Return the simulated time of the last round, where rounds differ by what was drawn."""
+        time_of = self.config.drawn_time
+        return self.config.round_time if time_of is None or self.run.rows is None else time_of(self.run.rows)
 
     def _warn_once_of_divergence(self, loss: float, index: int) -> None:
         if self._diverged or np.isfinite(loss):

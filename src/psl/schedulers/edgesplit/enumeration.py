@@ -25,7 +25,7 @@ class EnumeratedProblem(EdgeSplitProblem):
         measured = np.flatnonzero(self.profile_group >= 0)
         if measured.size:
             table[:, measured] = self.measured_seconds[self.profile_group[measured], allowed].T
-        table += self.server_seconds[allowed, None]
+        table += (self.server_seconds + self.overhead)[allowed, None]
         table[np.arange(self.min_cut, len(self.bits))[:, None] > self.deepest] = np.inf
         return table
 

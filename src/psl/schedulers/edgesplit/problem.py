@@ -20,7 +20,8 @@ class SlowerSide(NamedTuple):
     """Devices of a group to which work costs time on the same side: on the device itself, or on the server.
 
     Moving the cut moves work between device and server. Up to a constant, the computing time of a round is the work on
-    the slower of the two times how much slower it is; neither factor is negative, so no digits cancel.
+    the slower of the two times how much slower it is; neither factor is negative, so no digits cancel. Overhead, which
+    may depend on the cut, comes on top.
     """
 
     devices: np.ndarray  # (m,)
@@ -33,10 +34,11 @@ class Group(NamedTuple):
 
     devices: np.ndarray  # (n,)
     cuts: np.ndarray  # (cuts,)
-    base: np.ndarray  # (cuts,) s
+    base: np.ndarray  # (cuts,) s, with the overhead
     work: np.ndarray  # (cuts,) FLOP; 0 for devices with a measured profile
     x: np.ndarray  # (n,) s/FLOP
     slower_sides: list[SlowerSide]
+    classes: list[np.ndarray]  # positions in `cuts` of those that have one overhead, class by class
 
 
 class EdgeSplitProblem(RoundCosts):
@@ -87,17 +89,32 @@ class EdgeSplitProblem(RoundCosts):
             cuts, x = np.arange(self.min_cut, deepest + 1), pace[devices]
             if measured:
                 total = self.server_seconds + self.measured_seconds[measured - 1]
-                cuts = cuts[undominated(total[cuts], self.bits[cuts])]
+                cuts = self._worth_trying(cuts, total)
                 sides = [SlowerSide(devices, total[cuts], np.ones(len(devices)))]
-                groups.append(Group(devices, cuts, total[cuts], np.zeros(len(cuts)), x, sides))
+                base, work = (total + self.overhead)[cuts], np.zeros(len(cuts))
+                groups.append(Group(devices, cuts, base, work, x, sides, self._classes(cuts)))
                 continue
-            bits = self.bits[cuts]
-            cuts = cuts[undominated(self.device_work[cuts], bits) | undominated(self.server_work[cuts], bits)]
+            cuts = self._worth_trying(cuts, self.device_work, self.server_work)
             excess = x - server_pace  # s/FLOP by which the device is slower than its share of the server
             parts = ((excess >= 0, self.device_work[cuts]), (excess < 0, self.server_work[cuts]))
             sides = [SlowerSide(devices[part], work, np.abs(excess[part])) for part, work in parts if part.any()]
-            groups.append(Group(devices, cuts, self.server_seconds[cuts], self.device_work[cuts], x, sides))
+            base = (self.server_seconds + self.overhead)[cuts]
+            groups.append(Group(devices, cuts, base, self.device_work[cuts], x, sides, self._classes(cuts)))
         return groups
+
+    def _classes(self, cuts: np.ndarray) -> list[np.ndarray]:
+        """Return positions in `cuts` of those that have one overhead, class by class; without messages all."""
+        values, found = np.unique(self.overhead[cuts], return_inverse=True)
+        return [np.flatnonzero(found == number) for number in range(len(values))]
+
+    def _worth_trying(self, cuts: np.ndarray, *costs: np.ndarray) -> np.ndarray:
+        """Return the cuts that no other with the same overhead beats in bits and in one of the (L+1,) costs."""
+        keep = np.zeros(len(cuts), dtype=bool)
+        for of_class in self._classes(cuts):
+            some = cuts[of_class]
+            for cost in costs:
+                keep[of_class] |= undominated(cost[some], self.bits[some])
+        return cuts[keep]
 
     def rate(self, bandwidth: np.ndarray | float) -> np.ndarray:
         """Return (N,) bit/s; without bandwidth hardly any, so that a cut without bits is the best by far."""
@@ -106,14 +123,25 @@ class EdgeSplitProblem(RoundCosts):
     def best_cuts(self, bandwidth: np.ndarray | float) -> np.ndarray:
         """Return (N,) the cut that makes each device fastest with the bandwidth (N,) or scalar it has.
 
-        c_i(j) + D(j) / (e_i w_i) is least where D(j) + work_j (excess_i e_i w_i) is: one line per cut.
+        c_i(j) + D(j) / (e_i w_i) is least where D(j) + work_j (excess_i e_i w_i) is, among the cuts of one overhead:
+        one line per cut. The best of every class are compared in seconds.
         """
         cuts = np.empty(self.n_devices, dtype=int)
         rate = self.rate(bandwidth)
         for group in self.groups:
             for side in group.slower_sides:
-                lines = lowest_lines(self.bits[group.cuts], side.work, side.excess * rate[side.devices])
-                cuts[side.devices] = group.cuts[lines]
+                x, least = side.excess * rate[side.devices], np.full(len(side.devices), np.inf)
+                for of_class in group.classes:
+                    some = group.cuts[of_class]
+                    lines = lowest_lines(self.bits[some], side.work[of_class], x)
+                    if len(group.classes) == 1:
+                        cuts[side.devices] = some[lines]
+                        break
+                    chosen = some[lines]
+                    waiting = self.overhead[chosen] * rate[side.devices]
+                    value = self.bits[chosen] + side.work[of_class][lines] * x + waiting
+                    cuts[side.devices[value < least]] = chosen[value < least]
+                    least = np.minimum(least, value)
         return cuts
 
     def min_bandwidth_cuts(self, deadline: float) -> np.ndarray:

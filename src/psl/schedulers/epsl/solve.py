@@ -11,7 +11,7 @@ from psl.networks.wireless_cell import WirelessCell
 from psl.profiles import Profile
 from psl.schedulers.epsl.baselines import BASELINES, baseline
 from psl.schedulers.epsl.bcd import block_coordinate_descent
-from psl.schedulers.epsl.checks import check_batch, check_cut, check_profile
+from psl.schedulers.epsl.checks import check_batch, check_cut, check_linearise, check_profile
 from psl.schedulers.epsl.lower_bound import lower_bound
 from psl.schedulers.epsl.plan import EPSLPlan
 from psl.schedulers.epsl.power import optimal_power, round_time
@@ -34,6 +34,7 @@ def solve(
     cut: int | str | None = None,
     seed: int = 0,
     bound: bool = True,
+    linearise: str = "representative",
     progress: bool = False,
 ) -> EPSLPlan:
     """Choose cut, subchannels and power that make a round of EPSL short, and bound how short it could be.
@@ -57,6 +58,8 @@ def solve(
             layer on the server).
         seed: of random cuts and of the search's random swaps; the same seed gives the same plan.
         bound: compute `lower_bound`; False leaves it NaN and saves time.
+        linearise: what a round does with the last-layer gradients: "representative" aggregates them, "sampled" draws as
+            many rows [B]; see `latency`.
         progress: show a bar that counts improvements.
 
     Returns:
@@ -74,7 +77,8 @@ def solve(
     batch_size, phi = check_batch(batch_size, phi)
     if profile.n_units < 2:
         raise expected("profile", "at least 2 units, one on each side", profile.n_units, "split a deeper model")
-    problem = RoundProblem(profile, cell, batch_size, phi, None if cut is None else check_cut(profile, cut))
+    only = None if cut is None else check_cut(profile, cut)
+    problem = RoundProblem(profile, cell, batch_size, phi, only, check_linearise(linearise))
     if not min(map(problem.reach_bound, problem.cuts)) < _FOREVER:
         raise no_finite_plan()
     history: list[dict[str, Any]] = []
@@ -102,6 +106,6 @@ def solve(
                 other, other_assignment, bounds = search(problem, np.random.default_rng(seed))
                 known = min(known, round_time(problem, other, other_assignment))
             least = lower_bound(problem, known, bounds)
-    return EPSLPlan(
-        profile, cell, batch_size, phi, method, chosen, assignment, power, lower_bound=least, history=tuple(history)
-    )
+    scenario = profile, cell, batch_size, phi
+    kept: dict[str, Any] = {"lower_bound": least, "history": tuple(history), "linearise": linearise}
+    return EPSLPlan(*scenario, method, chosen, assignment, power, **kept)

@@ -30,6 +30,7 @@ class Round(NamedTuple):
     rng: np.random.Generator
     attendance: Attendance | None
     seed_for: SeedFor
+    sizes: Callable[[int], np.ndarray] | None = None
 
 
 class Framework(ABC):
@@ -50,6 +51,7 @@ class Framework(ABC):
         modules: every module that is trained, by name.
         optimizers: every optimizer by name, None for a module without parameters.
         steps: mini-batches per client and round.
+        rows: (N,) how many rows of each client were drawn in the last round; None where that is not by chance.
     """
 
     name: ClassVar[str]
@@ -77,9 +79,15 @@ class Framework(ABC):
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer | None] = {}
         self.steps = config.local_steps if self.averages else 1
+        self.rows: np.ndarray | None = None
 
     def round(
-        self, draw: Draw, rng: np.random.Generator, attendance: Attendance | None = None, seed_for: SeedFor = no_seed
+        self,
+        draw: Draw,
+        rng: np.random.Generator,
+        attendance: Attendance | None = None,
+        seed_for: SeedFor = no_seed,
+        sizes: Callable[[int], np.ndarray] | None = None,
     ) -> torch.Tensor | float:
         """Run one round and return its training loss Σ_i λ_i ℓ̄_i, averaged over local steps.
 
@@ -90,12 +98,13 @@ class Framework(ABC):
             seed_for: called before a party computes, with "device" or "server", the (first) client it computes for
                 and the local step. `psl.train` seeds dropout there, so that parties in different processes draw the
                 same numbers.
+            sizes: ``sizes(k)`` gives the (N,) samples of each client in mini-batch k, some of them 0; None for b each.
 
         Raises:
             ScenarioError: an attendance, in a framework that needs all clients in every round.
         """
         self.check_participation(attendance)
-        return self.train_round(Round(draw, rng, attendance, seed_for))
+        return self.train_round(Round(draw, rng, attendance, seed_for, sizes))
 
     @abstractmethod
     def train_round(self, this: Round) -> torch.Tensor | float:

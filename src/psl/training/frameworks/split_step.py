@@ -13,7 +13,7 @@ from psl.models import split
 from psl.training.communication import BitCounter
 from psl.training.config import TrainingConfig, check_cut
 from psl.training.frameworks.base import Batch, Framework, Round, refuse_raw_data
-from psl.training.messages import Gradients, check_rows, entries, joined, leaves, rows_of
+from psl.training.messages import Gradients, check_rows, each, entries, joined, leaves, rows_of
 from psl.training.scores import cross_entropy
 from psl.training.stage import Stage
 
@@ -26,11 +26,13 @@ class ServerGradients:
         loss: Σ_i λ_i ℓ̄_i.
         shared: (n_A, …) gradients of the slots that EPSL aggregates, for all clients; None if there are none.
         own: N tensors (b - n_A, …), each the gradient of that client's own mean loss ℓ̄_i.
+        rows: N masks (b,) of the rows that `own` belongs to, if only some were drawn: the gradient of the others is 0.
     """
 
     loss: torch.Tensor
     shared: Any
     own: list[Any]
+    rows: list[torch.Tensor] | None = None
 
 
 def split_step(
@@ -61,8 +63,9 @@ def split_step(
     # Of what crossed, a gradient goes back where the devices have a use for one.
     needed = devices[0].needs_gradient()
     shared = None if found.shared is None else bits.broadcast(only_needed(found.shared, needed))  # (n_A, …)
-    for device, own in zip(devices, found.own, strict=True):
-        device_backward(device, shared, bits.down(only_needed(own, needed)))
+    for i, (device, own) in enumerate(zip(devices, found.own, strict=True)):
+        rows = None if found.rows is None else bits.down(found.rows[i])
+        device_backward(device, shared, bits.down(only_needed(own, needed)), rows)
     return found.loss
 
 
@@ -84,16 +87,30 @@ def device_forward(device: Stage, inputs: Any) -> Any:
     return smashed
 
 
-def device_backward(device: Stage, shared: Any, own: Any) -> None:
+def device_backward(device: Stage, shared: Any, own: Any, rows: torch.Tensor | None = None) -> None:
     """End a device's step.
 
     Args:
         device: the device-side part.
         shared: (n_A, …) gradients of the slots that all devices share, None if there are none.
         own: (b - n_A, …) gradients of its other slots.
+        rows: (b,) mask of the rows that `own` belongs to, None for all.
     """
+    if rows is not None:
+        own = among_zeros(own, rows)
     device.backward(own if shared is None else stacked(shared, own))
     device.step()
+
+
+def among_zeros(gradient: Any, rows: torch.Tensor) -> Any:
+    """Return a gradient message of some rows as one of all rows, 0 where the (b,) mask is False."""
+
+    def placed(part: torch.Tensor) -> torch.Tensor:
+        whole = part.new_zeros(len(rows), *part.shape[1:])
+        whole[rows] = part
+        return whole
+
+    return each(placed, gradient)
 
 
 def stacked(first: Any, second: Any) -> Any:
@@ -134,7 +151,7 @@ def server_backward(
 
     Args:
         server: the server-side model.
-        smashed: N tensors (b, …).
+        smashed: N tensors (b, …); b may differ.
         labels: N tensors (b,).
         weights: (N,) λ_i, summing to 1.
         loss: maps outputs and labels to one loss per row.
@@ -145,9 +162,11 @@ def server_backward(
     arrived = leaves(joined(smashed))  # (N·b, …)
     gradients = Gradients(arrived)
     losses = loss(server(arrived), torch.cat(labels))
-    objective = weighted_sum(shares, losses.view(len(labels), len(labels[0])).mean(dim=1))
+    sizes = [len(part) for part in labels]
+    means = losses.view(len(labels), -1).mean(dim=1) if len(set(sizes)) == 1 else client_means(losses, sizes)
+    objective = weighted_sum(shares, means)
     objective.backward()
-    return ServerGradients(objective.detach(), None, own_gradients(gradients.message, shares))
+    return ServerGradients(objective.detach(), None, own_gradients(gradients.message, shares, sizes))
 
 
 def weighted_sum(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -155,12 +174,23 @@ def weighted_sum(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return torch.tensordot(weights.to(values.dtype), values, dims=1)
 
 
-def own_gradients(gradients: Any, weights: torch.Tensor) -> list[Any]:
-    """Divide gradients of Σ_i λ_i ℓ̄_i at the cut, (N·n, …), by client; client i's are those of ℓ̄_i, without λ_i."""
+def client_means(losses: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """Return (N,) ℓ̄_i of the losses of all rows, client by client."""
+    return torch.stack([part.mean() for part in losses.split(sizes)])
+
+
+def own_gradients(gradients: Any, weights: torch.Tensor, sizes: list[int] | None = None) -> list[Any]:
+    """Divide gradients of Σ_i λ_i ℓ̄_i at the cut by client; client i's are those of ℓ̄_i, without λ_i.
+
+    Args:
+        gradients: (rows, …), client by client.
+        weights: (N,) λ_i.
+        sizes: N numbers of rows; None for equal ones.
+    """
     if isinstance(gradients, tuple):
-        each_tensor = [[None] * len(weights) if g is None else own_gradients(g, weights) for g in gradients]
+        each_tensor = [[None] * len(weights) if g is None else own_gradients(g, weights, sizes) for g in gradients]
         return list(zip(*each_tensor, strict=True))
-    parts = gradients.chunk(len(weights)) if len(gradients) else [gradients] * len(weights)
+    parts = gradients.split(sizes or len(gradients) // len(weights)) if len(gradients) else [gradients] * len(weights)
     return [part / weight for part, weight in zip(parts, weights.tolist(), strict=True)]
 
 
