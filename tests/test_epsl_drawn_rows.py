@@ -159,3 +159,18 @@ def test_rivals_take_their_own_time():
     assert cycled.simulated_time_s[0] == pytest.approx(terms.total)
     extra = psl_terms.server_forward + psl_terms.server_backward
     assert terms.total == pytest.approx(psl_terms.total + extra)
+
+
+def test_readings_that_keep_all_rows_take_the_time_of_all_rows():
+    profile = psl.profile(psl.models.cnn(), (1, 8, 8))
+    plan = epsl.solve(profile, psl.WirelessCell.sample(3, 6, seed=2), batch_size=8, phi=1.0, cut="pool1", bound=False)
+    averaged, every = plan.latency(), plan.latency("psl")
+    assert averaged.server_backward < every.server_backward
+    for rule in ("each", "cut"):
+        assert plan.latency(linearise=rule).server_backward == every.server_backward
+        assert plan.latency(linearise=rule).broadcast == averaged.broadcast
+    further = plan.latency(linearise="mean")
+    assert further.second_forward == pytest.approx(averaged.server_forward / 3)
+    for rule, time in (("representative", plan.round_time), ("cut", plan.latency(linearise="cut").total)):
+        options = {"rounds": 1, "linearise": rule, "plan": plan, "progress": False}
+        assert psl.train("epsl", psl.models.cnn(), "digits", **options).simulated_time_s[0] == pytest.approx(time)

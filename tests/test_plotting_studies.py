@@ -145,7 +145,7 @@ def test_sweeps_draw_a_point_only_where_every_network_has_a_plan():
 
 
 def test_the_methods_of_one_paper_have_colours_of_their_own():
-    in_cell = ["epsl", "epsl-1", "epsl-cut", "psl", "psl-small", "psl-small-1", "sfl", "sl", "fedavg"]
+    in_cell = ["epsl", "epsl-1", "epsl-cut", "epsl-sampled", "psl", "psl-small", "psl-small-1", "sfl", "sl", "fedavg"]
     pipelined = ["pipeline", "alternating", "two-tier", "no-pipeline", "random-cuts", "random-placement"]
     devices = ["edgesplit", "adaptive-equal", "common-optimal", "sfl", "fedavg", "psl"]
     for group in (in_cell, pipelined, devices):

@@ -64,7 +64,7 @@ class Plan(Protocol):
 
 @runtime_checkable
 class PlanOfRows(Protocol):
-    """A plan that knows the time of a round whose numbers of rows were drawn, or whose server steps more than once."""
+    """A plan that knows the time of other rounds than its own: with drawn rows, more server steps, another rule."""
 
     def round_time_of(
         self,
@@ -73,6 +73,7 @@ class PlanOfRows(Protocol):
         rows: np.ndarray | None = None,
         samples: np.ndarray | None = None,
         server_steps: int = 0,
+        linearise: str | None = None,
     ) -> float:
         """Return the seconds of one round of a framework.
 
@@ -81,6 +82,7 @@ class PlanOfRows(Protocol):
             rows: (N,) rows of each client that the server went back through.
             samples: (N,) samples of each client's mini-batch.
             server_steps: of the server on resampled activations.
+            linearise: the rule of "epsl", if it is not the plan's.
         """
         ...
 

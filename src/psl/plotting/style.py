@@ -36,6 +36,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     "epsl-mean": _line("brown", "p", _LONG),
     "epsl-each": _line("grey", "^", _DASH_DOT),
     "epsl-cut": _line("#56108c", "P", _DASHED),
+    "epsl-sampled": _line("#7a5c00", "*", _LONG),
     "psl": _line("blue", "s", _DASHED),
     "psl-small": _line("sky", "D", _DASH_DOT),
     "psl-small-1": _line("pink", "d", _DASH_DOT_DOT),

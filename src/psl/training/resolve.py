@@ -89,6 +89,8 @@ def resolve(
     if plan is not None:
         if server_steps:
             round_time = _of_rows(plan, "server_steps").round_time_of(kind.name, server_steps=server_steps)
+        elif kind.name == "epsl" and linearise in ("mean", "each", "cut") and isinstance(plan, PlanOfRows):
+            round_time = plan.round_time_of(kind.name, linearise=linearise)
         else:
             round_time = plan.framework_round_time(kind.name, local_steps=local_steps if kind.averages else 1)
         if sampling == "global":

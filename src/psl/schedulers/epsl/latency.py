@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from psl import html
 from psl.errors import check_choice, check_count
-from psl.gradient_aggregation import sampled_rows
+from psl.gradient_aggregation import aggregated_rows, sampled_rows
 from psl.networks.wireless_cell import WirelessCell
 from psl.profiles import Profile
 from psl.records import Record
@@ -198,6 +198,7 @@ def round_latency(
     """Return `latency` for what a plan holds, which is checked already; checks the framework and its local steps.
 
     Args:
+        linearise: rule of "epsl", one of those of `psl.train`.
         rows: (N,) rows that "epsl" drew, in place of `sampled_rows`.
         samples: (N,) samples of each client's mini-batch in "psl" with global sampling.
         server_steps: of "psl": the server steps so often on resampled activations, and then goes forward and back once
@@ -239,12 +240,18 @@ def round_latency(
         exchange = float((downlink_of + seconds(model, up)).max() - downlink_of.max() + seconds(model, common))
         messages += 2 * int(model > 0)
     forward, again = float(terms.server_forward[cut]), float(terms.second_forward[cut])
+    back = float(terms.server_backward[cut])
+    if framework == "epsl" and linearise in ("cut", "each"):  # what is averaged, or applied, is every row's own
+        back = float(CutTerms.of(profile, cell, batch_size, 0.0).server_backward[cut])
+    if framework == "epsl" and linearise == "mean":
+        n_a = aggregated_rows(phi, batch_size)
+        again = float(n_a * (profile.fwd_cost[-1] - profile.fwd_cost[cut]) / cell.server_speed)
     return RoundLatency(
         framework,
         uplink=steps * float(uplink_of.max()),
         server_forward=steps * forward,
         second_forward=steps * (forward if server_steps else again),
-        server_backward=steps * float(terms.server_backward[cut]) * (2 if server_steps else 1),
+        server_backward=steps * back * (2 if server_steps else 1),
         broadcast=steps * float(seconds(terms.broadcast_bits[cut], common)),
         downlink=steps * float(passes.max()),
         optimizer=steps * stepping,

@@ -113,12 +113,14 @@ class EPSLPlan(Record):
         decided = {"n_clients": self.n_clients, "batch_size": self.batch_size, "phi": self.phi, "cut": self.cut}
         return decided | ({"linearise": self.linearise} if self.linearise == "sampled" else {})
 
-    def latency(self, framework: str = "epsl", local_steps: int = 1, **drawn: Any) -> RoundLatency:
+    def latency(
+        self, framework: str = "epsl", local_steps: int = 1, linearise: str | None = None, **drawn: Any
+    ) -> RoundLatency:
         """Return the terms of one round of any framework with this plan's cut, subchannels and power.
 
         Args:
             framework, local_steps: as in `psl.schedulers.epsl.latency`.
-            drawn: rows, samples or server_steps, as in `round_time_of`.
+            linearise, drawn: rule; rows, samples or server_steps: as in `round_time_of`.
         """
         return round_latency(
             self.profile,
@@ -130,7 +132,7 @@ class EPSLPlan(Record):
             self.phi,
             framework,
             local_steps,
-            self.linearise,
+            linearise or self.linearise,
             **drawn,
         )
 
@@ -145,16 +147,20 @@ class EPSLPlan(Record):
         rows: np.ndarray | None = None,
         samples: np.ndarray | None = None,
         server_steps: int = 0,
+        linearise: str | None = None,
     ) -> float:
-        """Return the seconds of one round whose numbers of rows were drawn, or whose server steps more than once.
+        """Return the seconds of one round whose rows were drawn, whose server steps more than once, or of another rule.
 
         Args:
             framework: "epsl" or "psl".
             rows: (N,) d_i, rows of each client that "epsl" drew.
             samples: (N,) samples of each client's mini-batch in "psl" with global sampling.
             server_steps: of "psl" on resampled activations.
+            linearise: rule of "epsl" in `psl.train`; None for the plan's. The server goes back through all rows in
+                "each" and "cut", and forward through n_A more in "mean".
         """
-        return self.latency(framework, rows=rows, samples=samples, server_steps=server_steps).total
+        drawn = {"rows": rows, "samples": samples, "server_steps": server_steps}
+        return self.latency(framework, linearise=linearise, **drawn).total
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per client: subchannels, power, rates, and when it is done with uplink and downlink."""
