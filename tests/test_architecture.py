@@ -24,7 +24,10 @@ MAY_IMPORT = {
     "schedulers": {"errors", "html", "gradient_aggregation", "records", "profiles", "plans", "networks"},
     "models": {"errors", "profiles"},
     "data": {"errors"},
-    "training": {"errors", "html", "gradient_aggregation", "records", "plans", "models", "data", "studies"},
+    "training": {
+        "errors", "html", "gradient_aggregation", "records", "profiles", "plans", "models", "data", "studies",
+    },
+    "privacy": {"errors", "html", "gradient_aggregation", "records", "models", "training"},
     "distributed": {
         "errors", "gradient_aggregation", "records", "profiles", "plans", "networks", "models", "data", "training",
         "simulation",
@@ -32,7 +35,7 @@ MAY_IMPORT = {
     "plotting": {"errors", "units", "networks", "plans"},
     "simulation": {"errors", "gradient_aggregation", "records", "profiles", "plans", "networks", "plotting"},
 }  # fmt: skip
-NO_TORCH = set(MAY_IMPORT) - {"models", "data", "training", "distributed"}
+NO_TORCH = set(MAY_IMPORT) - {"models", "data", "training", "privacy", "distributed"}
 
 # Within a scheduler a file imports only files of floors below its own: the arithmetic of a round knows no optimisation.
 # Algorithms and plans share a floor; among them only circles are refused.

@@ -5,6 +5,7 @@ from . import errors as errors
 from . import models as models
 from . import networks as networks
 from . import plotting as plotting
+from . import privacy as privacy
 from . import schedulers as schedulers
 from . import simulation as simulation
 from . import training as training

@@ -11,6 +11,7 @@ from torch import nn
 
 from psl.errors import CutError, check_choice, check_number, expected
 from psl.models.splitting import Cut
+from psl.training.defences import Defence
 from psl.training.participation import Participation
 from psl.training.partition import PartitionRule
 from psl.training.scores import Score, accuracy, cross_entropy
@@ -36,9 +37,10 @@ class TrainingConfig:
         batch_size: b, mini-batch of each client.
         optimizer: makes an optimizer from a list of parameters.
         loss, metric: map outputs and labels to one value per row.
-        cut: number or name; for edgesplit a list with one per client, for pipeline a list of inner boundaries; None
-            for frameworks that do not split.
+        cut: number or name; for edgesplit a list with one per client, for pipeline a list of inner boundaries, for a
+            U-shaped split a list of two; None for frameworks that do not split.
         micro_batch: samples at a time through a pipeline, None for the whole mini-batch.
+        defence: what clients do to their smashed data; None for nothing.
         participation: with the device times that hold in this run; None if all clients take part in every round.
         rows, sampling: of `ROW_RULES` and `SAMPLING_RULES`.
         server_steps: on resampled activations, before the clients' gradients; 0 for one step together with the clients.
@@ -66,6 +68,7 @@ class TrainingConfig:
     micro_batch: int | None = None
     partition: PartitionRule = "iid"
     participation: Participation | None = None
+    defence: Defence | None = None
     seed: int = 0
     eval_every: int = 1
     round_time: float = float("nan")

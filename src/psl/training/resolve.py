@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from psl.errors import PSLError, check_choice, check_count, check_number, expected
+from psl.errors import CutError, PSLError, check_choice, check_count, check_number, expected
 from psl.models.splitting import Cut
 from psl.models.tracing import trace
 from psl.plans import Plan, PlanOfRows
@@ -21,6 +21,7 @@ from psl.training.config import (
     check_cuts,
     optimizer_factory,
 )
+from psl.training.defences import Defence, Quantise, check_defence
 from psl.training.frameworks.base import Framework
 from psl.training.participation import Participation
 from psl.training.partition import check_rule
@@ -43,6 +44,8 @@ def resolve(
     micro_batch: int | None = None,
     partition: str | float | Sequence[Any] = "iid",
     participation: Participation | None = None,
+    defence: Defence | None = None,
+    u_shaped: bool = False,
     optimizer: str | Callable[..., torch.optim.Optimizer] = "sgd",
     lr: float | None = None,
     loss: Callable[..., torch.Tensor] | None = None,
@@ -56,6 +59,7 @@ def resolve(
     Args:
         kind: the framework's class.
         plan: a plan or None; the others are as in `psl.train`.
+        u_shaped: whether two cuts are understood, where the framework takes them.
 
     Raises:
         ScenarioError: an argument is out of range, unknown, or contradicts the plan.
@@ -97,7 +101,13 @@ def resolve(
             drawn_time = partial(_time_of_samples, _of_rows(plan, "sampling"), kind.name, server_steps)
         elif rows == "adaptive":
             drawn_time = partial(_time_of_rows, _of_rows(plan, "rows"), kind.name)
-    cuts = _choose_cut(kind, cut, plan, n_clients)
+    cuts = _choose_cut(kind, cut, plan, n_clients, u_shaped)
+    if (defence := check_defence(defence)) is not None:
+        if not kind.defends:
+            fix = "leave it out, or train sl, sfl, psl or epsl"
+            raise expected("defence", "none for this framework", f"{defence} for {kind.name}", fix)
+        if isinstance(defence, Quantise) and plan is not None:
+            _check_quantised(plan, defence)
     if participation is not None:
         if not isinstance(participation, Participation):
             got = type(participation).__name__
@@ -122,6 +132,7 @@ def resolve(
         micro_batch=None if micro_batch is None else check_count("micro_batch", micro_batch),
         partition=check_rule(partition, n_clients),
         participation=participation,
+        defence=defence,
         seed=check_count("seed", seed, minimum=0),
         eval_every=check_count("eval_every", eval_every),
         round_time=round_time,
@@ -183,12 +194,24 @@ def _time_of_samples(plan: PlanOfRows, framework: str, server_steps: int, sample
     return plan.round_time_of(framework, samples=samples, server_steps=server_steps)
 
 
+def _check_quantised(plan: Plan, defence: Quantise) -> None:
+    """Refuse a plan whose profile counts other bits per activation than the defence sends, by those of gradients."""
+    up, down = plan.profile.act_bits, plan.profile.grad_bits
+    for j in range(1, plan.profile.n_units):
+        if down[j] > 0 and abs(up[j] / down[j] * 32 / defence.bits - 1) > 1e-6:
+            want = f"one for a profile with {defence.bits} bits per activation and 32 per gradient"
+            got = f"{32 * up[j] / down[j]:.4g} bits to 32 at cut {j}: its simulated time would be wrong"
+            raise expected("plan", want, got, "solve it for defence.profile(profile), or leave plan= out")
+
+
 def _choose_cut(
-    kind: type[Framework], cut: object, plan: Plan | None, n_clients: int
+    kind: type[Framework], cut: object, plan: Plan | None, n_clients: int, u_shaped: bool
 ) -> int | str | Cut | list[int | str | Cut] | None:
     """Return the cut or the list of cuts that a framework takes, else the plan's; None if it does not split."""
     if not kind.splits:
         return None
+    if isinstance(cut, list | tuple) and u_shaped and kind.u_shaped:
+        return _two_cuts(cut, plan)
     planned = None if plan is None else _planned_cuts(plan)
     if planned is not None and not kind.several_cuts:  # a plan with a cut per client may decide one for all
         planned = planned[:1] if len(set(planned)) == 1 else None
@@ -200,6 +223,17 @@ def _choose_cut(
         if len(cuts) != len(planned) or any(c not in (j, names[j]) for c, j in zip(cuts, planned, strict=True)):
             raise _contradiction("cut", planned if kind.several_cuts else planned[0], chosen)
     return chosen
+
+
+def _two_cuts(cut: list | tuple, plan: Plan | None) -> list[int | str | Cut]:
+    """Return the cuts of a U-shaped split: behind the first the server computes, behind the second the client again."""
+    if len(cut) != 2:
+        fix = "pass cut=(first, second), between which the server computes, or one cut"
+        raise expected("cut", "two cuts for a U-shaped split", f"{len(cut)}", fix, CutError)
+    if plan is not None:
+        fix = "leave plan= out, and see epsl.u_shaped_latency for the round's time"
+        raise expected("plan", "none for a U-shaped split", type(plan).__name__, fix)
+    return check_cuts(cut)
 
 
 def _contradiction(name: str, planned: object, got: object) -> PSLError:

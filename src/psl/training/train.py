@@ -15,6 +15,7 @@ from psl.errors import CheckpointError, expected
 from psl.plans import Plan
 from psl.training.batchnorm import one_row_refused
 from psl.training.checkpoint import Checkpoint, deferred_interrupt
+from psl.training.defences import Defence
 from psl.training.evaluation import evaluate
 from psl.training.fingerprint import fingerprint, settings_of
 from psl.training.first_batch import checked_samples
@@ -59,6 +60,7 @@ def train(
     progress: bool = True,
     micro_batch: int | None = None,
     participation: Participation | None = None,
+    defence: Defence | None = None,
 ) -> History:
     """Train a model with a framework of split or federated learning and return its history.
 
@@ -82,9 +84,11 @@ def train(
         batch_size: b, mini-batch of each client; default the plan's, else 64.
         local_steps: mini-batches per round of fedavg, sfl and edgesplit, default the plan's, else 1;
             the others take one.
-        cut: number or name of the cut, or what `psl.cuts` returned, for sl, sfl, psl, epsl; for edgesplit a list of N,
-            one per client, or one for all, where the last cut leaves the whole model on the device; for
-            pipeline the increasing list of boundaries between the stages, ``[]`` for one stage. Default the plan's.
+        cut: number or name of the cut, or what `psl.cuts` returned, for sl, sfl, psl, epsl; for sl, sfl, psl also two
+            of them, (first, second), for a U-shaped split: the server computes between them, labels stay on the
+            clients; for edgesplit a list of N, one per client, or one for all, where the last cut leaves the whole
+            model on the device; for pipeline the increasing list of boundaries between the stages, ``[]`` for one
+            stage. Default the plan's.
         phi: φ in [0, 1], share of the mini-batch's rows whose last-layer gradients epsl aggregates; default the
             plan's, else 0.5.
         linearise: how epsl sends aggregated gradients through the server: ``"representative"``, ``"mean"``, ``"each"``
@@ -114,6 +118,8 @@ def train(
         micro_batch: samples that go through a pipeline at a time; default the plan's, else the whole
             mini-batch. BatchNorm normalises every micro-batch by itself.
         participation: `Participation`, stragglers and dropouts of fedavg and edgesplit; default none.
+        defence: what clients of sl, sfl, psl and epsl do to their smashed data before they send them:
+            `psl.privacy.Noise`, `Quantise` or `NoPeek`; default nothing. Test accuracy is with it, too.
 
     Returns:
         History with one row per round and the trained models.
@@ -144,6 +150,8 @@ def train(
         micro_batch=micro_batch,
         partition=partition,
         participation=participation,
+        defence=defence,
+        u_shaped=True,
         optimizer=optimizer,
         lr=lr,
         loss=loss,

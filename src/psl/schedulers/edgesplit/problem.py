@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from psl.networks.edge_cluster import EdgeCluster
 from psl.profiles import Profile
@@ -59,34 +60,39 @@ class EdgeSplitProblem(RoundCosts):
     """
 
     def __init__(
-        self, profile: Profile, cluster: EdgeCluster, batch_size: int = 32, local_steps: int = 1, min_cut: int = 1
+        self, profile: Profile, cluster: EdgeCluster, batch_size: int = 32, local_steps: int = 1, min_cut: ArrayLike = 1
     ) -> None:
         super().__init__(profile, cluster, batch_size, local_steps)
-        self.min_cut = check_min_cut(profile, min_cut)
+        given = check_min_cut(profile, min_cut, cluster.n_devices)
+        self.floors = np.broadcast_to(given, cluster.n_devices)  # (N,) each device's shallowest cut
+        self.min_cut = int(self.floors.min())
         self.total = cluster.bandwidth  # W, Hz
         self.block = cluster.resource_block  # Hz, or None
         self.deepest = deepest_cuts(profile, cluster, self.batch_size)  # (N,)
-        small = np.flatnonzero(self.deepest < self.min_cut)
+        small = np.flatnonzero(self.deepest < self.floors)
         if small.size:
             device, why = int(small[0]), "the least that any cut allowed needs"
+            if self.deepest[device] >= 1:
+                why += f" (it holds cut {self.deepest[device]} at most)"
             advice = ["a smaller min_cut"] if self.deepest[device] >= 1 else []
-            raise does_not_fit(profile, cluster, self.batch_size, device, self.min_cut, why, *advice)
+            raise does_not_fit(profile, cluster, self.batch_size, device, int(self.floors[device]), why, *advice)
         #: whether some cut sends no bits at all
         self.has_zero_bit_cuts = bool((self.bits[self.min_cut :] == 0).any())
 
     @cached_property
     def groups(self) -> list[Group]:
-        """The devices by what they compute with and the deepest cut they hold."""
+        """The devices by what they compute with, the deepest cut they hold and the shallowest that is allowed."""
         server_pace = self.n_devices / self.cluster.server_speed  # s/FLOP of a device's share of the server
         pace = 1.0 / self.cluster.device_speed  # (N,) s/FLOP
-        key = (self.profile_group + 1) * len(self.bits) + self.deepest
+        key = ((self.profile_group + 1) * len(self.bits) + self.deepest) * len(self.bits) + self.floors
         key = key.astype(np.min_scalar_type(int(key.max())))  # NumPy sorts short integers by radix
         order = np.argsort(key, kind="stable")
         keys, first = np.unique(key[order], return_index=True)
         groups = []
         for at, devices in zip(keys, np.split(order, first[1:]), strict=True):
-            measured, deepest = divmod(int(at), len(self.bits))
-            cuts, x = np.arange(self.min_cut, deepest + 1), pace[devices]
+            rest, floor = divmod(int(at), len(self.bits))
+            measured, deepest = divmod(rest, len(self.bits))
+            cuts, x = np.arange(floor, deepest + 1), pace[devices]
             if measured:
                 total = self.server_seconds + self.measured_seconds[measured - 1]
                 cuts = self._worth_trying(cuts, total)
@@ -168,11 +174,11 @@ class EdgeSplitProblem(RoundCosts):
     @cached_property
     def zero_bit_cuts(self) -> tuple[np.ndarray, np.ndarray]:
         """(N,) the fastest cut of each device that sends no bits, and c_i of it; inf for a device without one."""
-        cuts, at = np.full(self.n_devices, self.min_cut), np.full(self.n_devices, np.inf)
+        cuts, at = self.floors.copy(), np.full(self.n_devices, np.inf)
         for j in np.flatnonzero(self.bits == 0):
             if j >= self.min_cut:
                 every = self.compute(np.full(self.n_devices, j))
-                better = (self.deepest >= j) & (every < at)
+                better = (self.deepest >= j) & (self.floors <= j) & (every < at)
                 cuts[better], at[better] = j, every[better]
         return cuts, at
 

@@ -6,11 +6,13 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from psl import html
 from psl.gradient_aggregation import sampled_rows
 from psl.networks.wireless_cell import WirelessCell
 from psl.plans import facts_table, held_bound, meets_bound
 from psl.profiles import Profile
 from psl.records import Record
+from psl.schedulers.checks import check_min_cut, price, priced
 from psl.schedulers.epsl.checks import (
     check_assignment,
     check_batch,
@@ -37,6 +39,8 @@ class EPSLPlan(Record):
             has none.
         history: one dict per improvement or block: "block", "cut", "round_time".
         linearise: what the round does with last-layer gradients, as given to `solve`: "representative" or "sampled".
+        min_cut: the shallowest cut that was allowed; a copy with another one has no bound.
+        free_time: s, the shortest round known without `min_cut`; NaN if it was not computed.
         proven_for: what the bound was computed for; filled in.
 
     Raises:
@@ -59,6 +63,8 @@ class EPSLPlan(Record):
     lower_bound: float = float("nan")
     history: tuple[dict[str, Any], ...] = ()
     linearise: str = field(default="representative", kw_only=True)
+    min_cut: int = 1
+    free_time: float = float("nan")
     proven_for: str = field(default="", kw_only=True, repr=False)
     round_time: float = field(init=False)
 
@@ -76,10 +82,12 @@ class EPSLPlan(Record):
             linearise=check_linearise(self.linearise),
         )
         time = self.latency().total
+        floor = check_min_cut(self.profile, self.min_cut, self.cut, "the plan's cut")
         scenario: tuple[Any, ...] = (self.profile, self.cell, batch_size, phi, self.cut)
-        if self.linearise != "representative":
-            scenario += (self.linearise,)
+        scenario += (floor,) if floor > 1 else ()
+        scenario += (self.linearise,) if self.linearise != "representative" else ()
         self._set(round_time=time, **held_bound("EPSLPlan", self.lower_bound, self.proven_for, scenario, time))
+        self._set(min_cut=floor, free_time=self.free_time if self.proven_for else float("nan"))
 
     @property
     def n_clients(self) -> int:
@@ -107,6 +115,11 @@ class EPSLPlan(Record):
     def exact(self) -> bool:
         """Whether the plan is proven optimal: its round is as short as the lower bound."""
         return meets_bound(self.round_time, self.lower_bound)
+
+    @property
+    def price(self) -> float:
+        """How many times the shortest known round without `min_cut` the plan's round takes; NaN if not known."""
+        return price(self.round_time, self.free_time)
 
     def training_arguments(self) -> dict[str, Any]:
         """Return what the plan decides for `psl.train`: n_clients, batch_size, phi, cut; also that rows are drawn."""
@@ -186,7 +199,7 @@ class EPSLPlan(Record):
         return (
             f"EPSLPlan({self.method}: cut {self.cut} {self.cut_name!r}, round {self.round_time:.6g} s, {proof}; "
             f"{self.cell.n_clients} clients, {self.cell.n_subchannels} subchannels, b={self.batch_size}, "
-            f"φ={self.phi:g}{self._drawn})"
+            f"φ={self.phi:g}{self._drawn}{priced(self.round_time, self.free_time)})"
         )
 
     @property
@@ -199,4 +212,6 @@ class EPSLPlan(Record):
         facts = {"cut": f"{self.cut} of {self.profile.n_units}: {self.cut_name}", "clients": clients}
         facts |= {"b": self.batch_size, "φ": self.phi}
         facts |= {"rows drawn": int(self.rows.sum())} if self.linearise == "sampled" else {}
+        if self.min_cut > 1:
+            facts |= {"cuts allowed from": self.min_cut, "over the free optimum": html.number(self.price, "×")}
         return facts_table(self, f"EPSLPlan, {self.method}", facts) + self.latency()._repr_html_()

@@ -29,7 +29,8 @@ class RoundProblem:
 
     Args:
         profile, cell, batch_size, phi, linearise: as in `solve`, checked.
-        cut: number of the only cut to consider, or None for all of 1..L-1.
+        cut: number of the only cut to consider, or None for all of min_cut..L-1.
+        min_cut: number of the shallowest cut to consider.
 
     Attributes:
         down_rate: (N, K) downlink bit/s of client i on subchannel k; if rows are drawn, its d_i-th part: then all
@@ -44,9 +45,10 @@ class RoundProblem:
         phi: float,
         cut: int | None = None,
         linearise: str = "representative",
+        min_cut: int = 1,
     ):
         self.profile, self.cell, self.batch_size, self.phi = profile, cell, batch_size, phi
-        self.cuts: Sequence[int] = range(1, profile.n_units) if cut is None else [cut]
+        self.cuts: Sequence[int] = range(min_cut, profile.n_units) if cut is None else [cut]
         rows = sampled_rows(phi, batch_size, cell.n_clients) if linearise == "sampled" else None
         terms = CutTerms.of(profile, cell, batch_size, phi, rows=rows)
         self.up_compute, self.up_bits = terms.client_forward, terms.upload_bits

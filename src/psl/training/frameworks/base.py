@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from psl.errors import CutError, expected
+from psl.models.values import call
 from psl.training.communication import BitCounter
 from psl.training.config import TrainingConfig
 from psl.training.participation import Attendance
@@ -56,6 +57,8 @@ class Framework(ABC):
 
     name: ClassVar[str]
     splits: ClassVar[bool] = False  # needs a cut
+    u_shaped: ClassVar[bool] = False  # or two cuts: the server holds what is between them
+    defends: ClassVar[bool] = False  # clients may change their smashed data
     several_cuts: ClassVar[bool] = False  # or a list of cuts
     averages: ClassVar[bool] = False  # takes local_steps mini-batches per round
     pooled: ClassVar[bool] = False  # one batch of n_clients × batch_size from all data
@@ -114,6 +117,11 @@ class Framework(ABC):
     def client_models(self) -> list[nn.Module]:
         """Return the distinct client-side models, one if all clients share it; whole models without a server."""
 
+    def outputs(self, client: nn.Module, inputs: Any) -> Any:
+        """Return what one of `client_models`, with the server, makes of inputs."""
+        found = call(client, inputs)
+        return found if self.server is None else self.server(found)
+
     @property
     def server(self) -> nn.Module | None:
         """The server-side model, None where the server has none of its own."""
@@ -148,12 +156,12 @@ class Framework(ABC):
                 optimizer.load_state_dict(state["optimizers"][name])
 
 
-def refuse_raw_data(cut: int | str) -> None:
+def refuse_raw_data(cut: int | str | list[int | str]) -> None:
     """Refuse to cut before the first layer.
 
     Raises:
         CutError: the cut is 0.
     """
-    if cut == 0:
+    if cut == 0 or (isinstance(cut, list) and cut[0] == 0):
         want, fix = "a cut after the first layer or later", "psl.cuts(model, example) lists the cuts"
         raise expected("cut", want, "0, which would send the raw data", fix, CutError)

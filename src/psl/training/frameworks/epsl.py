@@ -63,6 +63,7 @@ class EPSL(PSL):
     """
 
     name = "epsl"
+    u_shaped = False  # it aggregates gradients of the last layer, which the server would not have
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments that bear on this framework but not on all, by name."""

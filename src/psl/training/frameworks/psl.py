@@ -25,6 +25,7 @@ class PSL(SplitFramework):
     """
 
     name = "psl"
+    u_shaped = True
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments that bear on this framework but not on all, by name."""

@@ -16,6 +16,7 @@ class SL(SplitFramework):
 
     name = "sl"
     one_client_model = True
+    u_shaped = True
     waits_for_all = "its clients hand one model on, a missing one stops all"
 
     def train_round(self, this: Round) -> torch.Tensor | float:

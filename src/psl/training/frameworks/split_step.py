@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from psl.models import split
+from psl.models.values import call, copied
 from psl.training.communication import BitCounter
 from psl.training.config import TrainingConfig, check_cut
+from psl.training.defences import Defence, added
 from psl.training.frameworks.base import Batch, Framework, Round, refuse_raw_data
 from psl.training.messages import Gradients, check_rows, each, entries, joined, leaves, rows_of
 from psl.training.scores import cross_entropy
@@ -40,6 +42,7 @@ def split_step(
     batches: Iterable[Batch],
     server: Callable[[list[torch.Tensor], list[torch.Tensor]], ServerGradients],
     bits: BitCounter,
+    defence: Defence | None = None,
 ) -> torch.Tensor:
     """Train devices and server on one mini-batch per device and return Σ_i λ_i ℓ̄_i.
 
@@ -51,13 +54,18 @@ def split_step(
         batches: inputs and labels for each.
         server: takes the server's step, from activations and labels of all devices as received.
         bits: counts what crosses.
+        defence: what the devices do to their smashed data.
 
     Raises:
         CutError: the tensor at the cut does not have one row per sample.
     """
-    smashed, labels = [], []
+    defence = defence or Defence()
+    smashed, labels, more = [], [], []
     for device, (inputs, targets) in zip(devices, batches, strict=True):
-        smashed.append(bits.up(device_forward(device, inputs)))
+        kept = copied(inputs) if defence.penalises else inputs  # forward may overwrite its inputs
+        made = device_forward(device, inputs)
+        more.append(defence.penalty_gradient(kept, made))
+        smashed.append(bits.up(defence.sent(made), defence.bits_of))
         labels.append(bits.up(targets))
     found = server(smashed, labels)
     # Of what crossed, a gradient goes back where the devices have a use for one.
@@ -65,7 +73,7 @@ def split_step(
     shared = None if found.shared is None else bits.broadcast(only_needed(found.shared, needed))  # (n_A, …)
     for i, (device, own) in enumerate(zip(devices, found.own, strict=True)):
         rows = None if found.rows is None else bits.down(found.rows[i])
-        device_backward(device, shared, bits.down(only_needed(own, needed)), rows)
+        device_backward(device, shared, bits.down(only_needed(own, needed)), rows, more[i])
     return found.loss
 
 
@@ -87,7 +95,7 @@ def device_forward(device: Stage, inputs: Any) -> Any:
     return smashed
 
 
-def device_backward(device: Stage, shared: Any, own: Any, rows: torch.Tensor | None = None) -> None:
+def device_backward(device: Stage, shared: Any, own: Any, rows: torch.Tensor | None = None, more: Any = None) -> None:
     """End a device's step.
 
     Args:
@@ -95,10 +103,11 @@ def device_backward(device: Stage, shared: Any, own: Any, rows: torch.Tensor | N
         shared: (n_A, …) gradients of the slots that all devices share, None if there are none.
         own: (b - n_A, …) gradients of its other slots.
         rows: (b,) mask of the rows that `own` belongs to, None for all.
+        more: (b, …) gradients of the device's own penalty on its smashed data, None without one.
     """
     if rows is not None:
         own = among_zeros(own, rows)
-    device.backward(own if shared is None else stacked(shared, own))
+    device.backward(added(own if shared is None else stacked(shared, own), more))
     device.step()
 
 
@@ -198,21 +207,21 @@ class SplitFramework(Framework):
     """A server-side model and client-side models: vanilla split learning, PSL, SFL and EPSL.
 
     Attributes:
-        cut: its number; its name if several tensors cross there.
+        cut: its number; its name if several tensors cross there; of a U-shaped split the numbers of both.
         clients: the distinct client-side models.
         devices: the client-side part of each client with its optimizer.
     """
 
     splits = True
+    defends = True
     one_client_model: ClassVar[bool] = False  # which all clients train one after the other
 
     def __init__(self, model: nn.Module, config: TrainingConfig, weights: np.ndarray | None = None):
         super().__init__(model, config, weights)
-        self._parts = split(model, check_cut(config.cut), config.example, tensors=config.tensors)
-        self.cut = self._parts.cut
+        self._client_part, self._server_part, self.cut = self.divide(model, config)
         refuse_raw_data(self.cut)
         n_models = 1 if self.one_client_model else config.n_clients
-        self.clients: list[nn.Module] = [copy.deepcopy(self._parts.client) for _ in range(n_models)]
+        self.clients: list[nn.Module] = [copy.deepcopy(self._client_part) for _ in range(n_models)]
         self.modules = {f"client {i}": client for i, client in enumerate(self.clients)} | {"server": self.server}
         owned = [self.clients[i % n_models] for i in range(config.n_clients)]
         self.optimizers = {f"client {i}": config.make_optimizer(module) for i, module in enumerate(owned)}
@@ -222,10 +231,15 @@ class SplitFramework(Framework):
         ]
         self.optimizers["server"] = config.make_optimizer(self.server)
 
+    def divide(self, model: nn.Module, config: TrainingConfig) -> tuple[nn.Module, nn.Module, Any]:
+        """Return the client's part, the server's part and the cut; they share the model's tensors."""
+        parts = split(model, check_cut(config.cut), config.example, tensors=config.tensors)
+        return parts.client, parts.server, parts.cut
+
     @property
     def server(self) -> nn.Module:
         """The server-side model."""
-        return self._parts.server
+        return self._server_part
 
     def client_models(self) -> list[nn.Module]:
         """Return the distinct client-side models."""
@@ -233,7 +247,7 @@ class SplitFramework(Framework):
 
     def full_models(self) -> list[nn.Module]:
         """Return one model of the given class per client-side model; all share the server's tensors."""
-        original = dict(_tensors(self._parts.client))
+        original = dict(_tensors(self._client_part))
         shared = {id(t): t for _, t in _tensors(self.server)}
         for module in self.modules.values():
             module.zero_grad(set_to_none=True)
@@ -242,6 +256,10 @@ class SplitFramework(Framework):
             trained = {id(original[name]): tensor for name, tensor in _tensors(client)}
             models.append(copy.deepcopy(self.model, memo=shared | trained))
         return models
+
+    def outputs(self, client: nn.Module, inputs: Any) -> Any:
+        """Return what a client-side model and the server make of inputs, the defence between them."""
+        return self.server((self.config.defence or Defence()).sent(call(client, inputs)))
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments that bear on this framework but not on all, by name."""
@@ -266,7 +284,7 @@ class SplitFramework(Framework):
             this.seed_for("server", clients[0], step)
             return self.update_server(smashed, labels, weights, this.rng)
 
-        return split_step([self.devices[i] for i in clients], batches(), server, self.bits)
+        return split_step([self.devices[i] for i in clients], batches(), server, self.bits, self.config.defence)
 
     def update_server(
         self, smashed: list[Any], labels: list[torch.Tensor], weights: np.ndarray, rng: np.random.Generator
