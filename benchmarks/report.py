@@ -55,12 +55,6 @@ SHOWN = {
             "our search with tables, median",
             "{:.1f} ms",
         ),
-        (
-            "time of one networkx Dijkstra per threshold over it (thresholds sampled)",
-            "N=L=20, networkx",
-            "speed-up, median over median",
-            "{:,.0f} ×",
-        ),
     ],
     "pipeline_joint": [
         (
@@ -134,7 +128,8 @@ def main() -> None:
         "# Results of the benchmarks",
         "",
         "Written by `make benchmarks-report` from the CSV files in this folder, which have all figures. Each file is",
-        "written by the benchmark of its name. Times were measured on 2 CPU cores.",
+        "written by the benchmark of its name. Times were measured on 2 CPU cores. How psl compares with other",
+        "software, from peers_*.csv, is in [docs/peers.md](../../docs/peers.md).",
         "",
         "| file | figure | value |",
         "| --- | --- | --- |",
