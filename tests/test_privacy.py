@@ -156,7 +156,7 @@ def test_who_knows_less_recovers_less(epsl, initial):
         knows: psl.privacy.measure(epsl, "digits", knows=knows, initial=initial, **options).mean("r2")
         for knows in ("weights", "peer", "initial")
     }
-    assert known["initial"][2] < known["peer"][2] - 0.01, "deep in the client the weights have moved"
+    assert (known["initial"] <= known["weights"] + 0.01).all()
     assert (known["peer"] <= known["weights"] + 0.01).all()
     few = psl.privacy.measure(epsl, "digits", auxiliary=30, **options)
     assert (few.mean("r2") < known["weights"]).all()

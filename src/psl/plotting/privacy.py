@@ -88,7 +88,7 @@ def plot_budget(data: pd.DataFrame, budget: float, *, ax: Axes) -> Axes:
     Returns:
         `ax`, with its labels and a logarithmic axis of time.
     """
-    inside = data["r2_at_or_behind"] <= budget
+    inside = (data["r2_at_or_behind"] <= budget).to_numpy()
     ax.axvspan(budget, 1.02, color="#bbbbbb", alpha=0.35, linewidth=0, label=f"not allowed: R² > {budget:g}")
     for mask, style in ((inside, look("epsl")), (~inside, look("fedavg"))):
         points = data[mask]
