@@ -42,9 +42,10 @@ def replay(jobs: Recorder, operations: list[Operation], sizes: list[int], order:
             return None
     if {there for there, _ in used} & {back for there, back in used if there != back}:
         return None  # a link goes there with one hop and back with another
-    ticks, delays, steps, digits = _in_ticks(operations, sizes)
-    if digits is None:
+    counted = _in_ticks(operations, sizes)
+    if counted is None:
         return None
+    ticks, delays, steps, digits = counted
     served = np.array([ticks[..., 0]] * (count - 1) + [ticks[..., 1]]).transpose(2, 1, 0)  # (2, operations, M)
     if order == "flush":
         start = _flush(served, delays)
@@ -53,8 +54,11 @@ def replay(jobs: Recorder, operations: list[Operation], sizes: list[int], order:
     return _timeline(jobs, operations, sizes, order, start, served, steps, digits)
 
 
-def _in_ticks(operations: list[Operation], sizes: list[int]):
-    """Return (operations, 2, 2) ticks of the first and of the last micro-batch, delays, steps, digits of a tick."""
+def _in_ticks(operations: list[Operation], sizes: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int] | None:
+    """Return (operations, 2, 2) ticks of the first and of the last micro-batch, delays, steps, digits of a tick.
+
+    None where something takes no time, or more than integers hold, or a duration is none.
+    """
     seconds = [
         [[o.overhead + samples * o.per_sample[way] for samples in (sizes[0], sizes[-1])] for way in (FORWARD, BACKWARD)]
         for o in operations
@@ -62,13 +66,13 @@ def _in_ticks(operations: list[Operation], sizes: list[int]):
     delays, steps = [o.delay for o in operations], [o.step for o in operations]
     flat = np.concatenate([np.ravel(seconds), np.ravel(delays), steps])
     if not (np.isfinite(flat).all() and flat.min() >= 0 and np.min(seconds) > 0):
-        return None, None, None, None
+        return None
     whole, digits = whole_ticks(flat.tolist())
     n = len(operations)
     if min(whole[: 4 * n]) < 1 or len(sizes) * sum(whole) >= _LARGEST:
-        return None, None, None, None
-    whole = np.array(whole, dtype=np.int64)
-    return whole[: 4 * n].reshape(n, 2, 2), whole[4 * n : 6 * n].reshape(n, 2), whole[6 * n :], digits
+        return None
+    ticks = np.array(whole, dtype=np.int64)
+    return ticks[: 4 * n].reshape(n, 2, 2), ticks[4 * n : 6 * n].reshape(n, 2), ticks[6 * n :], digits
 
 
 def first_in_first_out(arrival: np.ndarray, served: np.ndarray) -> np.ndarray:
@@ -113,7 +117,13 @@ def _one_forward_one_backward(
     return start
 
 
-def _decide(forward, backward, there, back, window):
+def _decide(
+    forward: list[list[int]],
+    backward: list[list[int]],
+    there: list[list[tuple[list[int], int]]],
+    back: list[list[tuple[list[int], int]]],
+    window: int,
+) -> tuple[list[list[int]], list[list[int]]]:
     """Return the starts of (forward, backward) of every stage and micro-batch, in ticks.
 
     A node decides when it becomes free and, while it waits, when something arrives. What arrives at a moment was sent

@@ -27,8 +27,8 @@ from psl.schedulers.pipeline.path import Path
 from psl.schedulers.pipeline.prices import Prices, raised
 from psl.schedulers.pipeline.problem import PipelineProblem, Tables
 
-#: Labels per placement problem before the search gives up proving. They take four to eight seconds with 50 nodes or
-#: 50 units; of 44 searches on meshes of 9 to 50 nodes two were given up, as they were after 60,000 labels.
+#: Labels per placement problem before the search gives up proving. With 50 nodes and 50 units, prices included, they
+#: take about 15 seconds; benchmarks/pipeline_unproven.py has what is left unproven then.
 MAX_LABELS = 200_000
 
 # Classes of the interval in the bounds. In the same trials 48 classes needed half as many labels as 12 and three times
@@ -121,6 +121,8 @@ class PlacementSearch:
                 if found.path is None:
                     return Found(incumbent, best, True)
                 critical = self._extended(critical, found.path)
+            elif not fine and not finest and budget < self.max_labels:
+                fine += 1  # finer classes alone are cheap, and often enough
             else:
                 path = self._greedy(bounds, critical, goal, best) if incumbent is None else None
                 if path is not None:
