@@ -227,5 +227,5 @@ def papers_size(count: int):
 def main(effort: float) -> None:
     """Run; effort 1 takes about six minutes on an idle core."""
     table = Table("epsl")
-    compare(table, "C = 2-3, M = 4-6", small(max(int(100 * effort), 3)), 3.0, 1.0)
-    compare(table, "C = 5, M = 20", papers_size(2 if effort >= 1 else 1), 30.0 * effort, 15.0 * effort)
+    compare(table, "N = 2-3, K = 4-6", small(max(int(100 * effort), 3)), 3.0, 1.0)
+    compare(table, "N = 5, K = 20", papers_size(2 if effort >= 1 else 1), 30.0 * effort, 15.0 * effort)
