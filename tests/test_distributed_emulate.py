@@ -56,7 +56,7 @@ def seconds_on_the_way(network, sender, receiver, size, plane=0):
 
 
 def about(seconds, expected):
-    """Whether a message took as long as expected, or somewhat longer: machines are busy, and other rates farther off."""
+    """Whether a message took as long as expected, or somewhat longer; other rates are farther off."""
     return 0.85 * expected <= seconds <= 1.6 * expected
 
 
