@@ -1,1 +1,0 @@
-"""psl beside what others offer for the same questions. Run with `python -m benchmarks.peers`."""
