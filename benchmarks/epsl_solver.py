@@ -70,7 +70,7 @@ def cvxpy_power(problem: RoundProblem, cut: int, assignment: np.ndarray) -> np.n
 
 def against_exhaustive(cells: int) -> None:
     """Small random cells: search, alternation and bound against the optimum."""
-    print(f"Against exhaustive search: {cells} random cells, C = 2-3, M = 4-6")
+    print(f"Against exhaustive search: {cells} random cells, N = 2-3, K = 4-6")
     excess, trapped, below = [], [], []
     for seed in range(cells):
         rng = np.random.default_rng(seed)
@@ -90,8 +90,8 @@ def against_exhaustive(cells: int) -> None:
 
 
 def certificates(profile: psl.Profile, cells: int) -> None:
-    """C = 5, M = 20: certified gap, and the time of each method, interleaved."""
-    print(f"C = 5, M = 20, UMi, ResNet-18: {cells} cells")
+    """N = 5, K = 20: certified gap, and the time of each method, interleaved."""
+    print(f"N = 5, K = 20, UMi, ResNet-18: {cells} cells")
     gaps, excess, seconds = [], [], {name: [] for name in ("search with bound", "search", "bcd", "bcd with CVXPY")}
     for seed in range(cells):
         cell = umi_cell(5, 20, seed)
@@ -105,15 +105,15 @@ def certificates(profile: psl.Profile, cells: int) -> None:
         seconds["bcd with CVXPY"].append(timed(run)[1])
         gaps.append(plan.gap)
         excess.append(bcd.round_time / plan.round_time - 1)
-    spread("C=5 M=20", "certified gap of search", gaps, "%", 100)
-    spread("C=5 M=20", "bcd above search", excess, "%", 100)
+    spread("N = 5, K = 20", "certified gap of search", gaps, "%", 100)
+    spread("N = 5, K = 20", "bcd above search", excess, "%", 100)
     for name, values in seconds.items():
-        record("C=5 M=20", f"time of {name}, median", float(np.median(values)) * 1e3, "ms")
+        record("N = 5, K = 20", f"time of {name}, median", float(np.median(values)) * 1e3, "ms")
 
 
 def power_step(profile: psl.Profile, draws: int) -> None:
     """The power block alone: Newton on the deadline against CVXPY."""
-    print(f"Power step, C = 5, M = 20: {draws} draws")
+    print(f"Power step, N = 5, K = 20: {draws} draws")
     ours, theirs, error = [], [], []
     for seed in range(draws):
         problem = RoundProblem(profile, umi_cell(5, 20, seed % 10), 64, 0.5)
@@ -134,7 +134,7 @@ def power_step(profile: psl.Profile, draws: int) -> None:
 
 def growth(profile: psl.Profile, sizes, cells: int) -> None:
     """Time and certified gap against the number of clients, four subchannels each."""
-    print(f"Growth with C, M = 4 C: {cells} cells each")
+    print(f"Growth with N, K = 4 N: {cells} cells each")
     for n_clients in sizes:
         gaps, seconds = [], []
         for seed in range(cells):
@@ -142,8 +142,10 @@ def growth(profile: psl.Profile, sizes, cells: int) -> None:
             plan, took = timed(lambda cell=cell: epsl.solve(profile, cell))
             gaps.append(plan.gap)
             seconds.append(took)
-        record("growth", f"C={n_clients}, M={4 * n_clients}: certified gap, mean", float(np.mean(gaps)) * 100, "%")
-        record("growth", f"C={n_clients}, M={4 * n_clients}: search with bound, median", float(np.median(seconds)), "s")
+        record("growth", f"N = {n_clients}, K = {4 * n_clients}: certified gap, mean", float(np.mean(gaps)) * 100, "%")
+        record(
+            "growth", f"N = {n_clients}, K = {4 * n_clients}: search with bound, median", float(np.median(seconds)), "s"
+        )
 
 
 def main() -> None:

@@ -13,10 +13,15 @@ SHOWN = {
         ("time of importing what planning and simulation need", "imports", "planning and simulation", "{:.0f} ms"),
     ],
     "epsl_solver": [
-        ("certified gap of search, C = 5, M = 20, mean", "C=5 M=20", "certified gap of search, mean", "{:.2f} %"),
-        ("the same at C = 50, M = 200", "growth", "C=50, M=200: certified gap, mean", "{:.2f} %"),
-        ("time of search with its bound, C = 5, M = 20", "C=5 M=20", "time of search with bound, median", "{:.0f} ms"),
-        ("time of the alternation with CVXPY inside", "C=5 M=20", "time of bcd with CVXPY, median", "{:.0f} ms"),
+        ("certified gap of search, N = 5, K = 20, mean", "N = 5, K = 20", "certified gap of search, mean", "{:.2f} %"),
+        ("the same at N = 50, K = 200", "growth", "N = 50, K = 200: certified gap, mean", "{:.2f} %"),
+        (
+            "time of search with its bound, N = 5, K = 20",
+            "N = 5, K = 20",
+            "time of search with bound, median",
+            "{:.0f} ms",
+        ),
+        ("time of the alternation with CVXPY inside", "N = 5, K = 20", "time of bcd with CVXPY, median", "{:.0f} ms"),
         ("search above the exhaustive optimum, p99", "exhaustive", "search above optimum, p99", "{:.2g} %"),
         ("alternation above the exhaustive optimum, p99", "exhaustive", "bcd above optimum, p99", "{:.0f} %"),
     ],
@@ -55,12 +60,6 @@ SHOWN = {
             "our search with tables, median",
             "{:.1f} ms",
         ),
-        (
-            "time of one networkx Dijkstra per threshold over it (thresholds sampled)",
-            "N=L=20, networkx",
-            "speed-up, median over median",
-            "{:,.0f} ×",
-        ),
     ],
     "pipeline_joint": [
         (
@@ -95,16 +94,28 @@ def training() -> Iterator[tuple[str, str, str]]:
     """Yield (benchmark, what, value) of the benchmarks whose CSV files have columns of their own."""
     name = "training_throughput"
     for row in pd.read_csv(RESULTS / f"{name}.csv").to_dict("records"):
-        what = f"PSL's step over a centralised one, C = {row['clients']}, b = {row['batch_size']}"
+        what = f"PSL's step over a centralised one, N = {row['clients']}, b = {row['batch_size']}"
         yield name, what, f"{row['ratio']:.2f} ×"
     name = "training_server_backward"
     found = pd.read_csv(RESULTS / f"{name}.csv").set_index("phi").loc[1.0]
-    yield name, "EPSL's server backward pass at φ = 1, C = 5, share of PSL's time", f"{100 * found.measured:.0f} %"
+    yield name, "EPSL's server backward pass at φ = 1, N = 5, share of PSL's time", f"{100 * found.measured:.0f} %"
     yield name, "the same by operator counts", f"{100 * found.promised:.0f} %"
+    name = "training_drawn_rows"
+    found = pd.read_csv(RESULTS / f"{name}.csv").set_index(["rule", "phi"]).loc[("drawn", 1.0)]
+    what = "the server's backward pass with drawn rows at φ = 1, N = 5, share of PSL's time"
+    yield name, what, f"{100 * found.backward_over_psl:.0f} %"
+    what = "the server's whole step, second forward pass included, share of PSL's time"
+    yield name, what, f"{100 * found.server_step_over_psl:.0f} %"
+    name = "epsl_accuracy"
+    table = pd.concat([pd.read_csv(RESULTS / f"{name}.csv"), pd.read_csv(RESULTS / f"{name}_resnet.csv")])
+    shown = ("EPSL, sampled, φ = 1", "EPSL, averaged, φ = 1", "PSL, b = 13")
+    for row in table[(table.partition == "iid") & table.method.isin(shown)].to_dict("records"):
+        what = f"accuracy minus PSL's, {row['network']} on the digits, IID, {row['seeds']} seeds: {row['method']}"
+        yield name, what, f"{row['minus_psl']:.1f} ± {row['se']:.1f} points"
     name = "training_scaling"
     table = pd.read_csv(RESULTS / f"{name}.csv")
     for row in table[table.clients == table.clients.max()].to_dict("records"):
-        what = f"a step of {row['framework']} training, C = {row['clients']}, b = {row['batch_size']}"
+        what = f"a step of {row['framework']} training, N = {row['clients']}, b = {row['batch_size']}"
         yield name, what, f"{row['step_s']:.2f} s, at most {row['peak_MB']:,.0f} MB of memory"
 
 
@@ -122,7 +133,8 @@ def main() -> None:
         "# Results of the benchmarks",
         "",
         "Written by `make benchmarks-report` from the CSV files in this folder, which have all figures. Each file is",
-        "written by the benchmark of its name. Times were measured on 2 CPU cores.",
+        "written by the benchmark of its name. Times were measured on 2 CPU cores. How psl compares with other",
+        "software, from peers_*.csv, is in [docs/peers.md](../../docs/peers.md).",
         "",
         "| file | figure | value |",
         "| --- | --- | --- |",

@@ -21,10 +21,14 @@ from training_common import batches, build, seconds, write
 
 
 class BackwardClock:
-    """Adds up the seconds spent inside torch.autograd.backward and torch.autograd.grad."""
+    """Adds up the seconds spent inside torch.autograd.backward and torch.autograd.grad.
 
-    def __init__(self):
-        self.seconds = 0.0
+    Args:
+        clock: returns seconds.
+    """
+
+    def __init__(self, clock=time.perf_counter):
+        self.seconds, self._clock = 0.0, clock
 
     def __enter__(self):
         self._saved = torch.autograd.backward, torch.autograd.grad
@@ -36,11 +40,11 @@ class BackwardClock:
 
     def _timed(self, function):
         def run(*args, **kwargs):
-            start = time.perf_counter()
+            start = self._clock()
             try:
                 return function(*args, **kwargs)
             finally:
-                self.seconds += time.perf_counter() - start
+                self.seconds += self._clock() - start
 
         return run
 

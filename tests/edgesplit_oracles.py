@@ -16,7 +16,11 @@ def compute_seconds(profile, cluster, i, j, b, h):
         device = h * b * (f[j] + w[j]) / cluster.device_speed[i]
     else:
         device = h * b * (own.fwd_cost[j] + own.bwd_cost[j])
-    return device + h * b * ((f[-1] - f[j]) + (w[-1] - w[j])) / (cluster.server_speed / n)
+    server = h * b * ((f[-1] - f[j]) + (w[-1] - w[j])) / (cluster.server_speed / n)
+    messages = 2 if profile.param_bits[j] > 0 else 0
+    if j < len(profile.names) - 1:
+        messages += h * (int(profile.act_bits[j] > 0) + int(profile.grad_bits[j] > 0))
+    return device + server + cluster.round_overhead + messages * cluster.message_overhead
 
 
 def bits(profile, j, b, h):

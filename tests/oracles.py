@@ -61,10 +61,18 @@ def all_assignments(n_clients, n_subchannels):
     return owner[[len(set(row)) == n_clients for row in owner.tolist()]]
 
 
-def exhaustive(profile, cell, batch_size, phi):
-    """Return (optimal round time, cut, assignment) by trying every cut and assignment with optimal power."""
+def exhaustive(profile, cell, batch_size, phi, drawn=False):
+    """Return (optimal round time, cut, assignment) by trying every cut and assignment with optimal power.
+
+    With `drawn` rows are drawn in place of aggregation: as many, at least one per client, the first clients get more.
+    """
     b, n_clients = batch_size, len(cell.client_speed)
     n_a = math.ceil(phi * b - 1e-9)
+    back = np.full(n_clients, b)
+    if drawn:
+        total = max(n_a + n_clients * (b - n_a), n_clients)
+        back = np.array([total // n_clients + (1 if i < total % n_clients else 0) for i in range(n_clients)])
+        n_a = 0
     snr = cell.uplink_gain / cell.noise_psd
     down_rate = cell.bandwidth * np.log2(1 + cell.downlink_psd * snr)
     owner = all_assignments(n_clients, len(cell.bandwidth))
@@ -74,9 +82,16 @@ def exhaustive(profile, cell, batch_size, phi):
         forward, backward = profile.fwd_cost, profile.bwd_cost
         rest = max(backward[-1] - backward[j] - profile.last_bwd_cost, 0)
         server = n_clients * b * (forward[-1] - forward[j])
-        server += (n_a + n_clients * (b - n_a)) * rest + n_clients * b * profile.last_bwd_cost
+        if drawn and back.sum() < n_clients * b:
+            server += back.sum() * (forward[-1] - forward[j] + rest + profile.last_bwd_cost)
+        else:
+            server += (n_a + n_clients * (b - n_a)) * rest + n_clients * b * profile.last_bwd_cost
         fixed = server / cell.server_speed + n_a * profile.grad_bits[j] / down_rate.sum(axis=1).min()
-        unicast = (b - n_a) * profile.grad_bits[j] / down + b * backward[j] / cell.client_speed
+        messages = (profile.act_bits[j] > 0) * 1
+        if profile.grad_bits[j] > 0:
+            messages += 1 * (n_a > 0) + 1 * (back.max() > n_a)
+        fixed += cell.round_overhead + messages * cell.message_overhead
+        unicast = (back - n_a) * profile.grad_bits[j] / down + back * backward[j] / cell.client_speed
         uplink = uplink_deadlines(
             b * forward[j] / cell.client_speed, b * profile.act_bits[j], snr, cell.bandwidth, cell.client_power,
             cell.total_power, owner,

@@ -1,4 +1,4 @@
-"""The published style of search for pipeline placements, on a graph built once: one Dijkstra per distinct threshold.
+"""A search for pipeline placements on a graph built once: one Dijkstra per distinct threshold, and no pruning.
 
 The same state graph as `psl.schedulers.pipeline.shortest_path`, edge by edge from the equations; a path may come
 back to a node or a link.

@@ -24,7 +24,10 @@ MAY_IMPORT = {
     "schedulers": {"errors", "html", "gradient_aggregation", "records", "profiles", "plans", "networks"},
     "models": {"errors", "profiles"},
     "data": {"errors"},
-    "training": {"errors", "html", "gradient_aggregation", "records", "plans", "models", "data"},
+    "training": {
+        "errors", "html", "gradient_aggregation", "records", "profiles", "plans", "models", "data", "studies",
+    },
+    "privacy": {"errors", "html", "gradient_aggregation", "records", "models", "training"},
     "distributed": {
         "errors", "gradient_aggregation", "records", "profiles", "plans", "networks", "models", "data", "training",
         "simulation",
@@ -32,11 +35,11 @@ MAY_IMPORT = {
     "plotting": {"errors", "units", "networks", "plans"},
     "simulation": {"errors", "gradient_aggregation", "records", "profiles", "plans", "networks", "plotting"},
 }  # fmt: skip
-NO_TORCH = set(MAY_IMPORT) - {"models", "data", "training", "distributed"}
+NO_TORCH = set(MAY_IMPORT) - {"models", "data", "training", "privacy", "distributed"}
 
 # Within a scheduler a file imports only files of floors below its own: the arithmetic of a round knows no optimisation.
 # Algorithms and plans share a floor; among them only circles are refused.
-FLOORS = {"water_filling": 0, "envelope": 0, "path": 0, "checks": 1, "latency": 2, "problem": 3, "solve": 5}
+FLOORS = {"water_filling": 0, "envelope": 0, "path": 0, "checks": 1, "terms": 1, "latency": 2, "problem": 3, "solve": 5}
 ALGORITHMS = 4
 
 

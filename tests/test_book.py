@@ -21,7 +21,7 @@ HERE = "https://github.com/someone/psl"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
 MODULES = ("networks", "schedulers.epsl", "schedulers.edgesplit", "schedulers.pipeline", "models", "simulation")
-MODULES += ("training", "distributed", "data", "plotting")
+MODULES += ("training", "privacy", "distributed", "data", "plotting")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("book")]
 # Runs in the page: how wide every picture is, how many formulas were set, how many of them with an error.
 PROBE = """<script>window.addEventListener("load", () => {

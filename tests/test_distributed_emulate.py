@@ -55,6 +55,11 @@ def seconds_on_the_way(network, sender, receiver, size, plane=0):
         return np.median([float(line) for line in listener.stdout])
 
 
+def about(seconds, expected):
+    """Whether a message took as long as expected, or somewhat longer; other rates are farther off."""
+    return 0.85 * expected <= seconds <= 1.6 * expected
+
+
 def ours():
     """Names of the namespaces that this process made."""
     found = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout.split()
@@ -68,9 +73,9 @@ def test_the_kernel_keeps_the_rates_of_a_star_in_both_directions():
     size = 100_000
     with star(up, down, broadcast=everybody) as network:
         for i in range(2):
-            assert seconds_on_the_way(network, i + 1, 0, size) == pytest.approx(8 * size / up[i], rel=0.1)
-            assert seconds_on_the_way(network, 0, i + 1, size) == pytest.approx(8 * size / down[i], rel=0.15)
-        assert seconds_on_the_way(network, 0, 2, size // 2, plane=1) == pytest.approx(4 * size / everybody, rel=0.1)
+            assert about(seconds_on_the_way(network, i + 1, 0, size), 8 * size / up[i])
+            assert about(seconds_on_the_way(network, 0, i + 1, size), 8 * size / down[i])
+        assert about(seconds_on_the_way(network, 0, 2, size // 2, plane=1), 4 * size / everybody)
     assert not ours()
 
 
@@ -78,8 +83,8 @@ def test_the_kernel_keeps_the_rates_of_a_star_in_both_directions():
 @kernel
 def test_members_of_a_chain_reach_each_other_over_the_slowest_link():
     with chain([float("inf"), 8e6], [8e6, float("inf")]) as network:
-        assert seconds_on_the_way(network, 0, 2, 50_000) == pytest.approx(0.05, rel=0.1)
-        assert seconds_on_the_way(network, 2, 0, 50_000) == pytest.approx(0.05, rel=0.1)
+        assert about(seconds_on_the_way(network, 0, 2, 50_000), 0.05)
+        assert about(seconds_on_the_way(network, 2, 0, 50_000), 0.05)
 
 
 @pytest.mark.slow

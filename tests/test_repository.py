@@ -36,6 +36,7 @@ def test_every_dependency_is_pinned_and_every_pin_is_declared():
     extras = project()["optional-dependencies"]
     for file, declared in (
         ("requirements-book.txt", extras.pop("book")),
+        ("requirements-peers.txt", extras.pop("peers")),
         ("requirements.txt", [*project()["dependencies"], *itertools.chain(*extras.values()), "setuptools"]),
     ):
         names = {normal(re.split(r"[<>=!~\[ ]", line)[0]) for line in declared}
@@ -45,11 +46,12 @@ def test_every_dependency_is_pinned_and_every_pin_is_declared():
 def test_every_dependency_says_why():
     text = (ROOT / "pyproject.toml").read_text()
     listed = re.findall(r'^    "[\w-]+>=[\d.]+",(.*)$', text, re.MULTILINE)
-    assert len(listed) == len(pins() | pins("requirements-book.txt")) - 1  # setuptools stands in [build-system]
+    every = pins() | pins("requirements-book.txt") | pins("requirements-peers.txt")
+    assert len(listed) == len(every) - 1  # setuptools stands in [build-system]
     assert all(re.fullmatch(r"\s+# \S.+", reason) for reason in listed)
 
 
-@pytest.mark.parametrize("file", ["requirements.txt", "requirements-book.txt"])
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-book.txt", "requirements-peers.txt"])
 def test_pins_are_plain(file):
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+|#.*|", line) for line in (ROOT / file).read_text().splitlines())
 

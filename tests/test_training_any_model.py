@@ -312,7 +312,7 @@ def test_all_that_crosses_is_counted(name):
     assert found.downlink_bits[-1] == 16 * 32 * (8 + 8)
 
 
-@pytest.mark.parametrize("rule", ["representative", "mean", "each", "cut"])
+@pytest.mark.parametrize("rule", ["representative", "mean", "each", "cut", "sampled"])
 def test_epsl_with_several_outputs_is_psl_where_nothing_is_lost_by_aggregation(rule):
     torch.manual_seed(0)
     model = Masked()

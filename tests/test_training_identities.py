@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 from psl.models import cnn, split, thin_resnet
 from psl.training import train
-from psl.training.config import LINEARISE_RULES, TrainingConfig, cross_entropy
+from psl.training.config import AGGREGATION_RULES, LINEARISE_RULES, TrainingConfig, cross_entropy
 from psl.training.frameworks import build_framework
 from psl.training.model_preparation import image_layout
 from psl.training.sampling import Sampler
@@ -113,7 +113,7 @@ def test_fedavg_of_one_client_is_centralised(norm_model):
     assert_same(run("centralised", norm_model, n_clients=1), run("fedavg", norm_model, n_clients=1))
 
 
-@pytest.mark.parametrize("rule", LINEARISE_RULES)
+@pytest.mark.parametrize("rule", AGGREGATION_RULES)
 def test_equal_clients_make_every_phi_equal_to_psl(plain_model, rule):
     images, labels = batches(1, 4)
     models = {}

@@ -11,7 +11,7 @@ from torch import nn
 from psl.errors import ScenarioError
 from psl.gradient_aggregation import aggregated_rows
 from psl.training.batchnorm import GroupStatistics
-from psl.training.config import LINEARISE_RULES, cross_entropy
+from psl.training.config import AGGREGATION_RULES, cross_entropy
 from psl.training.frameworks.epsl import aggregated_backward
 from psl.training.frameworks.split_step import server_backward
 
@@ -93,7 +93,7 @@ def close(a, b):
     torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("rule", LINEARISE_RULES)
+@pytest.mark.parametrize("rule", AGGREGATION_RULES)
 @pytest.mark.parametrize("n_agg", [1, N_AGG, B])
 def test_every_rule_matches_the_definition_row_by_row(problem, rule, n_agg):
     server, smashed, labels = problem
@@ -155,7 +155,7 @@ def test_mean_over_seeded_draws_converges_to_each(problem):
     assert error.max() < 4.5, f"seed {seed}: {error.max():.2f} standard errors away"
 
 
-@pytest.mark.parametrize("rule", LINEARISE_RULES)
+@pytest.mark.parametrize("rule", AGGREGATION_RULES)
 def test_equal_clients_make_every_phi_equal_to_psl(problem, rule):
     server, smashed, labels = problem
     smashed, labels = [smashed[0]] * C, [labels[0]] * C
@@ -172,7 +172,7 @@ def test_equal_clients_make_every_phi_equal_to_psl(problem, rule):
             close(torch.cat([found.shared, own]), gradient)
 
 
-@pytest.mark.parametrize("rule", LINEARISE_RULES)
+@pytest.mark.parametrize("rule", AGGREGATION_RULES)
 def test_one_client_is_plain_split_training_bit_for_bit(problem, rule):
     server, smashed, labels = problem
     leaf = smashed[0].clone().requires_grad_()
@@ -251,7 +251,7 @@ def test_running_statistics_see_every_row_once(momentum):
     assert bn.track_running_stats
 
 
-@pytest.mark.parametrize("rule", LINEARISE_RULES)
+@pytest.mark.parametrize("rule", AGGREGATION_RULES)
 def test_batchnorm_of_the_server_under_every_rule(rule):
     torch.manual_seed(4)
     seed, n_agg = 9, 2

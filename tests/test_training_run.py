@@ -116,7 +116,7 @@ def test_bits_are_those_computed_by_hand(framework, data, monkeypatch):
     torch.manual_seed(0)
     seen = []
     up = BitCounter.up
-    monkeypatch.setattr(BitCounter, "up", lambda self, tensor: seen.append(tensor) or up(self, tensor))
+    monkeypatch.setattr(BitCounter, "up", lambda self, tensor, *more: seen.append(tensor) or up(self, tensor, *more))
     history = train(framework, cnn(n_classes=4, width=4), data, **OPTIONS | {"cut": 1, "local_steps": 2, "phi": 0.5})
     want = np.array(bits_by_hand(framework))
     np.testing.assert_array_equal(history.uplink_bits, want[0] * np.array([1, 2]))

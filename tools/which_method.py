@@ -27,10 +27,10 @@ def table(name):
     return pd.read_csv(FIGURES / f"{name}.csv")
 
 
-def training(target=0.95):
+def training(rule="representative", target=0.95):
     """Return s (simulated) to the target for the seeds' mean, and its last accuracy, by (network, framework, φ)."""
     runs = table("03_runs").dropna(subset=["test_accuracy"])
-    runs = runs[runs.linearise == "representative"]
+    runs = runs[runs.linearise == rule]
     keys = ["network", "framework", "phi"]
     curve = runs.groupby([*keys, "round"])[["simulated_time_s", "test_accuracy"]].mean().reset_index()
     reached = curve[curve.test_accuracy >= target].groupby(keys).simulated_time_s.min()
@@ -64,6 +64,9 @@ def numbers():
         "last_small": last["CNN", SMALL, 0.0],
         "last_psl": last["CNN", "psl", 0.0],
     }
+    drawn, last_drawn = training("sampled")
+    found |= {"cnn_drawn": drawn["CNN", "epsl", 1.0], "res_drawn": drawn["thin ResNet", "epsl", 1.0]}
+    found["last_drawn"] = last_drawn["CNN", "epsl", 1.0]
     for name, n in (("few", 2), ("many", 16)):
         found |= {f"{name}_{who}": clients(who, n) for who in ("sl", "psl", "epsl", "fedavg")}
     by_phi = table("04_latency_by_phi").pivot(index="seed", columns="phi", values="round_s")
@@ -130,6 +133,11 @@ def conditions(n):
         "SL is sooner than PSL, and PSL on the smallest batch sooner than SL": n["cnn_small"]
         < n["cnn_sl"]
         < n["cnn_psl"],
+        "drawn rows are sooner than PSL, and later than PSL on the smallest batch": n["cnn_small"]
+        < n["cnn_drawn"]
+        < n["cnn_psl"]
+        and n["res_small"] < n["res_drawn"] < n["res_psl"],
+        "drawn rows end level with PSL": abs(n["last_drawn"] - n["last_psl"]) < 0.5,
         "FedAvg is later than PSL in a cell": n["cnn_fedavg"] > n["cnn_psl"],
         "SL's round grows faster with clients than PSL's": n["many_sl"] / n["few_sl"]
         > 2 * n["many_psl"] / n["few_psl"],

@@ -5,6 +5,7 @@ from . import errors as errors
 from . import models as models
 from . import networks as networks
 from . import plotting as plotting
+from . import privacy as privacy
 from . import schedulers as schedulers
 from . import simulation as simulation
 from . import training as training
@@ -33,6 +34,8 @@ from .simulation import simulate as simulate
 from .studies import run_study as run_study
 from .training import History as History
 from .training import Participation as Participation
+from .training import TargetTimes as TargetTimes
+from .training import seconds_to_target as seconds_to_target
 from .training import train as train
 
 __version__: str

@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 
 def aggregated_rows(phi: float, batch_size: int) -> int:
     """Return n_A = ⌈φ b⌉, the number of slots of the mini-batches whose last-layer gradients EPSL aggregates.
@@ -29,3 +31,20 @@ def server_rows(phi: float, batch_size: int, n_clients: int) -> int:
     """
     n_a = aggregated_rows(phi, batch_size)
     return n_a + n_clients * (batch_size - n_a)
+
+
+def sampled_rows(phi: float, batch_size: int, n_clients: int) -> np.ndarray:
+    """Return (N,) d_i, the rows of each client that the server goes back through if rows are drawn, not aggregated.
+
+    Together they are as many as aggregation leaves, n_A + N (b − n_A), but at least one per client: a client without a
+    row would learn nothing. Clients share them equally; the first ones get one more where they do not divide.
+
+    Args:
+        phi: φ, share of the slots that would be aggregated, 0..1.
+        batch_size: b, samples of each client's mini-batch.
+        n_clients: N.
+
+    Source: ours [B].
+    """
+    total = max(server_rows(phi, batch_size, n_clients), n_clients)
+    return total // n_clients + (np.arange(n_clients) < total % n_clients)

@@ -62,6 +62,31 @@ class Plan(Protocol):
         ...
 
 
+@runtime_checkable
+class PlanOfRows(Protocol):
+    """A plan that knows the time of other rounds than its own: with drawn rows, more server steps, another rule."""
+
+    def round_time_of(
+        self,
+        framework: str,
+        *,
+        rows: np.ndarray | None = None,
+        samples: np.ndarray | None = None,
+        server_steps: int = 0,
+        linearise: str | None = None,
+    ) -> float:
+        """Return the seconds of one round of a framework.
+
+        Args:
+            framework: its name.
+            rows: (N,) rows of each client that the server went back through.
+            samples: (N,) samples of each client's mini-batch.
+            server_steps: of the server on resampled activations.
+            linearise: the rule of "epsl", if it is not the plan's.
+        """
+        ...
+
+
 def held_bound(
     name: str, lower_bound: float, proven_for: str, scenario: tuple[Any, ...], value: float
 ) -> dict[str, Any]:

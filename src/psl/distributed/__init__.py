@@ -1,11 +1,12 @@
-"""Plans as real processes that exchange real tensors over encrypted streams: on one machine from Python, or on many."""
+"""Plans as real processes that exchange real tensors: on one machine from Python, on one or many by torchrun."""
 
-from psl.distributed.comparison import compare
+from psl.distributed.comparison import compare, experiment
 from psl.distributed.edge.emulate import EdgeEmulation, emulation_for
 from psl.distributed.job import Job
 from psl.distributed.launch import Launch, Run, run
 from psl.distributed.measure import measured_profile
-from psl.distributed.wire.keys import write_keys
+from psl.distributed.nursery import Nursery
+from psl.distributed.pipeline.job import PipelineJob
 from psl.distributed.wire.messages import ChannelError, ProtocolError
 
 __all__ = [
@@ -13,11 +14,13 @@ __all__ = [
     "EdgeEmulation",
     "Job",
     "Launch",
+    "Nursery",
+    "PipelineJob",
     "ProtocolError",
     "Run",
     "compare",
     "emulation_for",
+    "experiment",
     "measured_profile",
     "run",
-    "write_keys",
 ]

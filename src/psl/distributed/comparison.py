@@ -1,14 +1,18 @@
 """What a plan promises, what its simulation says, and what real processes measure: term by term."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 
 from psl.distributed.launch import run
 from psl.distributed.measure import measured_profile
+from psl.distributed.nursery import Nursery
+from psl.distributed.scenarios import BATCHES, DATA, MODEL, sample_network
 from psl.errors import check_choice, check_count
 from psl.profiles import Profile
 from psl.simulation import simulate
@@ -48,16 +52,7 @@ _TINY = 1e-6  # s; of a shorter term no error is told
 _WARM_UP = 2  # rounds, in which processes fetch memory from the system that they keep afterwards
 
 
-def compare(
-    plan,
-    model: str,
-    dataset: str = "digits",
-    *,
-    rounds: int = 3,
-    links: str = "auto",
-    schedule: str = "eager",
-    timeout: float = 60.0,
-) -> pd.DataFrame:
+def compare(plan, *, nursery: Nursery | None = None, **options) -> pd.DataFrame:
     """Run a plan's scenario in real processes and put the measured times beside the predicted and simulated ones.
 
     The plan's profile must have been measured on this machine (`measured_profile`), with speeds relative to it. After
@@ -67,12 +62,12 @@ def compare(
 
     Args:
         plan: of `epsl.solve`, `edgesplit.solve` or `pipeline.solve`.
-        model, dataset: names "module:function", as for `run`.
-        rounds: that count.
-        links: who keeps the rates: "kernel", "pacing", "none" or "auto", the kernel where it may.
-        schedule: of a pipeline, see `run`; the simulation follows it: "eager" as published, "gpipe" as flush, "1f1b"
-            with as many micro-batches in flight as processes.
-        timeout: s, as for `run`.
+        nursery: what starts the processes, to start it once for several runs; default one of its own.
+        options: model, factory "module:function", default that of `psl.distributed.scenarios`; dataset, name for
+            `psl.data.load` or "module:function", default the digits; rounds that count, default 3; links, who keeps
+            the rates: "kernel", "pacing", "none" or "auto", the kernel where it may; schedule of a pipeline, see
+            `run`, which the simulation follows: "eager" as published, "gpipe" as flush, "1f1b" with as many
+            micro-batches in flight as processes; timeout, s that a process waits for another.
 
     Returns:
         One row per term of `TERMS`: scheduler, term, predicted_s, simulated_s, measured_s, error (measured over
@@ -85,17 +80,30 @@ def compare(
         split learning's (arXiv 2505.04368).
     """
     check_choice("plan.scheduler", getattr(plan, "scheduler", None), TERMS)
-    if plan.scheduler == "edgesplit":  # devices of equal names are told apart by their numbers
-        plan = replace(plan, cluster=replace(plan.cluster, device_names=None))
+    with contextlib.ExitStack() as stack:
+        return _compared(plan, nursery or stack.enter_context(Nursery()), **options)[0]
+
+
+def _compared(
+    plan,
+    nursery: Nursery,
+    model: str = MODEL,
+    dataset: str = DATA,
+    rounds: int = 3,
+    links: str = "auto",
+    schedule: str = "eager",
+    timeout: float = 60.0,
+) -> tuple[pd.DataFrame, object]:
+    """Return the table of `compare`, and the profile that was measured after the run."""
     total, simulation = check_count("rounds", rounds) + _WARM_UP, {}
     options = {"rounds": total, "eval_every": total, "lr": 0.01, "timeout": timeout}
     if plan.scheduler == "pipeline":
         options["schedule"] = schedule
         if schedule != "eager":
             simulation = {"gpipe": {"order": "flush"}, "1f1b": {"max_in_flight": len(plan.hops) + 1}}[schedule]
-    done = run(plan.scheduler, model, dataset, plan=plan, emulate=links, progress=False, **options)
+    done = run(plan.scheduler, model, dataset, plan=plan, emulate=links, progress=False, nursery=nursery, **options)
     b = plan.micro_batch if plan.scheduler == "pipeline" else plan.batch_size
-    before, after = plan.profile, measured_profile(model, dataset, batch_size=b, repeats=_PASSES)
+    before, after = plan.profile, measured_profile(model, dataset, batch_size=b, repeats=_PASSES, nursery=nursery)
     planned, plan = plan, replace(plan, profile=_mean(before, after))
     events = done.events[done.events["round"] >= _WARM_UP]
     predict, measure = _terms_of(plan, events)
@@ -111,13 +119,81 @@ def compare(
     table = table.rename_axis("term").reset_index()
     table.insert(0, "scheduler", plan.scheduler)
     how = {"overrun_s": done.overrun / total, "drift": whole[1] / whole[0] - 1, "emulation": done.emulation}
-    return table.assign(**how)
+    return table.assign(**how), after
 
 
 def _mean(a: Profile, b: Profile) -> Profile:
     """Return the mean of two measured profiles of a model."""
     names = ("fwd_cost", "bwd_cost", "last_bwd_cost")
     return replace(a, **{name: (getattr(a, name) + getattr(b, name)) / 2 for name in names})
+
+
+def experiment(
+    scheduler,
+    seeds: Iterable[int],
+    *,
+    methods: Iterable[str] = (),
+    progress: bool = True,
+    nursery: Nursery | None = None,
+    **options,
+) -> pd.DataFrame:
+    """Compare prediction, simulation and measurement on seeded scenarios, one after the other.
+
+    Every scenario is drawn by its seed (`sample_network`) and planned with a profile that is measured just before.
+
+    Args:
+        scheduler: the module: ``psl.schedulers.epsl``, ``edgesplit`` or ``pipeline``.
+        seeds: one scenario each.
+        methods: of the scheduler's `solve` besides its default; each is run too, to see whether methods rank as
+            predicted.
+        progress: show a progress bar.
+        nursery: what starts the processes; default one of its own.
+        options: for `compare`.
+
+    Returns:
+        The rows of `compare` with seed and method in front.
+    """
+    name, frames, methods = name_of(scheduler), [], (None, *methods)
+    with contextlib.ExitStack() as stack:
+        nursery = nursery or stack.enter_context(Nursery())
+        profile = measured_profile(MODEL, DATA, batch_size=BATCHES[name], repeats=_PASSES, nursery=nursery)
+        seeds = list(seeds)
+        bar = stack.enter_context(tqdm(total=len(seeds) * len(methods), desc=f"{name}, runs", disable=not progress))
+        for seed in seeds:
+            network = sample_network(name, seed)
+            for method in methods:
+                plan = make_plan(scheduler, profile, network, method, seed)
+                frame, profile = _compared(plan, nursery, **options)
+                frame.insert(0, "method", plan.method)
+                frame.insert(0, "seed", seed)
+                frames.append(frame)
+                bar.update()
+    return pd.concat(frames, ignore_index=True)
+
+
+def make_plan(scheduler, profile, network, method: str | None = None, seed: int = 0):
+    """Return the plan of an experiment's scenario by a method of its scheduler, None for its default.
+
+    Args:
+        scheduler, seed: as in `experiment`.
+        profile: measured with the batch size `BATCHES` names.
+        network: from `sample_network`.
+        method: see the scheduler's `solve`.
+    """
+    name, method = name_of(scheduler), {} if method is None else {"method": method}
+    b = BATCHES[name]
+    how = {
+        "epsl": {"batch_size": b, "phi": 0.5, "seed": seed},
+        "edgesplit": {"batch_size": b, "local_steps": 2},
+        "pipeline": {"batch_size": 6 * b, "micro_batch": b, "seed": seed},
+    }
+    return scheduler.solve(profile, network, **how[name], **method)
+
+
+def name_of(scheduler) -> str:
+    """Return the name of a scheduler's module; raises `ScenarioError` if it is none."""
+    name = getattr(scheduler, "__name__", repr(scheduler)).rpartition(".")[2]
+    return check_choice("scheduler", name, TERMS, "pass the module, such as psl.schedulers.epsl")
 
 
 def _epsl_predicted(plan, first: int, last: int) -> dict[str, float]:

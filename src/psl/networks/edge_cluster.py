@@ -9,6 +9,7 @@ import pandas as pd
 
 from psl.errors import check_array, check_count, check_number, expected
 from psl.networks.boards import BOARDS, EFFICIENCY, check_efficiency, find_board
+from psl.networks.overheads import FIELDS, without_zeros
 from psl.networks.validation import check_profiles, check_range
 from psl.profiles import Profile
 from psl.records import Record
@@ -27,6 +28,9 @@ class EdgeCluster(Record):
         spectral_efficiency: (N,) e_i, bit/s/Hz; a scalar serves all. Both directions share the device's bandwidth.
         bandwidth: W, Hz.
         server_speed: server speed s_srv, in the unit of `device_speed`.
+        round_overhead: t_0, s that every round takes whatever it carries; 0 as in the paper's formula.
+        message_overhead: t_m, s that every message of a device takes besides its bits. `psl.networks.overheads` has
+            typical values of both [R].
         resource_block: width of a block, Hz, of which every device gets a whole number, at least one; None for
             bandwidth that is divisible at will.
         device_names: N names, for tables and messages; optional.
@@ -39,7 +43,7 @@ class EdgeCluster(Record):
             that is not measured.
 
     Source: EdgeSplit (arXiv 2403.15815): heterogeneous devices that share bandwidth [P]; its model [R];
-    `resource_block` and `profiles` [B].
+    `resource_block`, `profiles` and overheads [B].
     """
 
     device_speed: np.ndarray
@@ -47,6 +51,8 @@ class EdgeCluster(Record):
     spectral_efficiency: np.ndarray
     bandwidth: float
     server_speed: float
+    round_overhead: float = 0.0
+    message_overhead: float = field(default=0.0, kw_only=True)
     resource_block: float | None = field(default=None, kw_only=True)
     device_names: tuple[str, ...] | None = field(default=None, kw_only=True)
     profiles: tuple[Profile | None, ...] | None = field(default=None, kw_only=True)
@@ -66,6 +72,8 @@ class EdgeCluster(Record):
             bandwidth=check_number("EdgeCluster.bandwidth", self.bandwidth, **positive),
             server_speed=check_number("EdgeCluster.server_speed", self.server_speed, **positive),
         )
+        for name in FIELDS:
+            self._set(**{name: check_number(f"EdgeCluster.{name}", getattr(self, name), minimum=0)})
         if self.resource_block is not None:
             name, fix = "EdgeCluster.resource_block", "give the width of a block in Hz, or None"
             self._set(resource_block=check_number(name, self.resource_block, **positive, fix=fix))
@@ -73,6 +81,9 @@ class EdgeCluster(Record):
             self._set(device_names=_check_names(self.device_names, n))
         if self.profiles is not None:
             self._set(profiles=check_profiles("EdgeCluster.profiles", self.profiles, n, "device"))
+
+    def _values(self) -> dict[str, Any]:
+        return without_zeros(super()._values())
 
     @property
     def n_devices(self) -> int:
@@ -109,6 +120,8 @@ class EdgeCluster(Record):
         server_speed: float = 10e12,
         resource_block: float | None = None,
         memory_limits: bool = True,
+        round_overhead: float = 0.0,
+        message_overhead: float = 0.0,
     ) -> "EdgeCluster":
         """Draw the default scenario: real boards, uniform spectral efficiencies, 100 MHz, a server of 10 TFLOP/s.
 
@@ -121,7 +134,7 @@ class EdgeCluster(Record):
             heterogeneity: exponent h of the speeds' ratios to their geometric mean: 0 makes all devices equally fast,
                 1 leaves the boards as they are, 2 squares their ratios.
             spectral_efficiency_range: lowest and highest, bit/s/Hz; the default ends at 3GPP TS 36.213's highest CQI.
-            bandwidth, server_speed, resource_block: as in `EdgeCluster`.
+            bandwidth, server_speed, resource_block, round_overhead, message_overhead: as in `EdgeCluster`.
             memory_limits: False gives every device memory without limit.
 
         Raises:
@@ -146,6 +159,8 @@ class EdgeCluster(Record):
             spectral_efficiency=rng.uniform(least, most, n_devices),
             bandwidth=bandwidth,
             server_speed=server_speed,
+            round_overhead=round_overhead,
+            message_overhead=message_overhead,
             resource_block=resource_block,
             device_names=tuple(board.name for board in drawn),
         )

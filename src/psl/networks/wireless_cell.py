@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from psl.errors import check_array, check_choice, check_count, check_number, expected, missing_package
 from psl.networks import channel_models
+from psl.networks.overheads import FIELDS, without_zeros
 from psl.networks.validation import check_profiles, check_range
 from psl.profiles import Profile
 from psl.records import Record
@@ -46,6 +48,9 @@ class WirelessCell(Record):
         client_power: (N,) power limit P_i of each client, W; a scalar serves all.
         total_power: limit on the clients' summed power, W.
         downlink_psd: transmit power spectral density p_dl of the base station, W/Hz.
+        round_overhead: t_0, s that every round takes whatever it carries; 0 as in the papers' formulas.
+        message_overhead: t_m, s that every message takes besides its bits; messages of different clients that travel
+            at a time take it once. `psl.networks.overheads` has typical values of both [R].
         positions: (N, 2) client positions around the base station, m; optional, for plots.
         line_of_sight: (N,) 1 where a client sees the base station, else 0; optional.
         profiles: N measured profiles (unit "s") of the model that is planned, one per client, or None for clients known
@@ -57,7 +62,7 @@ class WirelessCell(Record):
             of floating point, fewer subchannels than clients (every client needs at least one), or a client's
             profile that is not measured.
 
-    Source: EPSL (arXiv 2303.15991): a cell of heterogeneous clients [P]; its model [R]; `profiles` [B].
+    Source: EPSL (arXiv 2303.15991): a cell of heterogeneous clients [P]; its model [R]; `profiles`, overheads [B].
     """
 
     client_speed: np.ndarray
@@ -68,6 +73,8 @@ class WirelessCell(Record):
     client_power: np.ndarray
     total_power: float
     downlink_psd: float
+    round_overhead: float = 0.0
+    message_overhead: float = field(default=0.0, kw_only=True)
     positions: np.ndarray | None = field(default=None, kw_only=True)
     line_of_sight: np.ndarray | None = field(default=None, kw_only=True)
     profiles: tuple[Profile | None, ...] | None = field(default=None, kw_only=True)
@@ -89,6 +96,8 @@ class WirelessCell(Record):
         for name in ("server_speed", "noise_psd", "total_power", "downlink_psd"):
             value = check_number(f"WirelessCell.{name}", getattr(self, name), minimum=0, strict=True)
             self._set(**{name: value})
+        for name in FIELDS:
+            self._set(**{name: check_number(f"WirelessCell.{name}", getattr(self, name), minimum=0)})
         with np.errstate(over="ignore"):
             snr = self.snr_per_psd
         fits = np.isfinite(snr) & (snr >= np.finfo(float).tiny)  # below it, 1 / snr may overflow
@@ -104,6 +113,9 @@ class WirelessCell(Record):
         if self.profiles is not None:
             profiles = check_profiles("WirelessCell.profiles", self.profiles, n_clients, "client")
             self._set(profiles=profiles)
+
+    def _values(self) -> dict[str, Any]:
+        return without_zeros(super()._values())
 
     @property
     def n_clients(self) -> int:
@@ -204,6 +216,8 @@ class WirelessCell(Record):
         downlink_psd_dbm_per_hz: float = -50.0,
         client_speed_range: tuple[float, float] = CLIENT_SPEED_RANGE,
         server_speed: float = SERVER_SPEED,
+        round_overhead: float = 0.0,
+        message_overhead: float = 0.0,
     ) -> "WirelessCell":
         """Draw the default scenario: clients uniform in a disc around the base station.
 
@@ -223,6 +237,7 @@ class WirelessCell(Record):
             client_speed_range: clients' speeds are uniform in it, FLOP/s.
             server_speed: FLOP/s. Scale it (and `total_power_dbm`) with the number of clients in scaling
                 studies: with an unscaled server the best cut moves to the last layer.
+            round_overhead, message_overhead: as in `WirelessCell`.
 
         Warns where a client or the carrier is outside the range for which TR 38.901 gives a path loss.
 
@@ -267,6 +282,8 @@ class WirelessCell(Record):
             client_power=np.full(n_clients, float(dbm_to_watt(client_power_dbm))),
             total_power=float(dbm_to_watt(total_power_dbm)),
             downlink_psd=float(dbm_to_watt(downlink_psd_dbm_per_hz)),
+            round_overhead=round_overhead,
+            message_overhead=message_overhead,
             positions=positions,
             line_of_sight=line_of_sight,
         )

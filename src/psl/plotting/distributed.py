@@ -112,11 +112,13 @@ def plot_measured_against_predicted(rounds: pd.DataFrame, titles: Mapping[str, s
     both = rounds[["predicted_s", "measured_s"]]
     ends = np.array([0.8 * both.min(axis=None), 1.25 * both.max(axis=None)])
     share = target / 100
-    left.fill_between(ends, (1 - share) * ends, (1 + share) * ends, color="0.6", alpha=0.25, linewidth=0)
+    band = {"color": "0.6", "alpha": 0.25, "linewidth": 0, "label": f"± {target:g} %"}
+    left.fill_between(ends, (1 - share) * ends, (1 + share) * ends, **band)
     left.plot(ends, ends, color=INK, linewidth=0.8)
-    for scheduler, title in titles.items():
+    for k, (scheduler, title) in enumerate(titles.items()):
         mine = rounds[rounds.scheduler == scheduler]
-        style = look(scheduler) | {"linestyle": "none", "markerfacecolor": "none", "markersize": 5}
+        fill = "none" if k % 2 == 0 else "full"  # two of the methods have the same marker
+        style = look(scheduler) | {"linestyle": "none", "fillstyle": fill, "markersize": 5}
         left.plot(mine.predicted_s, mine.measured_s, **style, label=title)
     left.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
     left.set(xlabel="predicted round time (s)", ylabel="measured round time (s)")

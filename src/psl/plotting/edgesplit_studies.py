@@ -63,15 +63,15 @@ def plot_round_ratios(over: pd.DataFrame, looks: Mapping[str, str]) -> Figure:
         A figure of a page's width.
     """
     sides = sorted(over.side.unique())
-    fig, panels = plt.subplots(1, len(sides), figsize=(PAGE, 2.6), sharey=True)
-    for ax, side in zip(panels, sides, strict=True):
+    fig, panels = plt.subplots(1, len(sides), figsize=(PAGE, 2.6), sharey=True, squeeze=False)
+    for ax, side in zip(panels[0], sides, strict=True):
         plot_points(over.loc[over.side == side], "model", "over", "method", looks, ax=ax)
         ax.axhline(1, color=INK, linewidth=0.8)
         ax.set(xlabel=f"{side} × {side} inputs", ylabel="round time over EdgeSplit's (×)", yscale="log")
         plain_ticks(ax, y=_TIMES)
         ax.label_outer()
         ax.get_legend().remove()
-    panels[-1].legend(loc="upper right")
+    panels[0, -1].legend(loc="upper right")
     return fig
 
 
@@ -115,9 +115,9 @@ def plot_headline(cells: pd.DataFrame, titles: Mapping[str, str], *, claimed: fl
     Returns:
         A figure of a page's width, with one colour bar.
     """
-    fig, panels = plt.subplots(1, len(titles), figsize=(PAGE, 2.2), sharey=True)
+    fig, panels = plt.subplots(1, len(titles), figsize=(PAGE, 2.2), sharey=True, squeeze=False)
     text: dict[str, Any] = {"annot": True, "fmt": ".1f", "annot_kws": {"fontsize": 6.5}}
-    for ax, (column, title) in zip(panels, titles.items(), strict=True):
+    for ax, (column, title) in zip(panels[0], titles.items(), strict=True):
         values = cells[column].unstack().iloc[::-1]
         sns.heatmap(values, norm=LogNorm(1, 50), cmap="mako_r", linewidths=0.5, cbar=False, **text, ax=ax)
         for row, place in np.argwhere(values.to_numpy() >= claimed):
@@ -125,7 +125,7 @@ def plot_headline(cells: pd.DataFrame, titles: Mapping[str, str], *, claimed: fl
         ax.set(xlabel="bandwidth (MHz)", ylabel="heterogeneity h", title="over " + title.replace(", ", ",\n"))
         ax.tick_params(left=False, bottom=False, rotation=0, labelsize=6.5)
         ax.label_outer()
-    bar = fig.colorbar(panels[0].collections[0], ax=panels, label="speed-up (×)")
+    bar = fig.colorbar(panels[0, 0].collections[0], ax=panels, label="speed-up (×)")
     plain_ticks(bar.ax, y=[1, 2, claimed, 10, 20, 40])
     return fig
 

@@ -196,8 +196,8 @@ def plot_plan_sweeps(swept: pd.DataFrame, looks: Mapping[str, str], labels: Mapp
         The figure.
     """
     n_seeds = swept["seed"].nunique()
-    fig, panels = plt.subplots(1, len(labels), figsize=(PAGE, 2.6), sharey=True)
-    for ax, (quantity, label) in zip(panels, labels.items(), strict=True):
+    fig, panels = plt.subplots(1, len(labels), figsize=(PAGE, 2.6), sharey=True, squeeze=False)
+    for ax, (quantity, label) in zip(panels[0], labels.items(), strict=True):
         mine = _where(swept, "quantity", quantity)
         shown = mine[mine.groupby(["value", "method"])["time_s"].transform("count") == n_seeds]
         plot_curves(shown, "value", "time_s", "method", looks, band=("pi", 100), markers=True, ax=ax)
@@ -206,7 +206,7 @@ def plot_plan_sweeps(swept: pd.DataFrame, looks: Mapping[str, str], labels: Mapp
         ax.tick_params(axis="x", labelsize=7)
         ax.label_outer()
         ax.get_legend().remove()
-    fig.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(looks))
+    fig.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(looks))
     return fig
 
 
@@ -264,7 +264,7 @@ def plot_micro_batch_training(curves: pd.DataFrame, reference: str, sizes: Seque
     networks = list(dict.fromkeys(curves["network"]))
     fig, panels = plt.subplots(1, 1 + len(networks), figsize=(PAGE, 2.6))
     tones = dict(zip([reference, *sizes], [INK, *sns.color_palette("viridis", len(sizes)).as_hex()], strict=True))
-    dashes = dict(zip(tones, ["-", "--", "-.", ":", (0, (1, 2))], strict=False))
+    dashes = dict(zip(tones, ["-", "--", "-.", ":", (0, (4, 1, 1, 1, 1, 1))], strict=False))
     floor = 1e-8  # equal losses have no place on a logarithmic axis
     for network, line in zip(networks, ("--", "-"), strict=False):
         losses = curves[curves["network"] == network].pivot_table(

@@ -91,7 +91,7 @@ def plot_cut_explorer(costs: pd.DataFrame, cut: int, title: str, batch_size: int
     texts = {
         "computation": f"{flops[0]:.3g} of {flops[1]:.3g} GFLOP",
         "parameters": f"{row.param_bits / 8e6:.3g} of {last.param_bits / 8e6:.3g} MB",
-        "activation memory": f"{batch_size * row.act_memory_bytes / 1e6:.3g} MB",
+        "activation memory": " of ".join(f"{batch_size * r.act_memory_bytes / 1e6:.3g}" for r in (row, last)) + " MB",
     }
     share.barh(list(shares.index), shares.to_numpy(), height=0.36, color=[_COLOURS[name] for name in shares.index])
     for k, name in enumerate(shares.index):
@@ -129,9 +129,10 @@ def plot_counted_and_measured(stages: pd.DataFrame) -> Axes:
     _, ax = plt.subplots(figsize=(COLUMN, 2.5))
     places = np.arange(len(stages))
     ax.hlines(places, 100 * stages.counted, 100 * stages.measured, color="0.7", linewidth=1.5, zorder=1)
-    looks = {"counted": ("o", "#3e356b", "counted (FLOP)"), "measured": ("D", "#37a3aa", "measured (s)")}
-    for name, (marker, colour, label) in looks.items():
-        ax.plot(100 * stages[name], places, marker, color=colour, markersize=5.5, label=label)
+    looks = {"counted": ("o", "#3e356b", 4.5, "counted (FLOP)"), "measured": ("D", "#37a3aa", 6.5, "measured (s)")}
+    for name, (marker, colour, size, label) in looks.items():  # diamonds are hollow: circles inside them show
+        face = "none" if name == "measured" else colour
+        ax.plot(100 * stages[name], places, marker, color=colour, markersize=size, markerfacecolor=face, label=label)
     ax.set_yticks(places, list(stages.index))
     ax.invert_yaxis()
     ax.set(xlabel="share of forward and backward pass (%)", ylabel="stage of the model", xlim=(-1, None))
@@ -141,10 +142,10 @@ def plot_counted_and_measured(stages: pd.DataFrame) -> Axes:
 
 def _draw_size(ax: Axes, costs: pd.DataFrame) -> None:
     """Draw the size of the activation at each cut, and the raw input's."""
-    megabytes = costs.act_bits / 8e6
-    ax.step(costs.index, megabytes, where="mid", color="0.35", label="activation at the cut")
-    ax.axhline(megabytes.iloc[0], color=INK, linestyle=":", label="raw input")
-    ax.set(xlabel="cut j", ylabel="size per sample (MB)", ylim=(-0.03 * megabytes.max(), None))
+    megabits = costs.act_bits / 1e6
+    ax.step(costs.index, megabits, where="mid", color="0.35", label="activation at the cut")
+    ax.axhline(megabits.iloc[0], color=INK, linestyle=":", label="raw input")
+    ax.set(xlabel="cut j", ylabel="size per sample (Mbit)", ylim=(-0.03 * megabits.max(), None))
 
 
 def _draw_shares(ax: Axes, shares: pd.DataFrame, cut: int | None = None) -> None:

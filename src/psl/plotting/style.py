@@ -29,13 +29,14 @@ def _line(colour: str, marker: str, linestyle: Any) -> dict[str, Any]:
 
 
 #: Line styles by framework or method. A method has the same colour, marker and dashes in every figure. Colours are
-#: those of seaborn's colour-blind palette; markers and dashes tell lines apart in greyscale.
+#: those of seaborn's colour-blind palette, and a dark violet; markers and dashes tell lines apart in greyscale.
 LOOKS: dict[str, dict[str, Any]] = {
     "epsl": _line("vermilion", "o", _SOLID),
     "epsl-1": _line("orange", "X", _DASH_DOT_DOT),
     "epsl-mean": _line("brown", "p", _LONG),
     "epsl-each": _line("grey", "^", _DASH_DOT),
-    "epsl-cut": _line("green", "P", _DASHED),
+    "epsl-cut": _line("#56108c", "P", _DASHED),
+    "epsl-sampled": _line("#7a5c00", "*", _LONG),
     "psl": _line("blue", "s", _DASHED),
     "psl-small": _line("sky", "D", _DASH_DOT),
     "psl-small-1": _line("pink", "d", _DASH_DOT_DOT),

@@ -16,7 +16,7 @@ from psl.plotting.charts import plain_ticks, plot_curves, plot_points
 from psl.plotting.style import COLUMN, INK, LOOKS, PAGE, look
 
 _TIMES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]  # s, of a logarithmic axis
-_NEVER, _FARTHEST = 1e3, 6.0  # a ratio that stands for "never"; where a picture of ratios ends at most
+_FARTHEST = 6.0  # where a picture of ratios ends at most
 
 
 def plot_slots(n_clients: int, batch_size: int, n_aggregated: int, *, ax: Axes | None = None) -> Axes:
@@ -158,6 +158,8 @@ def plot_ratios(
 ) -> Figure:
     """Draw the ratio of a method's time to a target and PSL's by scenario: median and quartiles; left of 1 is sooner.
 
+    A mark on the line "never" is a method that does not reach the target, by the median.
+
     Args:
         data: a row per network, scenario, method and pair of draws, with columns "network", "scenario", "method" and
             "ratio"; an infinite ratio counts in the median.
@@ -170,17 +172,23 @@ def plot_ratios(
     """
     networks = list(dict.fromkeys(data.network))
     size = (PAGE, 1.0 + 0.32 * len(scenarios))
-    farthest = data.ratio[np.isfinite(data.ratio)].max()
+    farthest = min(float(data.ratio[np.isfinite(data.ratio)].max()), _FARTHEST)
+    never = 1.4 * farthest
     fig, panels = plt.subplots(1, len(networks), figsize=size, sharey=True, sharex=True, squeeze=False)
     for ax, network in zip(panels[0], networks, strict=True):
         for k, (method, name) in enumerate(looks.items()):
-            _ratio_points(ax, data.query("network == @network and method == @method"), scenarios, name, method, k)
+            drawn = data.query("network == @network and method == @method")
+            _ratio_points(ax, drawn, scenarios, name, method, k, never)
         ax.axvline(1, color=INK, linestyle=":", linewidth=1)
         ax.set_yticks(range(len(scenarios)), list(scenarios))
         ax.set(xlabel=f"{label}, {network}", ylabel="scenario" if ax is panels[0, 0] else "", xscale="log")
-        ax.set(ylim=(len(scenarios) - 0.5, -0.5), xlim=(0.9 * data.ratio.min(), 1.1 * min(farthest, _FARTHEST)))
-        plain_ticks(ax, x=[0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5])
-    shared_legend(fig, panels[0], ncols=min(3, len(looks)))
+        ax.set(ylim=(len(scenarios) - 0.5, -0.5), xlim=(0.9 * data.ratio.min(), 1.1 * farthest))
+        if np.isinf(data.ratio).any():
+            ax.set_xlim(right=1.12 * never)
+            ax.axvline(never, color=INK, linestyle=":", linewidth=0.8)
+            ax.text(never, -0.55, "never", ha="center", va="bottom", fontsize=7)
+        plain_ticks(ax, x=[ratio for ratio in (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5) if ratio <= 1.1 * farthest])
+    shared_legend(fig, panels[0], ncols=min(4, len(looks)))
     return fig
 
 
@@ -211,14 +219,17 @@ def _target_panel(ax: Axes, times: pd.DataFrame, looks: Mapping[str, str]) -> No
     plain_ticks(ax, x=[t for t in _TIMES if low / 1.4 <= t <= high * 1.05])
 
 
-def _ratio_points(ax: Axes, data: pd.DataFrame, scenarios: Sequence[str], name: str, method: str, place: int) -> None:
-    """Draw one method's medians and quartiles, a little below those of the method before it."""
+def _ratio_points(
+    ax: Axes, data: pd.DataFrame, scenarios: Sequence[str], name: str, method: str, place: int, never: float
+) -> None:
+    """Draw one method's medians and quartiles, each a little below the method before; infinite ones at `never`."""
     style = {"color": look(name)["color"], "marker": look(name)["marker"], "linestyle": "none"}
     for y, scenario in enumerate(scenarios):
         ratios = data.ratio[data.scenario == scenario].dropna().to_numpy()
         if not len(ratios):
             continue
         at = y + 0.16 * (place - 1)
-        low, middle, high = np.minimum(np.quantile(ratios, [0.25, 0.5, 0.75], method="nearest"), _NEVER)
+        quartiles = np.quantile(ratios, [0.25, 0.5, 0.75], method="nearest")
+        low, middle, high = np.where(np.isfinite(quartiles), quartiles, never)
         ax.plot([low, high], [at, at], color=style["color"], linewidth=1)
         ax.plot([middle], [at], label=method, **style)

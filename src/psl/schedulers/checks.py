@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from psl.errors import expected
+from psl.errors import InfeasibleError, check_count, expected
 from psl.profiles import Profile
 
 # Relative speeds are near 1, speeds in FLOP/s are 1e9 or more.
@@ -59,6 +59,42 @@ def check_own_profiles(profile: Profile, tables: Sequence[Profile | None], name:
             got = f"{len(own.names)} cuts, {_ends(own.names)}"
             raise expected(name(i), want, got, "measure the same model everywhere")
         fits.add(id(own))
+
+
+def check_min_cut(profile: Profile, min_cut: int | str, deepest: int, why: str) -> int:
+    """Return the number of the shallowest cut allowed, given by number or name.
+
+    Args:
+        profile: names the cuts.
+        min_cut: 1 keeps raw data on the devices.
+        deepest: number of the deepest cut that can be reached.
+        why: it is the deepest, for the message.
+
+    Raises:
+        ScenarioError: no number of at least 1 and no name of a cut.
+        InfeasibleError: it is behind the deepest.
+    """
+    fix = "give the shallowest cut allowed; 1 keeps raw data at home"
+    number = profile.cut_index(min_cut) if isinstance(min_cut, str) else min_cut
+    number = check_count("min_cut", number, fix=fix)
+    if number > deepest:
+        want = f"at most {deepest} ({profile.names[deepest]!r}), {why}"
+        name = f" ({profile.names[number]!r})" if number <= profile.n_units else ""
+        raise expected("min_cut", want, f"{number}{name}", "allow a shallower cut: a larger budget", InfeasibleError)
+    return number
+
+
+def price(value: float, free: float) -> float:
+    """Return how many times the optimum without a floor on the cut a plan takes, value / free; NaN if not known.
+
+    A plan with a floor is one of those without, so less than 1 is rounding.
+    """
+    return max(float(value / free), 1.0) if free > 0 else float("nan")
+
+
+def priced(value: float, free: float) -> str:
+    """Return what a plan's repr says of its price, or nothing."""
+    return f", {price(value, free):.4g} × the round without min_cut" if free > 0 else ""
 
 
 def check_speeds(profile: Profile, what: str, speeds: ArrayLike, fix: str) -> None:

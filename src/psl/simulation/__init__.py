@@ -9,7 +9,8 @@ from psl.plans import Plan
 from psl.profiles import Profile
 from psl.simulation.edgesplit import edgesplit_jobs
 from psl.simulation.epsl import epsl_jobs
-from psl.simulation.pipeline import PipelinedPath, pipeline_jobs
+from psl.simulation.operations import PipelinedPath
+from psl.simulation.pipeline import pipeline_jobs, pipeline_timeline
 from psl.simulation.timeline import KINDS, Recorder, Timeline
 
 __all__ = ["KINDS", "Timeline", "lower_bound", "simulate", "simulate_path"]
@@ -42,8 +43,9 @@ def simulate(
     Source: ours [B]; the systems are EPSL (arXiv 2303.15991), EdgeSplit (arXiv 2403.15815) and pipelined split
     learning (arXiv 2505.04368).
     """
-    jobs = _jobs(plan, order, max_in_flight, equal_micro_batches)
-    return jobs.timeline(plan.scheduler, order if plan.scheduler == "pipeline" else None)
+    if _scheduler(plan) == "pipeline":
+        return pipeline_timeline(plan, order=order, max_in_flight=max_in_flight, equal=equal_micro_batches)
+    return _jobs(plan, order, max_in_flight, equal_micro_batches).timeline(plan.scheduler)
 
 
 def simulate_path(
@@ -78,8 +80,7 @@ def simulate_path(
     Source: ours [B]; the system is pipelined split learning (arXiv 2505.04368).
     """
     path = PipelinedPath(profile, network, batch_size, micro_batch, stages, hops)
-    jobs = pipeline_jobs(path, order=order, max_in_flight=max_in_flight, equal=equal_micro_batches)
-    return jobs.timeline("pipeline", order)
+    return pipeline_timeline(path, order=order, max_in_flight=max_in_flight, equal=equal_micro_batches)
 
 
 def lower_bound(plan: Plan, *, equal_micro_batches: bool = False) -> float:
@@ -102,7 +103,7 @@ def lower_bound(plan: Plan, *, equal_micro_batches: bool = False) -> float:
 def _jobs(
     plan: Any, order: str = "1f1b", max_in_flight: int | None = None, equal_micro_batches: bool = False
 ) -> Recorder:
-    scheduler = plan.scheduler if isinstance(plan, Plan) and not isinstance(plan, type) else None
+    scheduler = _scheduler(plan)
     if scheduler == "pipeline":
         return pipeline_jobs(plan, order=order, max_in_flight=max_in_flight, equal=equal_micro_batches)
     if scheduler not in ("epsl", "edgesplit"):
@@ -115,3 +116,7 @@ def _jobs(
             want = f"its default with a plan of {scheduler}"
             raise expected(name, want, repr(given[name]), "use it with pipelined plans")
     return epsl_jobs(plan) if scheduler == "epsl" else edgesplit_jobs(plan)
+
+
+def _scheduler(plan: Any) -> str | None:
+    return plan.scheduler if isinstance(plan, Plan) and not isinstance(plan, type) else None

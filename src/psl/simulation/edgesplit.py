@@ -14,7 +14,8 @@ def edgesplit_jobs(plan: Any) -> Recorder:
     Each of the N devices downloads its part of the model, takes H local steps (forward, upload, server forward,
     backward and optimizer step on an N-th of the server, download, backward, optimizer step) and uploads its part.
     Devices share nothing but the moment at which the models are averaged. A device that holds the whole model meets the
-    server only for that.
+    server only for that. What a round takes whatever it carries comes before everything; what a message takes besides
+    its bits occupies the device's band.
 
     Source: EdgeSplit (arXiv 2403.15815): a depth and a band per device [P], the round's costs [R]; its simulation [B].
     """
@@ -36,7 +37,8 @@ def edgesplit_jobs(plan: Any) -> Recorder:
         if j < n_units:
             server = jobs.resource(f"server for {name}")
             server_part = jobs.stage(server, profile, j, n_units)
-            up, down = transfer(b * profile.act_bits[j], rate), transfer(b * profile.grad_bits[j], rate)
+            up = transfer(b * profile.act_bits[j], rate, cluster.message_overhead)
+            down = transfer(b * profile.grad_bits[j], rate, cluster.message_overhead)
             server_forward = b * (profile.fwd_cost[-1] - profile.fwd_cost[j]) / server_speed
             server_backward = b * (profile.bwd_cost[-1] - profile.bwd_cost[j]) / server_speed
             work += [
@@ -49,8 +51,9 @@ def edgesplit_jobs(plan: Any) -> Recorder:
         work.append(("backward", device, backward, device_part))
         work.append(("step", device, table.steps[j] / speed, device_part))
         work = [entry for entry in work if entry[0] != "step" or entry[2]]  # most profiles know no time of it
-        model = transfer(profile.param_bits[j], rate)
-        last = jobs.event("model", band, model, micro_batch=-1, stage=i)
+        model = transfer(profile.param_bits[j], rate, cluster.message_overhead)
+        begin = (jobs.add(None, cluster.round_overhead),) if cluster.round_overhead else ()
+        last = jobs.event("model", band, model, begin, micro_batch=-1, stage=i)
         for step in range(plan.local_steps):
             for kind, resource, seconds, stage in work:
                 last = jobs.event(kind, resource, seconds, (last,), micro_batch=step, stage=stage, samples=b)

@@ -14,6 +14,14 @@ DIGITS = 12
 Priority = tuple[float, ...]
 
 
+def whole_ticks(seconds: list[float]) -> tuple[list[int], int]:
+    """Return ((n,) durations in ticks, d): a tick is 10^-d seconds; see `Jobs`."""
+    longest = max(seconds, default=0.0)
+    digits = DIGITS - math.floor(math.log10(longest)) if longest > 0 else 0
+    digits = min(digits, 300)  # 10^d must stay a float
+    return [round(s) for s in (np.array(seconds) * 10.0**digits).tolist()], digits
+
+
 class Jobs:
     """Jobs with durations, resources, dependencies and priorities, which `run` executes.
 
@@ -81,10 +89,7 @@ class Jobs:
 
     def ticks(self) -> tuple[list[int], int]:
         """Return ((n,) durations in ticks, d): a tick is 10^-d seconds."""
-        longest = max(self.seconds, default=0.0)
-        digits = DIGITS - math.floor(math.log10(longest)) if longest > 0 else 0
-        digits = min(digits, 300)  # 10^d must stay a float
-        return [round(s) for s in (np.array(self.seconds) * 10.0**digits).tolist()], digits
+        return whole_ticks(self.seconds)
 
     def run(self) -> tuple[np.ndarray, np.ndarray]:
         """Execute all jobs and return ((n,) start, (n,) end) in seconds.

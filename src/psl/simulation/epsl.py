@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from psl.gradient_aggregation import aggregated_rows, server_rows
+from psl.gradient_aggregation import aggregated_rows, sampled_rows, server_rows
 from psl.simulation.timeline import Recorder
 
 
@@ -13,11 +13,17 @@ def epsl_jobs(plan: Any) -> Recorder:
     computes forward, then backward, and steps. It broadcasts the aggregated gradients over all subchannels, then sends
     each client the others over the client's own. Each client ends with its backward and its step.
 
+    If rows are drawn, the server computes these forward once more; nothing is broadcast, and each client gets and goes
+    back through its own drawn rows. What a round takes whatever it carries comes before everything; what a message
+    takes besides its bits occupies the subchannels it travels on.
+
     Source: EPSL (arXiv 2303.15991): the round [P], its costs [R]; its simulation [B].
     """
     profile, cell, j, b = plan.profile, plan.cell, plan.cut, plan.batch_size
     n_clients, n_units = cell.n_clients, profile.n_units
-    n_a = aggregated_rows(plan.phi, b)
+    sampled = plan.linearise == "sampled"
+    n_a = 0 if sampled else aggregated_rows(plan.phi, b)
+    back = sampled_rows(plan.phi, b, n_clients).tolist() if sampled else [b] * n_clients
     up, down = cell.uplink_rate(plan.assignment, plan.power), cell.downlink_rate(plan.assignment)
     common = cell.broadcast_rate()
 
@@ -29,41 +35,53 @@ def epsl_jobs(plan: Any) -> Recorder:
     client_part = [jobs.stage(machine[i], profile, 0, j) for i in range(n_clients)]
     server_part = jobs.stage(server, profile, j, n_units)
 
+    begin = (jobs.add(None, cell.round_overhead),) if cell.round_overhead else ()
     arrived, tables = [], []
     for i in range(n_clients):
         own = None if cell.profiles is None else cell.profiles[i]
         table, speed = (profile, cell.client_speed[i]) if own is None else (own, 1.0)
         tables.append((table, speed))
-        computed = jobs.event("forward", machine[i], b * table.fwd_cost[j] / speed, stage=client_part[i], samples=b)
-        seconds = transfer(b * profile.act_bits[j], up[i])
+        seconds = b * table.fwd_cost[j] / speed
+        computed = jobs.event("forward", machine[i], seconds, begin, stage=client_part[i], samples=b)
+        seconds = transfer(b * profile.act_bits[j], up[i], cell.message_overhead)
         arrived.append(jobs.event("activation", band[i], seconds, (computed,), stage=i, samples=b))
     rows = n_clients * b
     forward = rows * (profile.fwd_cost[-1] - profile.fwd_cost[j]) / cell.server_speed
     last = jobs.event("forward", server, forward, arrived, stage=server_part, samples=rows)
     # All rows go back through the last layer. Aggregated slots are then one row for all clients.
     before_last = max(profile.bwd_cost[-1] - profile.bwd_cost[j] - profile.last_bwd_cost, 0.0)
-    backward = (server_rows(plan.phi, b, n_clients) * before_last + rows * profile.last_bwd_cost) / cell.server_speed
+    through = sum(back) if sampled else server_rows(plan.phi, b, n_clients)
+    if sampled and through < rows:
+        rows = through
+        forward = rows * (profile.fwd_cost[-1] - profile.fwd_cost[j]) / cell.server_speed
+        last = jobs.event("forward", server, forward, (last,), stage=server_part, samples=rows)
+    backward = (through * before_last + rows * profile.last_bwd_cost) / cell.server_speed
     last = jobs.event("backward", server, backward, (last,), stage=server_part, samples=rows)
     if step := (profile.steps[-1] - profile.steps[j]) / cell.server_speed:
         last = jobs.event("step", server, step, (last,), stage=server_part)
     if n_a > 0:
-        seconds = transfer(n_a * profile.grad_bits[j], common)
+        seconds = transfer(n_a * profile.grad_bits[j], common, cell.message_overhead)
         last = jobs.event("broadcast", whole_band, seconds, (last,), samples=n_a)
     for i, (table, speed) in enumerate(tables):
         ready = last
-        if b > n_a:
-            seconds = transfer((b - n_a) * profile.grad_bits[j], down[i])
-            ready = jobs.event("gradient", band[i], seconds, (last,), stage=i, samples=b - n_a)
-        done = jobs.event(
-            "backward", machine[i], b * table.bwd_cost[j] / speed, (ready,), stage=client_part[i], samples=b
-        )
+        if back[i] > n_a:
+            seconds = transfer((back[i] - n_a) * profile.grad_bits[j], down[i], cell.message_overhead)
+            ready = jobs.event("gradient", band[i], seconds, (last,), stage=i, samples=back[i] - n_a)
+        seconds = back[i] * table.bwd_cost[j] / speed
+        done = jobs.event("backward", machine[i], seconds, (ready,), stage=client_part[i], samples=b)
         if table.steps[j]:
             jobs.event("step", machine[i], table.steps[j] / speed, (done,), stage=client_part[i])
     return jobs
 
 
-def transfer(bits: float, rate: float) -> float:
-    """Return the seconds that bits take at a rate: 0 without bits, else infinite at a rate of 0."""
+def transfer(bits: float, rate: float, overhead: float = 0.0) -> float:
+    """Return the seconds that a message takes at a rate: 0 without bits, else infinite at a rate of 0.
+
+    Args:
+        bits: of the message.
+        rate: bit/s.
+        overhead: s that it takes besides.
+    """
     if bits == 0:
         return 0.0
-    return bits / rate if rate > 0 else float("inf")
+    return bits / rate + overhead if rate > 0 else float("inf")

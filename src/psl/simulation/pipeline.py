@@ -1,43 +1,14 @@
 """The micro-batches of a pipelined plan, one by one through its stages and hops."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from psl.errors import PSLError, check_choice, check_count, expected
-from psl.networks.edge_network import EdgeNetwork
-from psl.profiles import Profile
-from psl.simulation.epsl import transfer
-from psl.simulation.timeline import Recorder
+from psl.errors import check_choice, check_count, expected
+from psl.simulation.operations import BACKWARD, FORWARD, Operation, operations_of
+from psl.simulation.replay import replay
+from psl.simulation.timeline import Recorder, Timeline
 
 #: order= of a pipeline: what a node does first, and whether backward waits for all of forward.
 ORDERS = ("1f1b", "flush")
-
-_FORWARD, _BACKWARD = 0, 1  # positions in the pairs of an `Operation`
-
-
-class PipelinedPath(NamedTuple):
-    """What is simulated of a `PipelinePlan`: stages (node, i, j) and hops (cut, u, v) in the order of the path."""
-
-    profile: Profile
-    network: EdgeNetwork
-    batch_size: int
-    micro_batch: int
-    stages: Sequence[tuple[int | str, int, int]]
-    hops: Sequence[tuple[int, int | str, int | str]]
-
-
-@dataclass(frozen=True)
-class Operation:
-    """What every micro-batch goes through at one stage or hop; pairs are (forward, backward)."""
-
-    kinds: tuple[str, str]
-    number: int  # of the stage among stages, of the hop among hops
-    resources: tuple[int, int]
-    overhead: float  # s, whatever the size
-    per_sample: tuple[float, float]  # s
-    delay: tuple[float, float] = (0.0, 0.0)  # s on the way, after the resource is free again
-    step: float = 0.0  # s, the optimizer step of a stage at the end of the mini-batch
 
 
 def pipeline_jobs(plan: Any, *, order: str = "1f1b", max_in_flight: int | None = None, equal: bool = False) -> Recorder:
@@ -67,6 +38,32 @@ def pipeline_jobs(plan: Any, *, order: str = "1f1b", max_in_flight: int | None =
 
     Source: pipelined split learning (arXiv 2505.04368): the pipeline [P], its costs [R], its simulation [B].
     """
+    sizes, window = _micro_batches_in_flight(plan, order, max_in_flight, equal)
+    jobs = Recorder()
+    operations = operations_of(plan, jobs)
+    return _jobs(jobs, operations, sizes, order, window)
+
+
+def pipeline_timeline(
+    plan: Any, *, order: str = "1f1b", max_in_flight: int | None = None, equal: bool = False
+) -> Timeline:
+    """Return what happens to the jobs of `pipeline_jobs`; where every order is known, without making them one by one.
+
+    Args:
+        plan, order, max_in_flight, equal: as for `pipeline_jobs`.
+
+    Raises:
+        ScenarioError: as `pipeline_jobs`.
+    """
+    sizes, window = _micro_batches_in_flight(plan, order, max_in_flight, equal)
+    jobs = Recorder()
+    operations = operations_of(plan, jobs)
+    found = replay(jobs, operations, sizes, order, window)
+    return _jobs(jobs, operations, sizes, order, window).timeline("pipeline", order) if found is None else found
+
+
+def _micro_batches_in_flight(plan: Any, order: str, max_in_flight: int | None, equal: bool) -> tuple[list[int], int]:
+    """Return the sizes of the micro-batches and how many may be in flight, checked."""
     check_choice("order", order, ORDERS)
     m, b = check_count("plan.micro_batch", plan.micro_batch), check_count("plan.batch_size", plan.batch_size)
     if m > b:
@@ -80,19 +77,21 @@ def pipeline_jobs(plan: Any, *, order: str = "1f1b", max_in_flight: int | None =
             want = f"None or at least the {len(sizes)} micro-batches with order='flush'"
             fix = "flush keeps every micro-batch until the last forward: use order='1f1b' to hold fewer"
             raise expected("max_in_flight", want, window, fix)
+    return sizes, window
 
-    jobs = Recorder()
-    operations = _operations(plan, jobs)
+
+def _jobs(jobs: Recorder, operations: list[Operation], sizes: list[int], order: str, window: int) -> Recorder:
+    """Add the jobs of one mini-batch, and return the recorder."""
     first_forward, last_forward = [], []  # jobs of the first and the last stage
     for number, samples in enumerate(sizes):
-        chain = _pass(jobs, operations, _FORWARD, number, samples, ())
+        chain = _pass(jobs, operations, FORWARD, number, samples, ())
         first_forward.append(chain[0])
         last_forward.append(chain[-1])
     for number, samples in enumerate(sizes):
         after = (last_forward[number],)
         if order == "flush" and number < len(sizes) - 1:
             after = (last_forward[number], last_forward[-1])
-        chain = _pass(jobs, operations[::-1], _BACKWARD, number, samples, after)
+        chain = _pass(jobs, operations[::-1], BACKWARD, number, samples, after)
         if number + window < len(sizes):
             jobs.require(first_forward[number + window], chain[-1])
         last_backward = chain[::-1]
@@ -122,61 +121,3 @@ def _pass(
         chain.append(job)
         after = (jobs.add(None, operation.delay[direction], (job,)) if operation.delay[direction] > 0 else job,)
     return chain
-
-
-def _operations(plan: PipelinedPath, jobs: Recorder) -> list[Operation]:
-    """Return the stages and hops in the order in which a micro-batch meets them."""
-    graph = plan.network.graph
-    operations, hops, number = [], list(plan.hops), 0
-    here, done = plan.network.source, 0
-    for position, (node, i, j) in enumerate(plan.stages):
-        if node != here or i != done or not i < j <= plan.profile.n_units:
-            raise _broken(f"stage {position} to continue at node {here} after unit {done}", (node, i, j))
-        operations.append(_stage(plan, jobs, node, i, j))
-        done = j
-        while hops and hops[0][0] == done:
-            cut, u, v = hops.pop(0)
-            if u != here or not (graph.has_edge(u, v) and graph.has_edge(v, u)):
-                raise _broken(f"hop {number} to leave node {here} over a link with both directions", (cut, u, v))
-            operations.append(_hop(plan, jobs, number, cut, u, v))
-            here, number = v, number + 1
-    if hops or done != plan.profile.n_units or operations[-1].kinds[0] != "forward":
-        left = f"units up to {done}, {len(hops)} hops left over"
-        raise _broken(f"stages and hops that compute all {plan.profile.n_units} units and end there", left)
-    return operations
-
-
-def _stage(plan: PipelinedPath, jobs: Recorder, node: int | str, i: int, j: int) -> Operation:
-    attributes = plan.network.graph.nodes[node]
-    resource = jobs.resource(f"node {plan.network.labels[node]}")
-    own = attributes.get("profile")
-    table, speed = (plan.profile, attributes["speed"]) if own is None else (own, 1.0)
-    if not speed > 0:
-        raise expected(f"node {node}", "a speed above 0, as it holds a stage", f"{speed:g}", "place it elsewhere")
-    forward, backward = table.fwd_cost[j] - table.fwd_cost[i], table.bwd_cost[j] - table.bwd_cost[i]
-    per_sample = float(forward / speed), float(backward / speed)
-    number = jobs.stage(resource, plan.profile, i, j)
-    step = float((table.steps[j] - table.steps[i]) / speed)
-    return Operation(
-        ("forward", "backward"), number, (resource, resource), attributes["overhead"], per_sample, step=step
-    )
-
-
-def _hop(plan: PipelinedPath, jobs: Recorder, number: int, cut: int, u: int | str, v: int | str) -> Operation:
-    network = plan.network
-    there, back = network.graph.edges[u, v], network.graph.edges[v, u]
-    a, b = network.labels[u], network.labels[v]
-    if network.duplex == "half":  # one name for both directions, in the network's own order of nodes
-        a, b = (a, b) if network.index[u] < network.index[v] else (b, a)
-        link = jobs.resource(f"link {a}–{b}", fifo=True)
-        resources = link, link
-    else:
-        resources = jobs.resource(f"link {a}→{b}", fifo=True), jobs.resource(f"link {b}→{a}", fifo=True)
-    forward = transfer(float(plan.profile.act_bits[cut]), there["rate"])
-    backward = transfer(float(plan.profile.grad_bits[cut]), back["rate"])
-    delay = there["latency"], back["latency"]
-    return Operation(("activation", "gradient"), number, resources, 0.0, (forward, backward), delay)
-
-
-def _broken(want: str, got: Any) -> PSLError:
-    return expected("plan", want, repr(got), "take stages and hops, in path order, from one plan of pipeline.solve")

@@ -202,20 +202,41 @@ class Recorder(Jobs):
         """Execute the jobs and return what happened."""
         start, end = self.run()
         jobs = np.array(list(self._events))
-        jobs = jobs[np.lexsort([jobs, end[jobs], start[jobs]])]
-        kind, micro_batch, stage, samples = np.array([self._events[job] for job in jobs.tolist()]).T
+        resource = np.array([self.resource_of[job] for job in jobs.tolist()])
+        labels = np.array([self._events[job] for job in jobs.tolist()]).T
+        return self.arranged(scheduler, order, resource, labels, start[jobs], end[jobs])
+
+    def arranged(
+        self,
+        scheduler: str,
+        order: str | None,
+        resource: np.ndarray,
+        labels: np.ndarray,
+        start: np.ndarray,
+        end: np.ndarray,
+    ) -> Timeline:
+        """Return the timeline of E events given in the order in which they were added.
+
+        Args:
+            scheduler, order: as in `Timeline`.
+            resource: (E,) their resources.
+            labels: (4, E) kind, micro-batch, stage and samples.
+            start, end: (E,) s.
+        """
+        by_time = np.lexsort([end, start])  # of equals, the first added stays first
+        kind, micro_batch, stage, samples = labels[:, by_time]
         place, activation, fixed = (np.array(values) for values in zip(*self._stages, strict=True))
         return Timeline(
             scheduler,
             order,
             tuple(self.resources),
-            resource=np.array([self.resource_of[job] for job in jobs.tolist()]),
+            resource=resource[by_time],
             kind=kind,
             micro_batch=micro_batch,
             stage=stage,
             samples=samples,
-            start=start[jobs],
-            end=end[jobs],
+            start=start[by_time],
+            end=end[by_time],
             stage_resource=place,
             stage_activation=activation,
             stage_fixed=fixed,

@@ -1,6 +1,6 @@
 """What clients and server send each other: every tensor that crosses is counted in bits."""
 
-import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,7 +26,11 @@ class BitCounter:
       the parts differ);
     * pipeline: across every boundary of two stages the activations up and their gradients down,
       once however many hops relay them; the labels go up once, from the data to the last stage;
-    * centralised: nothing, the data is taken to be at the server.
+    * centralised: nothing, the data is taken to be at the server;
+    * U-shaped sl, sfl, psl: up the smashed data of the first cut, down the features of the second; up the gradients at
+      the second, down those at the first. Labels stay where they are.
+
+    Smashed data that a defence quantises count with its bits per number.
 
     A device that missed a round (`Participation`) has sent what it sent before; it gets the new
     model like all others.
@@ -42,18 +46,20 @@ class BitCounter:
     def __init__(self) -> None:
         self.uplink_bits = 0
         self.downlink_bits = 0
-        self._lock = threading.Lock()  # a server may serve its clients in threads
 
-    def up(self, message: Any) -> Any:
-        """Send a tensor, or several, from one client to the server; returns what the server receives."""
-        with self._lock:
-            self.uplink_bits += _bits(message)
+    def up(self, message: Any, bits_of: Callable[[torch.Tensor], int] | None = None) -> Any:
+        """Send a tensor, or several, from one client to the server; returns what the server receives.
+
+        Args:
+            message: what is sent.
+            bits_of: the bits of a tensor; default the size of its dtype.
+        """
+        self.uplink_bits += _bits(message) if bits_of is None else sum(map(bits_of, tensors_of(message)))
         return each(torch.Tensor.detach, message)
 
     def down(self, message: Any) -> Any:
         """Send a tensor, or several, from the server to one client; returns what the client receives."""
-        with self._lock:
-            self.downlink_bits += _bits(message)
+        self.downlink_bits += _bits(message)
         return each(torch.Tensor.detach, message)
 
     def broadcast(self, message: Any) -> Any:

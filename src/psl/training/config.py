@@ -11,12 +11,19 @@ from torch import nn
 
 from psl.errors import CutError, check_choice, check_number, expected
 from psl.models.splitting import Cut
+from psl.training.defences import Defence
 from psl.training.participation import Participation
 from psl.training.partition import PartitionRule
 from psl.training.scores import Score, accuracy, cross_entropy
 
-#: Where EPSL may take the server's Jacobian, see `psl.training.frameworks.epsl`.
-LINEARISE_RULES = ("representative", "mean", "each", "cut")
+#: Where EPSL may take the server's Jacobian for aggregated gradients, see `psl.training.frameworks.epsl`.
+AGGREGATION_RULES = ("representative", "mean", "each", "cut")
+#: What EPSL may do with last-layer gradients: aggregate, or draw rows, see `psl.training.frameworks.drawn_rows`.
+LINEARISE_RULES = (*AGGREGATION_RULES, "sampled")
+#: How many rows are drawn: as many as φ says, or fewer when few of them matter.
+ROW_RULES = ("fixed", "adaptive")
+#: What a mini-batch is drawn from: every client's own data, or the data of all clients.
+SAMPLING_RULES = ("own", "global")
 _OPTIMIZERS = {"sgd": (torch.optim.SGD, 0.05), "adam": (torch.optim.Adam, 1e-3)}  # class, default learning rate
 
 
@@ -30,11 +37,16 @@ class TrainingConfig:
         batch_size: b, mini-batch of each client.
         optimizer: makes an optimizer from a list of parameters.
         loss, metric: map outputs and labels to one value per row.
-        cut: number or name; for edgesplit a list with one per client, for pipeline a list of inner boundaries; None
-            for frameworks that do not split.
+        cut: number or name; for edgesplit a list with one per client, for pipeline a list of inner boundaries, for a
+            U-shaped split a list of two; None for frameworks that do not split.
         micro_batch: samples at a time through a pipeline, None for the whole mini-batch.
+        defence: what clients do to their smashed data; None for nothing.
         participation: with the device times that hold in this run; None if all clients take part in every round.
+        rows, sampling: of `ROW_RULES` and `SAMPLING_RULES`.
+        server_steps: on resampled activations, before the clients' gradients; 0 for one step together with the clients.
         round_time: s, the plan's time of a round of this framework; NaN without a plan.
+        drawn_time: from (N,) numbers of rows to the seconds of a round in which they were drawn; None where all rounds
+            take `round_time`.
         example: inputs of the model as they will come, with a batch first; None if the model was traced before.
         tensors: how many tensors may cross at a cut given by number or name.
     """
@@ -50,12 +62,17 @@ class TrainingConfig:
     cut: int | str | Cut | list[int | str | Cut] | None = None
     phi: float = 0.0
     linearise: str = "representative"
+    rows: str = "fixed"
+    sampling: str = "own"
+    server_steps: int = 0
     micro_batch: int | None = None
     partition: PartitionRule = "iid"
     participation: Participation | None = None
+    defence: Defence | None = None
     seed: int = 0
     eval_every: int = 1
     round_time: float = float("nan")
+    drawn_time: Callable[[np.ndarray], float] | None = None
     example: Any = None
     tensors: int = 1
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from psl.models.values import call, copied
+from psl.models.values import copied
 from psl.training.frameworks import Framework
 from psl.training.sampling import Samples
 from psl.training.scores import Mean
@@ -16,6 +16,8 @@ _BATCH = 500  # test samples at a time
 def evaluate(framework: Framework, samples: Samples, index: int) -> np.ndarray:
     """Return the mean of the metric over the test data for each distinct client model, evaluated in eval mode.
 
+    A defence that changes smashed data does so here too, as it would in use.
+
     Every test batch is fetched once for all clients; clients that hold the same model (sl, sfl,
     fedavg) are evaluated once.
 
@@ -24,7 +26,7 @@ def evaluate(framework: Framework, samples: Samples, index: int) -> np.ndarray:
         samples: the test data.
         index: of the round, from which what test samples are transformed with at random is drawn.
     """
-    clients, server = framework.client_models(), framework.server
+    clients = framework.client_models()
     means = [Mean() for _ in clients]
     framework.train(False)
     with own_random_state(samples.device):
@@ -33,8 +35,7 @@ def evaluate(framework: Framework, samples: Samples, index: int) -> np.ndarray:
             inputs, labels = samples.fetch(rows)
             for i, client in enumerate(clients):
                 # Every model gets its own copy: forward may overwrite its inputs.
-                outputs = call(client, copied(inputs) if i + 1 < len(clients) else inputs)
-                outputs = outputs if server is None else server(outputs)
+                outputs = framework.outputs(client, copied(inputs) if i + 1 < len(clients) else inputs)
                 means[i].add(framework.config.metric(outputs, labels))
     framework.train(True)
     return np.array([mean.value for mean in means])

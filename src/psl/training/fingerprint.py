@@ -29,6 +29,8 @@ def settings_of(run: Framework) -> dict[str, Any]:
     }
     if config.metric is not accuracy:
         settings["metric"] = metric_name(config.metric)
+    if config.defence is not None:
+        settings["defence"] = str(config.defence)
     settings |= run.settings()
     if config.participation is not None:
         settings |= config.participation.settings()

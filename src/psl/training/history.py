@@ -36,6 +36,7 @@ class History(Record):
         uplink_bits, downlink_bits: bits sent since the start (cumulative); see `psl.training.communication.BitCounter`.
         client_accuracy: the same of each distinct client model at the last evaluation.
         participants: how many devices were averaged; None without `participation`.
+        server_rows: rows that the server went back through in each round; None where they are not drawn.
 
     Attributes:
         models: the trained models in eval mode, of the class that was given: one per client where clients keep
@@ -52,6 +53,7 @@ class History(Record):
     downlink_bits: np.ndarray
     client_accuracy: np.ndarray
     participants: np.ndarray | None = None
+    server_rows: np.ndarray | None = None
     models: list[nn.Module] = field(default_factory=list, init=False, compare=False, repr=False)
 
     @property
@@ -72,11 +74,11 @@ class History(Record):
     def to_frame(self) -> pd.DataFrame:
         """Return one row per round: round, simulated_time_s, train_loss, test_accuracy, uplink_bits, downlink_bits.
 
-        Simulated time and bits are cumulative. With `participation` there is also a column participants.
+        Simulated time and bits are cumulative. With `participation` there is also a column participants, and
+        server_rows where rows are drawn.
         """
         columns = ("simulated_time_s", "train_loss", "test_accuracy", "uplink_bits", "downlink_bits")
-        if self.participants is not None:
-            columns += ("participants",)
+        columns += tuple(name for name in ("participants", "server_rows") if getattr(self, name) is not None)
         frame = pd.DataFrame({name: getattr(self, name) for name in columns})
         frame.insert(0, "round", np.arange(1, self.rounds + 1))
         return frame
@@ -127,14 +129,19 @@ class HistoryBuilder:
     Args:
         participation: whether clients may miss rounds, which then have times and numbers of participants of their own.
         metric: name of what is evaluated.
+        rows: whether the server goes back through rows that are drawn.
+        own_times: whether rounds have times of their own without `participation`.
     """
 
     _CURVES = ("train_loss", "test_accuracy", "uplink_bits", "downlink_bits")
 
-    def __init__(self, participation: bool = False, metric: str = "accuracy"):
+    def __init__(
+        self, participation: bool = False, metric: str = "accuracy", *, rows: bool = False, own_times: bool = False
+    ):
         self._metric = metric
-        self._participation = participation
-        names = (*self._CURVES, "participants", "seconds") if participation else self._CURVES
+        self._participation, self._rows, self._own_times = participation, rows, own_times or participation
+        extra = {"participants": participation, "server_rows": rows, "seconds": self._own_times}
+        names = (*self._CURVES, *(name for name, wanted in extra.items() if wanted))
         self._columns: dict[str, list[float]] = {name: [] for name in names}
         self._client_accuracy: list[float] = []
 
@@ -149,7 +156,13 @@ class HistoryBuilder:
         return not np.isnan(self._columns["test_accuracy"][-1])
 
     def add_round(
-        self, loss: float, accuracy: np.ndarray | None, bits: BitCounter, attendance: Attendance | None = None
+        self,
+        loss: float,
+        accuracy: np.ndarray | None,
+        bits: BitCounter,
+        attendance: Attendance | None = None,
+        rows: np.ndarray | None = None,
+        seconds: float = float("nan"),
     ) -> None:
         """Append a round.
 
@@ -158,12 +171,16 @@ class HistoryBuilder:
             accuracy: (models,) test accuracy of each distinct client model; None without evaluation.
             bits: what was sent since the start.
             attendance: who took part; needed with `participation`.
+            rows: (N,) rows of each client that were drawn; needed where rows are.
+            seconds: simulated time of the round; needed with `own_times`.
         """
         row = {
             "train_loss": loss,
             "test_accuracy": float("nan"),
             "uplink_bits": bits.uplink_bits,
             "downlink_bits": bits.downlink_bits,
+            "server_rows": 0 if rows is None else int(rows.sum()),
+            "seconds": seconds,
         }
         if attendance is not None:
             row |= {"participants": attendance.participants, "seconds": attendance.seconds}
@@ -203,11 +220,14 @@ class HistoryBuilder:
         """Return the finished history; rounds without times of their own take `round_time` seconds each."""
         curves = {name: np.array(self._columns[name], dtype=float) for name in self._CURVES}
         time = round_time * np.arange(1, self.rounds + 1)
-        participants = None
-        if self._participation:
-            participants, time = np.array(self._columns["participants"]), _cumulative(self._columns["seconds"])
+        if self._own_times:
+            time = _cumulative(self._columns["seconds"])
+        drawn = {
+            name: np.array(self._columns[name]) if wanted else None
+            for name, wanted in (("participants", self._participation), ("server_rows", self._rows))
+        }
         accuracy = np.array(self._client_accuracy)
-        return History(framework, settings, time, client_accuracy=accuracy, participants=participants, **curves)
+        return History(framework, settings, time, client_accuracy=accuracy, **drawn, **curves)
 
 
 def _cumulative(seconds: Sequence[float]) -> np.ndarray:

@@ -1,22 +1,27 @@
 """From the arguments of `psl.train` and a plan to the configuration of a run."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from psl.errors import PSLError, check_choice, check_count, check_number, expected
+from psl.errors import CutError, PSLError, check_choice, check_count, check_number, expected
 from psl.models.splitting import Cut
 from psl.models.tracing import trace
-from psl.plans import Plan
+from psl.plans import Plan, PlanOfRows
 from psl.training.config import (
     LINEARISE_RULES,
+    ROW_RULES,
+    SAMPLING_RULES,
     TrainingConfig,
     check_cut,
     check_cuts,
     optimizer_factory,
 )
+from psl.training.defences import Defence, Quantise, check_defence
 from psl.training.frameworks.base import Framework
 from psl.training.participation import Participation
 from psl.training.partition import check_rule
@@ -33,9 +38,14 @@ def resolve(
     cut: int | str | Sequence[int | str] | None = None,
     phi: float | None = None,
     linearise: str | None = None,
+    rows: str = "fixed",
+    sampling: str = "own",
+    server_steps: int = 0,
     micro_batch: int | None = None,
     partition: str | float | Sequence[Any] = "iid",
     participation: Participation | None = None,
+    defence: Defence | None = None,
+    u_shaped: bool = False,
     optimizer: str | Callable[..., torch.optim.Optimizer] = "sgd",
     lr: float | None = None,
     loss: Callable[..., torch.Tensor] | None = None,
@@ -49,6 +59,7 @@ def resolve(
     Args:
         kind: the framework's class.
         plan: a plan or None; the others are as in `psl.train`.
+        u_shaped: whether two cuts are understood, where the framework takes them.
 
     Raises:
         ScenarioError: an argument is out of range, unknown, or contradicts the plan.
@@ -72,12 +83,31 @@ def resolve(
     n_clients = check_count("n_clients", choose("n_clients", n_clients, 5))
     batch_size = check_count("batch_size", choose("batch_size", batch_size, 64))
     phi = check_number("phi", choose("phi", phi, 0.5), minimum=0, maximum=1, fix="pass a share in [0, 1]")
-    linearise = check_choice("linearise", "representative" if linearise is None else linearise, LINEARISE_RULES)
+    linearise = _linearise(kind, linearise, plan, planned.get("linearise", "representative"))
+    check_choice("rows", rows, ROW_RULES)
+    check_choice("sampling", sampling, SAMPLING_RULES)
+    server_steps = check_count("server_steps", server_steps, minimum=0)
+    _check_options(kind, linearise, rows, sampling, server_steps)
     micro_batch = choose("micro_batch", micro_batch, None)
-    round_time = float("nan")
+    round_time, drawn_time = float("nan"), None
     if plan is not None:
-        round_time = plan.framework_round_time(kind.name, local_steps=local_steps if kind.averages else 1)
-    cuts = _choose_cut(kind, cut, plan, n_clients)
+        if server_steps:
+            round_time = _of_rows(plan, "server_steps").round_time_of(kind.name, server_steps=server_steps)
+        elif kind.name == "epsl" and linearise in ("mean", "each", "cut") and isinstance(plan, PlanOfRows):
+            round_time = plan.round_time_of(kind.name, linearise=linearise)
+        else:
+            round_time = plan.framework_round_time(kind.name, local_steps=local_steps if kind.averages else 1)
+        if sampling == "global":
+            drawn_time = partial(_time_of_samples, _of_rows(plan, "sampling"), kind.name, server_steps)
+        elif rows == "adaptive":
+            drawn_time = partial(_time_of_rows, _of_rows(plan, "rows"), kind.name)
+    cuts = _choose_cut(kind, cut, plan, n_clients, u_shaped)
+    if (defence := check_defence(defence)) is not None:
+        if not kind.defends:
+            fix = "leave it out, or train sl, sfl, psl or epsl"
+            raise expected("defence", "none for this framework", f"{defence} for {kind.name}", fix)
+        if isinstance(defence, Quantise) and plan is not None:
+            _check_quantised(plan, defence)
     if participation is not None:
         if not isinstance(participation, Participation):
             got = type(participation).__name__
@@ -96,21 +126,92 @@ def resolve(
         cut=cuts,
         phi=phi,
         linearise=linearise,
+        rows=rows,
+        sampling=sampling,
+        server_steps=server_steps,
         micro_batch=None if micro_batch is None else check_count("micro_batch", micro_batch),
         partition=check_rule(partition, n_clients),
         participation=participation,
+        defence=defence,
         seed=check_count("seed", seed, minimum=0),
         eval_every=check_count("eval_every", eval_every),
         round_time=round_time,
+        drawn_time=drawn_time,
     )
 
 
+def _linearise(kind: type[Framework], given: str | None, plan: Plan | None, planned: str) -> str:
+    """Return the rule of the last-layer gradients: as given, else the plan's.
+
+    Raises:
+        ScenarioError: unknown, or rows are drawn and the plan's round aggregates, or the other way round.
+    """
+    if given is None:
+        return planned
+    check_choice("linearise", given, LINEARISE_RULES)
+    if plan is not None and kind.name == "epsl" and (given == "sampled") != (planned == "sampled"):
+        want, fix = (
+            f"the plan's {planned!r}",
+            f"leave it out, or solve a plan for it: epsl.solve(…, linearise={given!r})",
+        )
+        if given != "sampled":
+            fix = "leave it out, or solve a plan without linearise='sampled'"
+        raise expected("linearise", want, repr(given), fix)
+    return given
+
+
+def _check_options(kind: type[Framework], linearise: str, rows: str, sampling: str, server_steps: int) -> None:
+    """Refuse options of one framework in another.
+
+    Raises:
+        ScenarioError: with the framework that takes the option.
+    """
+    if rows != "fixed" and (kind.name != "epsl" or linearise != "sampled"):
+        fix = "train epsl with linearise='sampled', or leave it out"
+        raise expected("rows", "'fixed' where no rows are drawn", repr(rows), fix)
+    for name, value, usual in (("sampling", sampling, "own"), ("server_steps", server_steps, 0)):
+        if value != usual and kind.name != "psl":
+            fix = "train psl, or leave it out"
+            raise expected(name, f"{usual!r} for the framework {kind.name!r}", repr(value), fix)
+
+
+def _of_rows(plan: Any, name: str) -> PlanOfRows:
+    """Return a plan that knows the seconds of such a round.
+
+    Raises:
+        ScenarioError: it does not.
+    """
+    if isinstance(plan, PlanOfRows):
+        return plan
+    raise expected("plan", f"a plan of epsl.solve with {name}=", type(plan).__name__, "leave the plan out")
+
+
+def _time_of_rows(plan: PlanOfRows, framework: str, rows: np.ndarray) -> float:
+    return plan.round_time_of(framework, rows=rows)
+
+
+def _time_of_samples(plan: PlanOfRows, framework: str, server_steps: int, samples: np.ndarray) -> float:
+    return plan.round_time_of(framework, samples=samples, server_steps=server_steps)
+
+
+def _check_quantised(plan: Plan, defence: Quantise) -> None:
+    """Refuse a plan whose profile counts other bits per activation than the defence sends, by those of gradients."""
+    up, down = plan.profile.act_bits, plan.profile.grad_bits
+    for j in range(1, plan.profile.n_units):
+        if down[j] > 0 and abs(up[j] / down[j] * 32 / defence.bits - 1) > 1e-6:
+            want = f"one for a profile with {defence.bits} bits per activation and 32 per gradient"
+            got = f"{32 * up[j] / down[j]:.4g} bits to 32 at cut {j}: its simulated time would be wrong"
+            raise expected("plan", want, got, "solve it for defence.profile(profile), or leave plan= out")
+
+
 def _choose_cut(
-    kind: type[Framework], cut: object, plan: Plan | None, n_clients: int
+    kind: type[Framework], cut: object, plan: Plan | None, n_clients: int, u_shaped: bool
 ) -> int | str | Cut | list[int | str | Cut] | None:
     """Return the cut or the list of cuts that a framework takes, else the plan's; None if it does not split."""
     if not kind.splits:
         return None
+    if isinstance(cut, list | tuple) and u_shaped and kind.u_shaped:
+        return _two_cuts(cut, plan)
     planned = None if plan is None else _planned_cuts(plan)
     if planned is not None and not kind.several_cuts:  # a plan with a cut per client may decide one for all
         planned = planned[:1] if len(set(planned)) == 1 else None
@@ -122,6 +223,17 @@ def _choose_cut(
         if len(cuts) != len(planned) or any(c not in (j, names[j]) for c, j in zip(cuts, planned, strict=True)):
             raise _contradiction("cut", planned if kind.several_cuts else planned[0], chosen)
     return chosen
+
+
+def _two_cuts(cut: list | tuple, plan: Plan | None) -> list[int | str | Cut]:
+    """Return the cuts of a U-shaped split: behind the first the server computes, behind the second the client again."""
+    if len(cut) != 2:
+        fix = "pass cut=(first, second), between which the server computes, or one cut"
+        raise expected("cut", "two cuts for a U-shaped split", f"{len(cut)}", fix, CutError)
+    if plan is not None:
+        fix = "leave plan= out, and see epsl.u_shaped_latency for the round's time"
+        raise expected("plan", "none for a U-shaped split", type(plan).__name__, fix)
+    return check_cuts(cut)
 
 
 def _contradiction(name: str, planned: object, got: object) -> PSLError:

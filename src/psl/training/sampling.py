@@ -140,6 +140,37 @@ class Sampler:
         return self._order[position * self.batch_size : (position + 1) * self.batch_size]
 
 
+class PooledSampler:
+    """Mini-batches drawn from the data of all clients together, each divided by the client that holds a sample.
+
+    The samples of a step are those of centralised training.
+
+    Args:
+        shares: N index arrays, the samples of each client.
+        batch_size: samples of a mini-batch, of all clients together.
+        seed: number that the permutations are drawn from.
+
+    Source: global sampling, GPSL (arXiv 2407.15738) [R].
+    """
+
+    def __init__(self, shares: list[np.ndarray], batch_size: int, seed: int):
+        together = np.concatenate(shares)
+        self._sampler = Sampler(together, batch_size, seed, 0)
+        self._owner = np.full(together.max() + 1, -1)
+        for client, share in enumerate(shares):
+            self._owner[share] = client
+        self._n_clients = len(shares)
+
+    def batch(self, step: int, client: int) -> np.ndarray:
+        """Return the (b_i,) sample indices of a client in mini-batch number `step`, counted from 0."""
+        batch = self._sampler.batch(step)
+        return batch[self._owner[batch] == client]
+
+    def sizes(self, step: int) -> np.ndarray:
+        """Return the (N,) numbers of samples that the clients have in mini-batch number `step`."""
+        return np.bincount(self._owner[self._sampler.batch(step)], minlength=self._n_clients)
+
+
 class Samples:
     """Fetches samples of a `Dataset` as batches on a device; tensors held in memory are indexed at once.
 

@@ -11,21 +11,23 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from psl.errors import CheckpointError, expected
 from psl.plans import Plan
 from psl.training.batchnorm import one_row_refused
 from psl.training.checkpoint import Checkpoint, deferred_interrupt
+from psl.training.defences import Defence
 from psl.training.evaluation import evaluate
 from psl.training.fingerprint import fingerprint, settings_of
 from psl.training.first_batch import checked_samples
 from psl.training.frameworks import Framework, build_framework, framework_class
 from psl.training.frameworks.base import Batch
-from psl.training.history import History
+from psl.training.history import History, HistoryBuilder, warn_of_divergence
 from psl.training.model_preparation import check_model, prepare_model, verify_cuts
 from psl.training.participation import Participation
 from psl.training.partition import partition as divide
-from psl.training.recorder import Recorder
 from psl.training.resolve import check_plan_fits, resolve
-from psl.training.sampling import Sampler, Samples, open_dataset
+from psl.training.sampling import PooledSampler, Sampler, Samples, open_dataset
+from psl.training.scores import metric_name
 from psl.training.seeds import Party, own_random_state, seed_computation, seed_evaluation, seed_round
 
 
@@ -40,7 +42,10 @@ def train(
     local_steps: int | None = None,
     cut: int | str | Sequence[int | str] | None = None,
     phi: float | None = None,
-    linearise: str = "representative",
+    linearise: str | None = None,
+    rows: str = "fixed",
+    sampling: str = "own",
+    server_steps: int = 0,
     partition: str | float | Sequence[Any] = "iid",
     optimizer: str | Callable[..., torch.optim.Optimizer] = "sgd",
     lr: float | None = None,
@@ -55,6 +60,7 @@ def train(
     progress: bool = True,
     micro_batch: int | None = None,
     participation: Participation | None = None,
+    defence: Defence | None = None,
 ) -> History:
     """Train a model with a framework of split or federated learning and return its history.
 
@@ -78,13 +84,20 @@ def train(
         batch_size: b, mini-batch of each client; default the plan's, else 64.
         local_steps: mini-batches per round of fedavg, sfl and edgesplit, default the plan's, else 1;
             the others take one.
-        cut: number or name of the cut, or what `psl.cuts` returned, for sl, sfl, psl, epsl; for edgesplit a list of N,
-            one per client, or one for all, where the last cut leaves the whole model on the device; for
-            pipeline the increasing list of boundaries between the stages, ``[]`` for one stage. Default the plan's.
+        cut: number or name of the cut, or what `psl.cuts` returned, for sl, sfl, psl, epsl; for sl, sfl, psl also two
+            of them, (first, second), for a U-shaped split: the server computes between them, labels stay on the
+            clients; for edgesplit a list of N, one per client, or one for all, where the last cut leaves the whole
+            model on the device; for pipeline the increasing list of boundaries between the stages, ``[]`` for one
+            stage. Default the plan's.
         phi: φ in [0, 1], share of the mini-batch's rows whose last-layer gradients epsl aggregates; default the
             plan's, else 0.5.
-        linearise: how epsl sends aggregated gradients through the server:
-            ``"representative"``, ``"mean"``, ``"each"`` or ``"cut"`` (`psl.training.frameworks.epsl`).
+        linearise: how epsl sends aggregated gradients through the server: ``"representative"``, ``"mean"``, ``"each"``
+            or ``"cut"`` (`psl.training.frameworks.epsl`); or ``"sampled"``, which draws as many rows by importance
+            instead (`psl.training.frameworks.drawn_rows`). Default the plan's, else ``"representative"``.
+        rows: with ``linearise="sampled"``: ``"fixed"``, as many as φ says, or ``"adaptive"``, at most so many.
+        sampling: of psl: ``"own"``, b samples of every client, or ``"global"``, N b of all clients' data together.
+        server_steps: of psl: steps of the server on resampled activations before it answers the clients; 0 for one
+            step together with the clients.
         partition: ``"iid"``, a Dirichlet α, or a list of N disjoint index arrays.
         optimizer: ``"sgd"``, ``"adam"``, or a function from parameters (and ``lr=``, if `lr` is
             given) to a `torch.optim.Optimizer`; every client and the server make their own.
@@ -105,6 +118,8 @@ def train(
         micro_batch: samples that go through a pipeline at a time; default the plan's, else the whole
             mini-batch. BatchNorm normalises every micro-batch by itself.
         participation: `Participation`, stragglers and dropouts of fedavg and edgesplit; default none.
+        defence: what clients of sl, sfl, psl and epsl do to their smashed data before they send them:
+            `psl.privacy.Noise`, `Quantise` or `NoPeek`; default nothing. Test accuracy is with it, too.
 
     Returns:
         History with one row per round and the trained models.
@@ -129,9 +144,14 @@ def train(
         cut=cut,
         phi=phi,
         linearise=linearise,
+        rows=rows,
+        sampling=sampling,
+        server_steps=server_steps,
         micro_batch=micro_batch,
         partition=partition,
         participation=participation,
+        defence=defence,
+        u_shaped=True,
         optimizer=optimizer,
         lr=lr,
         loss=loss,
@@ -186,9 +206,17 @@ class _Training:
         if run.pooled:  # one sampler of all data
             parts, rows = [np.concatenate(shares)], self.config.n_clients * rows
         self.samplers = [Sampler(part, rows, self.config.seed, client) for client, part in enumerate(parts)]
+        everyone = self.config.n_clients * self.config.batch_size
+        self.pooled = PooledSampler(shares, everyone, self.config.seed) if self.config.sampling == "global" else None
         self.settings = settings_of(run)
-        self.recorder = Recorder(self.config, run.bits, lambda index: evaluate(run, tests, index), depth=5)
+        self.history = HistoryBuilder(
+            self.config.participation is not None,
+            metric_name(self.config.metric),
+            rows=run.name == "epsl" and self.config.linearise == "sampled",
+            own_times=self.config.drawn_time is not None,
+        )
         self.file: Checkpoint | None = None
+        self._diverged = False
 
     def continue_from(self, path: str | Path) -> None:
         """Save the run to a file from now on; if the file exists, continue from it first.
@@ -203,8 +231,16 @@ class _Training:
         state = self.file.load()
         if state is None:
             return
-        self.recorder.restore(state, str(path))
+        self.history.restore(state["curves"])
         self.run.load_state_dict(state["framework"])
+        self.run.bits.uplink_bits, self.run.bits.downlink_bits = state["link"]
+        rounds = self.config.rounds
+        if self.history.rounds > rounds:
+            fix = "ask for as many rounds or more, or give another checkpoint="
+            got = f"{self.history.rounds} rounds in the checkpoint"
+            raise expected(str(path), f"at most rounds = {rounds}", got, fix, CheckpointError)
+        if self.history.rounds < rounds:
+            self.history.forget_evaluations(self.config.eval_every)
 
     def train_rounds(self, progress: bool) -> None:
         """Train the rounds that are left; with a checkpoint, save at times and at the end.
@@ -216,12 +252,12 @@ class _Training:
             KeyboardInterrupt: Ctrl-C; with a checkpoint after the round under way was saved.
         """
         rounds, device = self.config.rounds, self.samples.device
-        start = self.recorder.rounds
+        start = self.history.rounds
         bar = tqdm(total=rounds, initial=start, desc=self.run.name, unit="round", disable=not progress)
         with bar, own_random_state(device), deferred_interrupt(enabled=self.file is not None) as interrupted:
             for index in range(start, rounds):
                 self._train_round(index)
-                bar.set_postfix(self.recorder.curves.shown(), refresh=False)
+                bar.set_postfix(self.history.shown(), refresh=False)
                 bar.update()
                 if self.file is None:
                     continue
@@ -230,11 +266,12 @@ class _Training:
                     raise KeyboardInterrupt(f"stopped after round {index + 1}, saved to {self.file.path}")
                 if self.file.due or index + 1 == rounds:
                     self._save(self.file)
-            self.recorder.finish()  # a checkpoint may be from an interrupt in a round without evaluation
+            if not self.history.evaluated:  # a checkpoint from an interrupt in a round without evaluation
+                self.history.set_accuracy(evaluate(self.run, self.tests, self.history.rounds - 1))
 
     def finished_history(self) -> History:
         """Return the history with the trained models."""
-        history = self.recorder.history(self.run.name, self.settings)
+        history = self.history.history(self.run.name, self.settings, self.config.round_time)
         history.models.extend(model.eval() for model in self.run.full_models())
         return history
 
@@ -242,7 +279,13 @@ class _Training:
         run, config, device = self.run, self.config, self.samples.device
 
         def draw(client: int, k: int) -> Batch:
+            if self.pooled is not None:
+                return self.samples.fetch(self.pooled.batch(index * run.steps + k, client))
             return self.samples.fetch(self.samplers[client].batch(index * run.steps + k))
+
+        def sizes(k: int) -> np.ndarray:
+            assert self.pooled is not None
+            return self.pooled.sizes(index * run.steps + k)
 
         def seed_for(party: Party, client: int, step: int) -> None:
             seed_computation(config.seed, index, device, party, client, step)
@@ -253,8 +296,24 @@ class _Training:
             attendance = config.participation.attendance(index, config.seed, config.n_clients, run.steps)
         fix = "take a larger batch_size (or micro_batch), or a norm that takes single rows, such as GroupNorm"
         with one_row_refused("batch_size", "2 rows or more for this model's BatchNorm", fix):
-            loss = float(run.round(draw, rng, attendance, seed_for))
-        self.recorder.enter(loss, attendance)
+            loss = float(run.round(draw, rng, attendance, seed_for, None if self.pooled is None else sizes))
+        if attendance is None or attendance.participants > 0:
+            self._warn_once_of_divergence(loss, index)
+        evaluated = (index + 1) % config.eval_every == 0 or index + 1 == config.rounds
+        accuracy = evaluate(run, self.tests, index) if evaluated else None
+        self.history.add_round(loss, accuracy, run.bits, attendance, run.rows, self._seconds())
+
+    def _seconds(self) -> float:
+        """Return the simulated time of the last round, where rounds differ by what was drawn."""
+        time_of = self.config.drawn_time
+        return self.config.round_time if time_of is None or self.run.rows is None else time_of(self.run.rows)
+
+    def _warn_once_of_divergence(self, loss: float, index: int) -> None:
+        if self._diverged or np.isfinite(loss):
+            return
+        self._diverged = True
+        warn_of_divergence(loss, index, stacklevel=5)  # points at the caller of `train`
 
     def _save(self, file: Checkpoint) -> None:
-        file.save(self.recorder.state() | {"framework": self.run.state_dict()})
+        link = [self.run.bits.uplink_bits, self.run.bits.downlink_bits]
+        file.save({"curves": self.history.state(), "framework": self.run.state_dict(), "link": link})

@@ -24,7 +24,7 @@ def share_band(compute: np.ndarray, load: np.ndarray, total: float) -> tuple[np.
 
     Args:
         compute: (N,) c_i, s.
-        load: (N,) q_i = D_i / e_i, Hz s; devices that send nothing need no bandwidth, and may end earlier or later.
+        load: (N,) D_i / e_i, Hz s; devices that send nothing need no bandwidth, and may end earlier or later.
         total: W, Hz.
 
     Source: equal round times at the optimum, EdgeSplit (arXiv 2403.15815) [R]; Newton instead of bisection [B].
@@ -42,8 +42,9 @@ def share_band(compute: np.ndarray, load: np.ndarray, total: float) -> tuple[np.
 def _end_together(c: np.ndarray, q: np.ndarray, total: float) -> tuple[np.ndarray, float]:
     """Return the bandwidths and the deadline of devices that all have something to send.
 
-    Newton's method on the reciprocal of the sum. Its terms (T − c_i) / q_i are straight lines; the reciprocal of the
-    sum of their reciprocals is concave and rises. So from a start below the root every step goes up and none beyond it.
+    Newton's method on the reciprocal of the sum. Its terms (T − c_i) e_i / D_i are straight lines; the reciprocal of
+    the sum of their reciprocals is concave and rises. So from a start below the root every step goes up and none beyond
+    it.
     The unknown is τ = T − max c_i, which keeps its digits when the band is so wide that T is nearly max c_i.
     """
     last = float(c.max())

@@ -24,7 +24,7 @@ def baseline(problem: EdgeSplitProblem, method: str) -> tuple[np.ndarray, np.nda
     Common cuts are those that every device holds in memory, the whole model among them.
 
     Raises:
-        InfeasibleError: for "fedavg", a device does not hold the whole model.
+        InfeasibleError: for "fedavg", a device does not hold the whole model; no common cut is allowed to all.
     """
     even = problem.even_bandwidth()
     everyone = lambda j: np.full(problem.n_devices, j)  # noqa: E731
@@ -38,8 +38,12 @@ def baseline(problem: EdgeSplitProblem, method: str) -> tuple[np.ndarray, np.nda
             why = "as FedAvg trains the whole model on every device"
             raise does_not_fit(*scenario, int(small[0]), last, why, "another method")
         return everyone(last), even
-    best, chosen = np.inf, (everyone(problem.min_cut), even)
-    for j in range(problem.min_cut, int(problem.deepest.min()) + 1):
+    first = int(problem.floors.max())
+    if (small := np.flatnonzero(problem.deepest < first)).size:
+        scenario = (problem.profile, problem.cluster, problem.batch_size)
+        raise does_not_fit(*scenario, int(small[0]), first, "the shallowest that all devices may use", "another method")
+    best, chosen = np.inf, (everyone(first), even)
+    for j in range(first, int(problem.deepest.min()) + 1):
         cuts = everyone(j)
         bandwidth = even if method == "sfl" else best_bandwidth(problem, cuts)
         reached = float(problem.times(cuts, bandwidth).max())

@@ -21,9 +21,18 @@ def check_profile(profile: Profile, cluster: EdgeCluster) -> None:
     check_speeds(profile, "cluster", np.append(cluster.device_speed[by_speed], cluster.server_speed), fix)
 
 
-def check_min_cut(profile: Profile, min_cut: int) -> int:
-    """Return the shallowest cut allowed, 1..L."""
-    number = check_count("min_cut", min_cut, fix="give the shallowest cut allowed; 1 keeps raw data at home")
+def check_min_cut(profile: Profile, min_cut: ArrayLike, n_devices: int) -> int | np.ndarray:
+    """Return the shallowest cut allowed, 1..L, one for all or (N,) one per device; given by number or name."""
+    if np.ndim(min_cut):
+        entries = np.asarray(min_cut, dtype=object)
+        if entries.shape != (n_devices,):
+            fix = "give one floor for all, or one per device"
+            raise expected("min_cut", f"{n_devices} floors, one per device", f"shape {entries.shape}", fix)
+        floors = np.array([check_min_cut(profile, entry, 1) for entry in entries], dtype=int)
+        floors.setflags(write=False)
+        return floors
+    number = profile.cut_index(min_cut) if isinstance(min_cut, str) else min_cut
+    number = check_count("min_cut", number, fix="give the shallowest cut allowed; 1 keeps raw data at home")
     if number > profile.n_units:
         raise expected("min_cut", f"at most {profile.n_units}, the output", f"{number}", "see profile.names")
     return number

@@ -3,6 +3,7 @@
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from psl.networks.edge_cluster import EdgeCluster
 from psl.profiles import Profile
@@ -25,8 +26,9 @@ class EnumeratedProblem(EdgeSplitProblem):
         measured = np.flatnonzero(self.profile_group >= 0)
         if measured.size:
             table[:, measured] = self.measured_seconds[self.profile_group[measured], allowed].T
-        table += self.server_seconds[allowed, None]
-        table[np.arange(self.min_cut, len(self.bits))[:, None] > self.deepest] = np.inf
+        table += (self.server_seconds + self.overhead)[allowed, None]
+        cut = np.arange(self.min_cut, len(self.bits))[:, None]
+        table[(cut > self.deepest) | (cut < self.floors)] = np.inf
         return table
 
     def best_cuts(self, bandwidth: np.ndarray | float) -> np.ndarray:
@@ -68,7 +70,7 @@ class EnumeratedProblem(EdgeSplitProblem):
 
 
 def make_problem(
-    profile: Profile, cluster: EdgeCluster, batch_size: int, local_steps: int, min_cut: int = 1
+    profile: Profile, cluster: EdgeCluster, batch_size: int, local_steps: int, min_cut: ArrayLike = 1
 ) -> EdgeSplitProblem:
     """Return the problem of a scenario, in the form that is solved faster; arguments as in `EdgeSplitProblem`."""
     small = isinstance(cluster, EdgeCluster) and cluster.n_devices <= SMALL  # anything else is refused there

@@ -24,7 +24,9 @@ TERMS = {
     "optimizer": "optimizer steps of the device and of its share of the server",
     "activation_exchange": "activations up and gradients down",
     "model_exchange": "the device's part of the model down and up",
+    "overhead": "what the round and the device's messages take whatever they carry",
 }
+_RARE = ("overhead",)  # terms that tables show only where they take time
 
 
 class RoundCosts:
@@ -34,8 +36,9 @@ class RoundCosts:
 
         T_i    = c_i(j_i) + D(j_i) / (e_i w_i)
         c_i(j) = H b [ (ρ_j + ϖ_j) / s_i + ((ρ_L − ρ_j) + (ϖ_L − ϖ_j)) N / s ]
-                 + H [ σ_j / s_i + (σ_L − σ_j) N / s ]
+                 + H [ σ_j / s_i + (σ_L − σ_j) N / s ] + t_0 + t_m n(j)
         D(j)   = H b (ψ_j + χ_j) + 2 δ_j,    with ψ_L = χ_L = 0: a device with the whole model sends no activations
+        n(j)   = H ([ψ_j > 0] + [χ_j > 0]) + 2 [δ_j > 0], messages; t_0 and t_m are 0 unless the cluster says otherwise
 
     A device with a measured profile of its own takes that profile's seconds in place of (ρ_j + ϖ_j) / s_i.
 
@@ -45,7 +48,7 @@ class RoundCosts:
     Raises:
         ScenarioError: an argument is out of range, or times would be beyond floating point.
 
-    Source: EdgeSplit (arXiv 2403.15815): computing and communication of a round [P]; its terms [R].
+    Source: EdgeSplit (arXiv 2403.15815): computing and communication of a round [P]; its terms [R]; t_0, t_m [B].
     """
 
     def __init__(self, profile: Profile, cluster: EdgeCluster, batch_size: int = 32, local_steps: int = 1) -> None:
@@ -70,6 +73,9 @@ class RoundCosts:
         self.up_bits[-1] = self.down_bits[-1] = 0.0
         self.model_bits = profile.param_bits  # (L+1,), in each direction
         self.bits = self.up_bits + self.down_bits + 2 * self.model_bits  # (L+1,) D(j)
+        messages = self.local_steps * ((self.up_bits > 0).astype(int) + (self.down_bits > 0))
+        messages += 2 * (self.model_bits > 0)
+        self.overhead = cluster.round_overhead + cluster.message_overhead * messages  # (L+1,) s
         #: (N,) number of each device's row in `measured_seconds`, -1 for a device known by its speed; (rows, L+1) s.
         self.profile_group, self.measured_seconds = self._measured(samples)
         self._check_finite()
@@ -96,6 +102,7 @@ class RoundCosts:
             limits = (
                 ("device_speed", "round", "s", slowest),
                 ("server_speed", "round", "s", self.server_seconds[0]),
+                ("round_overhead and message_overhead", "round", "s", self.overhead.max()),
                 ("bandwidth", "round", "s", sending),
                 ("bandwidth", "rate", "bit/s", self.efficiency.max() * total),
             )
@@ -113,8 +120,8 @@ class RoundCosts:
         return computing
 
     def compute(self, cuts: np.ndarray) -> np.ndarray:
-        """Return (N,) c_i(j_i), seconds of computing on the device and for it on the server."""
-        return self.device_seconds(cuts) + self.server_seconds[cuts]
+        """Return (N,) c_i(j_i), seconds of computing on the device and for it on the server, and of overhead."""
+        return self.device_seconds(cuts) + (self.server_seconds + self.overhead)[cuts]
 
     def load(self, cuts: np.ndarray) -> np.ndarray:
         """Return (N,) D(j_i) / e_i, Hz s: bandwidth times time that the device's bits take."""
@@ -142,6 +149,7 @@ class RoundCosts:
             optimizer=device_steps + server_steps,
             activation_exchange=seconds((self.up_bits + self.down_bits)[cuts], rate),
             model_exchange=seconds(2 * self.model_bits[cuts], rate),
+            overhead=self.overhead[cuts],
             device_times=self.times(cuts, bandwidth),
             uplink_bits=self.up_bits[cuts] + self.model_bits[cuts],
             downlink_bits=self.down_bits[cuts] + self.model_bits[cuts],
@@ -163,9 +171,10 @@ class RoundLatency(Record):
         optimizer: (N,) s, H [σ_j / s_i + (σ_L − σ_j) / (s / N)]; 0 for a profile without `step_cost`.
         activation_exchange: (N,) s, H b (ψ_j + χ_j) / (e_i w_i); nothing at j = L.
         model_exchange: (N,) s, 2 δ_j / (e_i w_i).
-        device_times: (N,) T_i, s: the sum of the five.
+        device_times: (N,) T_i, s: the sum of the five, and of `overhead`.
         uplink_bits, downlink_bits: (N,) bits of a round in each direction.
         device_names: N names of the devices, or None.
+        overhead: (N,) s, t_0 + t_m n(j); None for none.
 
     Source: EdgeSplit (arXiv 2403.15815): computing and communication of a round [P]; its terms [R].
     """
@@ -183,6 +192,14 @@ class RoundLatency(Record):
     uplink_bits: np.ndarray
     downlink_bits: np.ndarray
     device_names: tuple[str, ...] | None = None
+    overhead: np.ndarray | None = None
+
+    def terms(self) -> dict[str, np.ndarray]:
+        """Return (N,) seconds by term; rare ones only where they take time."""
+        found = {term: getattr(self, term) for term in TERMS}
+        return {
+            term: value for term, value in found.items() if term not in _RARE or (value is not None and value.any())
+        }
 
     @property
     def total(self) -> float:
@@ -190,13 +207,13 @@ class RoundLatency(Record):
         return float(self.device_times.max())
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per device: cut, bandwidth, rate, the five terms and their total in seconds, and the bits."""
+        """Return one row per device: cut, bandwidth, rate, the terms and their total in seconds, and the bits."""
         columns = {
             "cut": self.cuts,
             "cut_name": np.array(self.cut_names, dtype=object),
             "bandwidth_hz": self.bandwidth,
             "rate_bit_s": self.rate,
-            **{term: getattr(self, term) for term in TERMS},
+            **self.terms(),
             "total": self.device_times,
             "uplink_bits": self.uplink_bits,
             "downlink_bits": self.downlink_bits,
@@ -208,13 +225,13 @@ class RoundLatency(Record):
 
     def __repr__(self) -> str:
         slowest = int(self.device_times.argmax())
-        shown = ", ".join(f"{term} {getattr(self, term)[slowest]:.4g}" for term in TERMS)
+        shown = ", ".join(f"{term} {value[slowest]:.4g}" for term, value in self.terms().items())
         return f"RoundLatency({len(self.cuts)} devices: {self.total:.6g} s, of device {slowest}: {shown})"
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the terms of a few devices, the slowest among them."""
         chosen = html.some(len(self.cuts), [int(self.device_times.argmax())])
-        terms = [term for term in TERMS if getattr(self, term).any()]
+        terms = [term for term, value in self.terms().items() if value.any()]
         rows = []
         for i in chosen:
             device = i if self.device_names is None else f"{i}: {self.device_names[i]}"

@@ -6,11 +6,13 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from psl import html
 from psl.errors import check_choice
 from psl.networks.edge_cluster import EdgeCluster
 from psl.plans import facts_table, held_bound, meets_bound
 from psl.profiles import Profile
 from psl.records import Record
+from psl.schedulers.checks import price, priced
 from psl.schedulers.edgesplit.baselines import baseline
 from psl.schedulers.edgesplit.checks import check_bandwidth, check_cuts, check_min_cut, deepest_cuts, does_not_fit
 from psl.schedulers.edgesplit.latency import RoundCosts, RoundLatency
@@ -32,7 +34,8 @@ class EdgeSplitPlan(Record):
         lower_bound: s, the optimal round time of the scenario: no plan is shorter; NaN if it was not computed. A copy
             with another profile, cluster, batch size, number of local steps or `min_cut` has none.
         history: one dict per step of the method: "round_time", and what changed.
-        min_cut: the shallowest cut that was allowed.
+        min_cut: the shallowest cut that was allowed, for all or (N,) per device.
+        free_time: s, the optimal round time without `min_cut`; NaN if it was not computed.
         proven_for: what the bound was computed for; filled in.
 
     Raises:
@@ -55,7 +58,8 @@ class EdgeSplitPlan(Record):
     bandwidth: np.ndarray
     lower_bound: float = float("nan")
     history: tuple[dict[str, Any], ...] = ()
-    min_cut: int = 1
+    min_cut: int | np.ndarray = 1
+    free_time: float = float("nan")
     proven_for: str = field(default="", kw_only=True, repr=False)
     device_times: np.ndarray = field(init=False)
     round_time: float = field(init=False)
@@ -77,12 +81,13 @@ class EdgeSplitPlan(Record):
             cuts=cuts,
             bandwidth=bandwidth,
             history=tuple(self.history),
-            min_cut=check_min_cut(profile, self.min_cut),
+            min_cut=check_min_cut(profile, self.min_cut, cluster.n_devices),
             device_times=times,
             round_time=float(times.max()),
         )
         scenario = (profile, cluster, self.batch_size, self.local_steps, self.min_cut)
         self._set(**held_bound("EdgeSplitPlan", self.lower_bound, self.proven_for, scenario, self.round_time))
+        self._set(free_time=self.free_time if self.proven_for else float("nan"))
 
     @property
     def n_clients(self) -> int:
@@ -115,6 +120,11 @@ class EdgeSplitPlan(Record):
     def exact(self) -> bool:
         """Whether the plan is proven optimal: its round is as short as the lower bound."""
         return meets_bound(self.round_time, self.lower_bound)
+
+    @property
+    def price(self) -> float:
+        """How many times the optimal round without `min_cut` the plan's round takes; NaN if not known."""
+        return price(self.round_time, self.free_time)
 
     def training_arguments(self) -> dict[str, Any]:
         """Return what the plan decides for `psl.train`: n_clients, batch_size, local_steps and cut (one per device)."""
@@ -173,7 +183,8 @@ class EdgeSplitPlan(Record):
         cuts = f"cut {low} {self.cut_name!r}" if low == high else f"cuts {low}..{high}"
         return (
             f"EdgeSplitPlan({self.method}: {cuts} of {self.profile.n_units}, round {self.round_time:.6g} s, {proof}; "
-            f"{self.n_clients} devices, b={self.batch_size}, H={self.local_steps})"
+            f"{self.n_clients} devices, b={self.batch_size}, H={self.local_steps}"
+            f"{priced(self.round_time, self.free_time)})"
         )
 
     def _repr_html_(self) -> str:
@@ -182,4 +193,6 @@ class EdgeSplitPlan(Record):
         cuts = f"{low}: {names[low]}" if low == high else f"{low}: {names[low]} to {high}: {names[high]}"
         facts = {"cuts": f"{cuts}, of {self.profile.n_units}", "devices": self.n_clients}
         facts |= {"b": self.batch_size, "H": self.local_steps}
+        if self.free_time > 0:
+            facts |= {"over the free optimum": html.number(self.price, "×")}
         return facts_table(self, f"EdgeSplitPlan, {self.method}", facts) + self.latency()._repr_html_()

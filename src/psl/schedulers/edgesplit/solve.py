@@ -3,6 +3,8 @@
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from psl.errors import check_choice, check_count, expected
@@ -26,7 +28,7 @@ def solve(
     batch_size: int = 32,
     local_steps: int = 1,
     method: str = "exact",
-    min_cut: int = 1,
+    min_cut: ArrayLike = 1,
     max_steps: int | None = None,
     seed: int = 0,
     bound: bool = True,
@@ -58,7 +60,8 @@ def solve(
         batch_size: b, samples per device and mini-batch.
         local_steps: H, mini-batches between two averages.
         method: see the table.
-        min_cut: the shallowest cut allowed; 1 keeps raw data on the devices.
+        min_cut: the shallowest cut allowed, by number or name, for all or one per device, such as the floor of a
+            leakage budget; 1 keeps raw data on the devices. `plan.price` compares with the optimum without it.
         max_steps: stop the alternation after so many steps, to show what that costs; None goes on to its end.
         seed: taken as in every `solve`; no method here uses random numbers.
         bound: compute the optimum as `lower_bound`; False leaves it NaN and saves time.
@@ -107,6 +110,10 @@ def solve(
         if bound and method != "exact":
             # Bisection is the reference: its bound must not come from the same table.
             optimum = best_split(EdgeSplitProblem(*scenario) if method == "bisection" else problem)[2]
+    free = float("nan")
+    if bound and problem.floors.max() > 1:
+        unlimited = (profile, cluster, batch_size, local_steps)
+        free = best_split(make_problem(*unlimited) if method != "bisection" else EdgeSplitProblem(*unlimited))[2]
     reached = float(problem.times(cuts, bandwidth).max())
     return EdgeSplitPlan(
         profile,
@@ -118,5 +125,6 @@ def solve(
         bandwidth,
         lower_bound=min(optimum, reached) if bound else float("nan"),  # the last bit must not put it above the plan
         history=tuple(history),
-        min_cut=problem.min_cut,
+        min_cut=problem.min_cut if np.ndim(min_cut) == 0 else problem.floors,
+        free_time=min(free, reached),
     )

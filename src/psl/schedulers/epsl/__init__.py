@@ -5,6 +5,18 @@
 
 from psl.schedulers.epsl.latency import FRAMEWORKS, RoundLatency, latency
 from psl.schedulers.epsl.plan import EPSLPlan
-from psl.schedulers.epsl.solve import METHODS, solve
+from psl.schedulers.epsl.solve import METHODS, solve, solve_u_shaped
+from psl.schedulers.epsl.u_shape import UShapedLatency, UShapedPlan, u_shaped_latency
 
-__all__ = ["FRAMEWORKS", "METHODS", "EPSLPlan", "RoundLatency", "latency", "solve"]
+__all__ = [
+    "FRAMEWORKS",
+    "METHODS",
+    "EPSLPlan",
+    "RoundLatency",
+    "UShapedLatency",
+    "UShapedPlan",
+    "latency",
+    "solve",
+    "solve_u_shaped",
+    "u_shaped_latency",
+]

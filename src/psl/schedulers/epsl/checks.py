@@ -3,11 +3,13 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from psl.errors import check_array, check_count, check_number, expected
+from psl.errors import check_array, check_choice, check_count, check_number, expected
 from psl.networks.wireless_cell import WirelessCell
 from psl.profiles import Profile
 from psl.schedulers.checks import check_own_profiles, check_scenario, check_speeds
 
+#: "representative" aggregates last-layer gradients, "sampled" draws rows.
+RULES = ("representative", "sampled")
 _ROUNDING = 1e-9  # relative; a limit may be missed by so much
 
 
@@ -28,6 +30,12 @@ def check_batch(batch_size: int, phi: float) -> tuple[int, float]:
         "phi", phi, minimum=0, maximum=1, fix="φ is the share of slots whose gradients are aggregated, 0 to 1"
     )
     return batch_size, phi
+
+
+def check_linearise(linearise: str) -> str:
+    """Return what a round does with last-layer gradients: a key of `RULES`."""
+    fix = "the other readings of psl.train take the time of 'representative'"
+    return check_choice("linearise", linearise, RULES, fix)
 
 
 def check_cut(profile: Profile, cut: int | str) -> int:

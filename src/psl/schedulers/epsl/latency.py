@@ -1,7 +1,6 @@
 """Round latency of EPSL and of the frameworks it is compared with, term by term."""
 
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -9,12 +8,20 @@ from numpy.typing import ArrayLike
 
 from psl import html
 from psl.errors import check_choice, check_count
-from psl.gradient_aggregation import aggregated_rows, server_rows
+from psl.gradient_aggregation import aggregated_rows, sampled_rows
 from psl.networks.wireless_cell import WirelessCell
 from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.checks import seconds
-from psl.schedulers.epsl.checks import check_assignment, check_batch, check_cut, check_power, check_profile
+from psl.schedulers.epsl.checks import (
+    check_assignment,
+    check_batch,
+    check_cut,
+    check_linearise,
+    check_power,
+    check_profile,
+)
+from psl.schedulers.epsl.terms import CutTerms, client_seconds
 from psl.schedulers.epsl.water_filling import most_rate, with_floor
 
 FRAMEWORKS = ("epsl", "psl", "sfl", "sl", "fedavg", "centralised")
@@ -23,13 +30,16 @@ FRAMEWORKS = ("epsl", "psl", "sfl", "sl", "fedavg", "centralised")
 TERMS = {
     "uplink": "client forward and upload of smashed data",
     "server_forward": "server forward",
+    "second_forward": "server forward of the rows that are drawn, or after the server's own steps",
     "server_backward": "server backward",
     "broadcast": "broadcast of aggregated gradients",
     "downlink": "unicast of the other gradients and client backward",
     "optimizer": "optimizer steps of the server and of the clients",
     "local_training": "training of the whole model on one machine",
     "model_exchange": "upload, broadcast or hand-over of models",
+    "overhead": "what a round and its messages take whatever they carry",
 }
+_RARE = ("second_forward", "overhead")  # terms that tables show only where they take time
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -40,28 +50,33 @@ class RoundLatency(Record):
         framework: one of `FRAMEWORKS`.
         uplink: max_i (b ρ_j / s_i + b ψ_j / r_i); for sequential SL the sum over clients.
         server_forward: N b (ρ_L − ρ_j) / s.
-        server_backward: [(n_A + N (b − n_A)) (ϖ_L − ϖ_j − ϖ_last) + N b ϖ_last] / s.
+        second_forward: d (ρ_L − ρ_j) / s if d of N b rows are drawn.
+        server_backward: [(n_A + N (b − n_A)) (ϖ_L − ϖ_j − ϖ_last) + N b ϖ_last] / s; d (ϖ_L − ϖ_j) / s if d are drawn.
         broadcast: n_A χ_j / r_bc.
-        downlink: max_i ((b − n_A) χ_j / r_dl,i + b ϖ_j / s_i); for sequential SL the sum over clients.
+        downlink: max_i ((b − n_A) χ_j / r_dl,i + b ϖ_j / s_i); max_i (d_i χ_j / r_dl,i + d_i ϖ_j / s_i) if d_i rows
+            of client i are drawn; for sequential SL the sum over clients.
         optimizer: (σ_L − σ_j) / s, before the gradients go down, and what the clients' own steps, σ_j / s_i, add to
             the downlink's maximum; 0 for a profile without `step_cost`.
         local_training: of FedAvg's clients or of the centralised server.
         model_exchange: time for whole or client-side models to travel.
+        overhead: t_0 + t_m × the messages that follow one another.
         uplink_of, downlink_of: (N,) the same two terms of every client, before the maximum or sum; the downlink with
             the client's own optimizer step.
 
-    Source: reconstruction [R] of the EPSL round (arXiv 2303.15991).
+    Source: reconstruction [R] of the EPSL round (arXiv 2303.15991); drawn rows and overhead [B].
     """
 
     framework: str
     uplink: float = 0.0
     server_forward: float = 0.0
+    second_forward: float = field(default=0.0, kw_only=True)
     server_backward: float = 0.0
     broadcast: float = 0.0
     downlink: float = 0.0
     optimizer: float = 0.0
     local_training: float = 0.0
     model_exchange: float = 0.0
+    overhead: float = field(default=0.0, kw_only=True)
     uplink_of: np.ndarray | None = None
     downlink_of: np.ndarray | None = None
 
@@ -72,10 +87,11 @@ class RoundLatency(Record):
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per term: seconds, share of the total, and what it is."""
-        values = [getattr(self, term) for term in TERMS]
+        terms = {term: meaning for term, meaning in TERMS.items() if term not in _RARE or getattr(self, term)}
+        values = [getattr(self, term) for term in terms]
         with np.errstate(invalid="ignore"):
             share = np.array(values) / self.total
-        frame = pd.DataFrame({"seconds": values, "share": share, "meaning": list(TERMS.values())}, index=list(TERMS))
+        frame = pd.DataFrame({"seconds": values, "share": share, "meaning": list(terms.values())}, index=list(terms))
         return frame.rename_axis("term")
 
     def __repr__(self) -> str:
@@ -93,62 +109,6 @@ class RoundLatency(Record):
         return html.table(title, ["term", "seconds", "share", "", "meaning"], rows)
 
 
-@dataclass(frozen=True)
-class CutTerms:
-    """Seconds and bits of the parts of a round of EPSL, for every cut 0..L: all that does not depend on the rates.
-
-    The round takes max_i (client_forward_i + upload_bits / r_i) + server_forward + server_backward + server_step
-    + broadcast_bits / r_bc + max_i (unicast_bits / r_dl,i + client_backward_i + client_step_i).
-    Rows are cuts, columns clients: (L+1, N) or (L+1,).
-
-    Source: reconstruction [R] of the EPSL round (arXiv 2303.15991).
-    """
-
-    client_forward: np.ndarray  # (L+1, N) b ρ_j / s_i, s, or b times the client's own measured seconds
-    upload_bits: np.ndarray  # (L+1,) b ψ_j
-    server_forward: np.ndarray  # (L+1,) N b (ρ_L − ρ_j) / s, s
-    server_backward: np.ndarray  # (L+1,) [(n_A + N (b − n_A)) (ϖ_L − ϖ_j − ϖ_last) + N b ϖ_last] / s, s
-    broadcast_bits: np.ndarray  # (L+1,) n_A χ_j
-    unicast_bits: np.ndarray  # (L+1,) (b − n_A) χ_j
-    client_backward: np.ndarray  # (L+1, N) b ϖ_j / s_i, s, likewise
-    server_step: np.ndarray  # (L+1,) (σ_L − σ_j) / s, s
-    client_step: np.ndarray  # (L+1, N) σ_j / s_i, s, or the client's own measured seconds
-
-    @classmethod
-    def of(cls, profile: Profile, cell: WirelessCell, batch_size: int, phi: float) -> Self:
-        """Compute the terms for a profile, a cell, a mini-batch of b per client and a share φ."""
-        b, n_a, n_clients = batch_size, aggregated_rows(phi, batch_size), cell.n_clients
-        # With only the last layer on the server there is no more to go back through: 0, also after rounding.
-        before_last = np.maximum(profile.bwd_cost[-1] - profile.bwd_cost - profile.last_bwd_cost, 0.0)
-        rows = server_rows(phi, b, n_clients)
-        forward, backward, step = client_seconds(profile, cell)
-        return cls(
-            client_forward=b * forward,
-            upload_bits=b * profile.act_bits,
-            server_forward=n_clients * b * (profile.fwd_cost[-1] - profile.fwd_cost) / cell.server_speed,
-            server_backward=(rows * before_last + n_clients * b * profile.last_bwd_cost) / cell.server_speed,
-            broadcast_bits=n_a * profile.grad_bits,
-            unicast_bits=(b - n_a) * profile.grad_bits,
-            client_backward=b * backward,
-            server_step=(profile.steps[-1] - profile.steps) / cell.server_speed,
-            client_step=step,
-        )
-
-
-def client_seconds(profile: Profile, cell: WirelessCell) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (L+1, N) seconds forward and backward per sample and of an optimizer step on units 1..j.
-
-    They are those of a client's own profile, or else follow from its speed.
-    """
-    forward = profile.fwd_cost[:, None] / cell.client_speed
-    backward = profile.bwd_cost[:, None] / cell.client_speed
-    step = profile.steps[:, None] / cell.client_speed
-    for i, own in enumerate(cell.profiles or ()):
-        if own is not None:
-            forward[:, i], backward[:, i], step[:, i] = own.fwd_cost, own.bwd_cost, own.steps
-    return forward, backward, step
-
-
 def latency(
     profile: Profile,
     cell: WirelessCell,
@@ -160,6 +120,7 @@ def latency(
     phi: float,
     framework: str = "epsl",
     local_steps: int = 1,
+    linearise: str = "representative",
 ) -> RoundLatency:
     """Return the time of one round of a framework with given cut, subchannels and power.
 
@@ -181,7 +142,10 @@ def latency(
     centralised  N b (ρ_L + ϖ_L)/s. The data are taken to be at the server already: sending them is not counted [R]
     ===========  ====================================================================================================
 
-    Aggregating and averaging themselves, and labels, are taken as free. A client with a measured profile of its own
+    Every round but a centralised one takes the cell's `round_overhead` more, and its `message_overhead` for each of the
+    messages that follow one another: up, broadcast, down; of N clients in turn N times as many [B].
+
+    Aggregating and averaging, drawing rows, and labels, are free. A client with a measured profile of its own
     takes that profile's seconds in place of ρ/s_i and ϖ/s_i. All frameworks are given the *same* cut, subchannels and
     power; a comparison at each one's best cut calls this once per cut.
 
@@ -196,6 +160,10 @@ def latency(
         framework: one of "epsl", "psl", "sfl", "sl", "fedavg", "centralised".
         local_steps: H, mini-batches between two averages (used by "sfl" and "fedavg" alone: a round of the others has
             one mini-batch per client).
+        linearise: "representative": gradients are aggregated as in the paper; "sampled": as many rows are drawn,
+            d_i of client i (`psl.gradient_aggregation.sampled_rows`), go forward a second time, and nothing is
+            broadcast [B]. The formula lets a client go back through its d_i rows alone; with BatchNorm before the cut
+            an exact backward pass takes all b (used by "epsl" alone).
 
     Raises:
         ScenarioError: an argument is out of range or of the wrong shape, or power exceeds a limit.
@@ -207,7 +175,8 @@ def latency(
     cut = check_cut(profile, cut)
     client = check_assignment(cell, assignment)
     density = check_power(cell, client, power)
-    return round_latency(profile, cell, cut, client, density, batch_size, phi, framework, local_steps)
+    rule = check_linearise(linearise)
+    return round_latency(profile, cell, cut, client, density, batch_size, phi, framework, local_steps, rule)
 
 
 def round_latency(
@@ -220,8 +189,21 @@ def round_latency(
     phi: float,
     framework: str,
     local_steps: int,
+    linearise: str = "representative",
+    *,
+    rows: np.ndarray | None = None,
+    samples: np.ndarray | None = None,
+    server_steps: int = 0,
 ) -> RoundLatency:
-    """Return `latency` for what a plan holds, which is checked already; checks the framework and its local steps."""
+    """Return `latency` for what a plan holds, which is checked already; checks the framework and its local steps.
+
+    Args:
+        linearise: rule of "epsl", one of those of `psl.train`.
+        rows: (N,) rows that "epsl" drew, in place of `sampled_rows`.
+        samples: (N,) samples of each client's mini-batch in "psl" with global sampling.
+        server_steps: of "psl": the server steps so often on resampled activations, and then goes forward and back once
+            more for the clients; that backward pass is counted in full [R].
+    """
     check_choice("framework", framework, FRAMEWORKS)
     steps = check_count("local_steps", local_steps) if framework in ("sfl", "fedavg") else 1
     if framework == "centralised":
@@ -239,29 +221,50 @@ def round_latency(
         done = float((compute + seconds(bits, up)).max())
         exchange = done - float(compute.max()) + float(seconds(bits, common))
         training, stepping = float(passes.max()), float(compute.max() - passes.max())
-        return RoundLatency(framework, local_training=training, optimizer=stepping, model_exchange=exchange)
+        fixed = overhead(cell, 2 * int(bits > 0))
+        return RoundLatency(
+            framework, local_training=training, optimizer=stepping, model_exchange=exchange, overhead=fixed
+        )
 
-    terms = CutTerms.of(profile, cell, batch_size, phi if framework == "epsl" else 0.0)
+    if framework == "epsl" and linearise == "sampled" and rows is None:
+        rows = sampled_rows(phi, batch_size, cell.n_clients)
+    drawn = {"rows": rows if framework == "epsl" else None, "samples": samples if framework == "psl" else None}
+    terms = CutTerms.of(profile, cell, batch_size, phi if framework == "epsl" else 0.0, **drawn)
     uplink_of = terms.client_forward[cut] + seconds(terms.upload_bits[cut], up)
     passes = terms.client_backward[cut] + seconds(terms.unicast_bits[cut], down)
     downlink_of = passes + terms.client_step[cut]
-    stepping = float(terms.server_step[cut] + (downlink_of.max() - passes.max()))
-    exchange = 0.0
+    stepping = float(terms.server_step[cut] * max(server_steps, 1) + (downlink_of.max() - passes.max()))
+    exchange, messages = 0.0, steps * int(terms.messages[cut])
     if framework == "sfl":
         model = profile.param_bits[cut]
         exchange = float((downlink_of + seconds(model, up)).max() - downlink_of.max() + seconds(model, common))
+        messages += 2 * int(model > 0)
+    forward, again = float(terms.server_forward[cut]), float(terms.second_forward[cut])
+    back = float(terms.server_backward[cut])
+    if framework == "epsl" and linearise in ("cut", "each"):  # what is averaged, or applied, is every row's own
+        back = float(CutTerms.of(profile, cell, batch_size, 0.0).server_backward[cut])
+    if framework == "epsl" and linearise == "mean":
+        n_a = aggregated_rows(phi, batch_size)
+        again = float(n_a * (profile.fwd_cost[-1] - profile.fwd_cost[cut]) / cell.server_speed)
     return RoundLatency(
         framework,
         uplink=steps * float(uplink_of.max()),
-        server_forward=steps * float(terms.server_forward[cut]),
-        server_backward=steps * float(terms.server_backward[cut]),
+        server_forward=steps * forward,
+        second_forward=steps * (forward if server_steps else again),
+        server_backward=steps * back * (2 if server_steps else 1),
         broadcast=steps * float(seconds(terms.broadcast_bits[cut], common)),
         downlink=steps * float(passes.max()),
         optimizer=steps * stepping,
         model_exchange=exchange,
+        overhead=overhead(cell, messages),
         uplink_of=uplink_of,
         downlink_of=downlink_of,
     )
+
+
+def overhead(cell: WirelessCell, messages: int) -> float:
+    """Return t_0 + t_m × messages, the seconds of a round with so many messages that follow one another."""
+    return cell.round_overhead + cell.message_overhead * messages
 
 
 def _sequential(profile: Profile, cell: WirelessCell, cut: int, batch_size: int) -> RoundLatency:
@@ -283,6 +286,7 @@ def _sequential(profile: Profile, cell: WirelessCell, cut: int, batch_size: int)
         downlink=float(passes.sum()),
         optimizer=float((terms.server_step[cut] + terms.client_step[cut]).sum()),
         model_exchange=float((seconds(model, rate) + seconds(model, down_rate)).sum()),
+        overhead=overhead(cell, n_clients * int(terms.messages[cut] + 2 * (model > 0))),
         uplink_of=uplink_of,
         downlink_of=passes + terms.client_step[cut],
     )

@@ -6,10 +6,11 @@ from functools import cached_property
 import numpy as np
 
 from psl.errors import InfeasibleError, PSLError, expected
+from psl.gradient_aggregation import sampled_rows
 from psl.networks.wireless_cell import WirelessCell
 from psl.profiles import Profile
 from psl.schedulers.checks import seconds
-from psl.schedulers.epsl.latency import CutTerms
+from psl.schedulers.epsl.terms import CutTerms
 from psl.schedulers.epsl.water_filling import LN2, most_rate, with_floor
 
 
@@ -27,22 +28,41 @@ class RoundProblem:
     and the constant are the `CutTerms` of `latency`.
 
     Args:
-        profile, cell, batch_size, phi: as in `solve`, checked.
-        cut: number of the only cut to consider, or None for all of 1..L-1.
+        profile, cell, batch_size, phi, linearise: as in `solve`, checked.
+        cut: number of the only cut to consider, or None for all of min_cut..L-1.
+        min_cut: number of the shallowest cut to consider.
+
+    Attributes:
+        down_rate: (N, K) downlink bit/s of client i on subchannel k; if rows are drawn, its d_i-th part: then all
+            clients have the same bits to receive, those of one row.
     """
 
-    def __init__(self, profile: Profile, cell: WirelessCell, batch_size: int, phi: float, cut: int | None = None):
+    def __init__(
+        self,
+        profile: Profile,
+        cell: WirelessCell,
+        batch_size: int,
+        phi: float,
+        cut: int | None = None,
+        linearise: str = "representative",
+        min_cut: int = 1,
+    ):
         self.profile, self.cell, self.batch_size, self.phi = profile, cell, batch_size, phi
-        self.cuts: Sequence[int] = range(1, profile.n_units) if cut is None else [cut]
-        terms = CutTerms.of(profile, cell, batch_size, phi)
+        self.cuts: Sequence[int] = range(min_cut, profile.n_units) if cut is None else [cut]
+        rows = sampled_rows(phi, batch_size, cell.n_clients) if linearise == "sampled" else None
+        terms = CutTerms.of(profile, cell, batch_size, phi, rows=rows)
         self.up_compute, self.up_bits = terms.client_forward, terms.upload_bits
-        self.down_compute, self.down_bits = terms.client_backward + terms.client_step, terms.unicast_bits
+        self.down_compute = terms.client_backward + terms.client_step
+        self.down_bits = terms.unicast_bits if rows is None else profile.grad_bits
         broadcast = seconds(terms.broadcast_bits, cell.broadcast_rate())
-        self.constant = terms.server_forward + terms.server_backward + terms.server_step + broadcast  # (L+1,) s
+        server = terms.server_forward + terms.second_forward + terms.server_backward + terms.server_step
+        fixed = cell.round_overhead + cell.message_overhead * terms.messages
+        self.constant = server + broadcast + fixed  # (L+1,) s
         self.bandwidth = cell.bandwidth
         self.snr = with_floor(cell.snr_per_psd)  # (N, K), per W/Hz
         self.log_snr = np.log2(self.snr)
-        self.down_rate = cell.subchannel_downlink_rate()  # (N, K)
+        rate = cell.subchannel_downlink_rate()
+        self.down_rate = rate if rows is None else rate / rows[:, None]  # (N, K)
         self.total = cell.total_power
         self.limit = np.minimum(cell.client_power, cell.total_power)  # (N,)
         self.n_clients, self.n_subchannels = self.snr.shape

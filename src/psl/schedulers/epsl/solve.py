@@ -9,14 +9,16 @@ from tqdm.auto import tqdm
 from psl.errors import check_choice, check_count, expected
 from psl.networks.wireless_cell import WirelessCell
 from psl.profiles import Profile
+from psl.schedulers.checks import check_min_cut
 from psl.schedulers.epsl.baselines import BASELINES, baseline
 from psl.schedulers.epsl.bcd import block_coordinate_descent
-from psl.schedulers.epsl.checks import check_batch, check_cut, check_profile
+from psl.schedulers.epsl.checks import check_batch, check_cut, check_linearise, check_profile
 from psl.schedulers.epsl.lower_bound import lower_bound
 from psl.schedulers.epsl.plan import EPSLPlan
 from psl.schedulers.epsl.power import optimal_power, round_time
 from psl.schedulers.epsl.problem import RoundProblem, no_finite_plan
 from psl.schedulers.epsl.search import search
+from psl.schedulers.epsl.u_shape import UShapedPlan, front, front_cell, u_shaped
 
 METHODS = ("search", "bcd", *BASELINES)
 
@@ -32,8 +34,10 @@ def solve(
     phi: float = 0.5,
     method: str = "search",
     cut: int | str | None = None,
+    min_cut: int | str = 1,
     seed: int = 0,
     bound: bool = True,
+    linearise: str = "representative",
     progress: bool = False,
 ) -> EPSLPlan:
     """Choose cut, subchannels and power that make a round of EPSL short, and bound how short it could be.
@@ -53,10 +57,14 @@ def solve(
         batch_size: b, samples per client and round.
         phi: φ, share of the mini-batch's slots whose last-layer gradients are aggregated, 0..1; 0 is PSL.
         method: see the table.
-        cut: fix the cut, by number or name; None considers all of 1..L-1 (raw data stay on the clients, the last
+        cut: fix the cut, by number or name; None considers all of min_cut..L-1 (raw data stay on the clients, the last
             layer on the server).
+        min_cut: the shallowest cut allowed, by number or name, such as the floor of a leakage budget. The bound is
+            then that of the plans allowed, and `plan.price` compares with the shortest round without it.
         seed: of random cuts and of the search's random swaps; the same seed gives the same plan.
         bound: compute `lower_bound`; False leaves it NaN and saves time.
+        linearise: what a round does with the last-layer gradients: "representative" aggregates them, "sampled" draws as
+            many rows [B]; see `latency`.
         progress: show a bar that counts improvements.
 
     Returns:
@@ -64,7 +72,7 @@ def solve(
 
     Raises:
         ScenarioError: an argument is out of range.
-        InfeasibleError: some client has practically no rate, so no plan has a finite round.
+        InfeasibleError: some client has practically no rate, so no plan has a finite round; or `min_cut` is the output.
 
     Source: EPSL (arXiv 2303.15991): joint optimisation of cut, subchannels and power [P]; see the marks above.
     """
@@ -74,7 +82,12 @@ def solve(
     batch_size, phi = check_batch(batch_size, phi)
     if profile.n_units < 2:
         raise expected("profile", "at least 2 units, one on each side", profile.n_units, "split a deeper model")
-    problem = RoundProblem(profile, cell, batch_size, phi, None if cut is None else check_cut(profile, cut))
+    only = None if cut is None else check_cut(profile, cut)
+    floor = check_min_cut(profile, min_cut, profile.n_units - 1, "so that the last layer stays on the server")
+    if only is not None and only < floor:
+        raise expected("cut", f"at least min_cut = {floor}", only, "leave one of them out")
+    rule = check_linearise(linearise)
+    problem = RoundProblem(profile, cell, batch_size, phi, only, rule, floor)
     if not min(map(problem.reach_bound, problem.cuts)) < _FOREVER:
         raise no_finite_plan()
     history: list[dict[str, Any]] = []
@@ -102,6 +115,51 @@ def solve(
                 other, other_assignment, bounds = search(problem, np.random.default_rng(seed))
                 known = min(known, round_time(problem, other, other_assignment))
             least = lower_bound(problem, known, bounds)
+        free = float("nan")
+        if bound and floor > 1:
+            free = round_time(problem, chosen, assignment, power)
+            shallow, given, _ = search(
+                RoundProblem(profile, cell, batch_size, phi, None, rule), np.random.default_rng(seed)
+            )
+            free = min(free, round_time(problem, shallow, given))
     return EPSLPlan(
-        profile, cell, batch_size, phi, method, chosen, assignment, power, lower_bound=least, history=tuple(history)
+        profile,
+        cell,
+        batch_size,
+        phi,
+        method,
+        chosen,
+        assignment,
+        power,
+        lower_bound=least,
+        history=tuple(history),
+        min_cut=floor,
+        free_time=free,
+        linearise=linearise,
     )
+
+
+def solve_u_shaped(profile: Profile, cell: WirelessCell, *, tail_cut: int | str, **options: Any) -> UShapedPlan:
+    """Plan a U-shaped round of PSL: the server computes from the cut that is chosen to `tail_cut`, which is given.
+
+    The plan is that of PSL for the units up to `tail_cut`, with all power used; `plan.gap` says how far from the
+    optimum over first cuts, subchannels and powers it can be at most, the tail's time included.
+
+    Args:
+        profile: costs of the whole model's cuts.
+        cell: the wireless cell.
+        tail_cut: k, number or name of the second cut, 2..L-1; the layers behind it and the labels stay on the clients.
+        options: of `solve`, but for `phi`, which is 0: the server has no last layer whose gradients it could aggregate.
+
+    Raises:
+        ScenarioError, InfeasibleError: as `solve`.
+
+    Source: ours [B], for the round of `u_shaped_latency` [R].
+    """
+    check_profile(profile, cell)
+    k = check_cut(profile, tail_cut)
+    if k < 2:
+        raise expected("tail_cut", "2 or more, so that the server has a layer", k, "choose a later cut")
+    if options.pop("phi", 0) != 0:
+        raise expected("phi", "0 for a U-shaped split", "another", "leave it out: nothing can be aggregated")
+    return u_shaped(solve(front(profile, k), front_cell(cell, k), phi=0.0, **options), profile, cell, k)

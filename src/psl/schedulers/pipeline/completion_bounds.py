@@ -48,6 +48,7 @@ class CompletionBounds:
         tables: Tables,
         stage: np.ndarray,
         linear: np.ndarray,
+        hop_linear: np.ndarray,
         goal: Goal,
         hosts: tuple[int, ...],
         bound: float,
@@ -58,16 +59,17 @@ class CompletionBounds:
         Args:
             problem, tables: the problem at one micro-batch size.
             stage, linear: (L+1, L+1, V) occupancy and linear cost of a stage, inf for stages that no path may have.
+            hop_linear: (L+1, E) linear cost of a hop; linear costs may contain `Prices`.
             goal: what is minimised.
             hosts: nodes that may host one stage only; the first of them are taken, as many as the tables may be large.
-            bound: a lower bound of the goal.
+            bound: a lower bound of the goal, with all prices.
             classes: number of classes of the completion's interval.
         """
         hosts = hosts[: max(int(np.log2(_TABLE / stage.size)), 0)]
 
         def least_sum(limit: float) -> np.ndarray:
             allowed = np.where(stage <= limit, linear, np.inf)
-            hop = np.where(tables.hop_occupancy <= limit, tables.hop_linear, np.inf)
+            hop = np.where(tables.hop_occupancy <= limit, hop_linear, np.inf)
             return completions_by_hosts(problem, allowed, hop, hosts)
 
         least = completions_by_hosts(problem, stage, tables.hop_occupancy, hosts, np.maximum)
@@ -100,7 +102,7 @@ class CompletionBounds:
             arrived: 1 for labels that a hop has brought, 0 for computed ones.
             cut, node: their vertices.
             hosts: bit mask of the hosts they have used.
-            fill, interval: their own fill times and intervals, s.
+            fill, interval: their own fill times and intervals, s; with prices, fill times less what they get back.
         """
         known = hosts & self.known
         remaining = self.fill[arrived][:, cut, node, known]  # (classes, labels)

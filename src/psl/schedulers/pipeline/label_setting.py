@@ -6,9 +6,11 @@ are taken in the order of a lower bound (A*).
 
 Labels remember critical hosts and links only: at first those that the plain shortest path repeats. If the best path
 found repeats others, these become critical as well, and the search starts again. Each best value is a lower bound. In
-operations research this is known as decremental state-space relaxation.
+operations research this is known as decremental state-space relaxation. A search that goes on for long puts `Prices` on
+nodes and links: then bounds know what it costs to avoid repetitions, also of what no label remembers yet.
 """
 
+import dataclasses
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -19,12 +21,14 @@ import numpy as np
 
 from psl.schedulers.pipeline.checks import ROUNDING
 from psl.schedulers.pipeline.completion_bounds import CompletionBounds, Goal
+from psl.schedulers.pipeline.labels import Critical, Label
 from psl.schedulers.pipeline.latency import link_loads
 from psl.schedulers.pipeline.path import Path
+from psl.schedulers.pipeline.prices import Prices, raised
 from psl.schedulers.pipeline.problem import PipelineProblem, Tables
 
-#: Labels per placement problem before the search gives up proving. They take four to eight seconds with 50 nodes or
-#: 50 units; of 44 searches on meshes of 9 to 50 nodes two were given up, as they were after 60,000 labels.
+#: Labels per placement problem before the search gives up proving. With 50 nodes and 50 units, prices included, they
+#: take about 15 seconds; benchmarks/pipeline_unproven.py has what is left unproven then.
 MAX_LABELS = 200_000
 
 # Classes of the interval in the bounds. In the same trials 48 classes needed half as many labels as 12 and three times
@@ -32,53 +36,12 @@ MAX_LABELS = 200_000
 _CLASSES = (12, 24, 48)
 _PATIENCE = 4000  # labels before finer classes are tried; with 1000 the trials took a fifth longer, 16,000 proved less
 _WIDTHS = (1, 4, 16, 64)  # labels per vertex when any plan will do: from greedy to thorough, until one is found
+_STEPS = 60  # of the prices, whenever labels ran out
 _SLACK = 1 + ROUNDING
 
 
-class Critical(NamedTuple):
-    """The hosts and links that labels remember."""
-
-    hosts: tuple[int, ...]  # bit k of `Label.hosts` stands for the k-th of them
-    edges: frozenset[int]  # numbers of undirected links, as in `PipelineProblem.link`
-
-
-@dataclass(slots=True)
-class Label:
-    """One path to a vertex. With links="once" it remembers links, with "shared" their loads, else neither."""
-
-    fill: float  # S, s
-    interval: float  # θ, s
-    cut: int
-    node: int
-    arrived: int  # 1: by a hop, 0: computed on the node
-    hosts: int  # bit mask of the critical hosts that have a stage
-    crossed: int = 0  # bit mask of the critical links that have a hop
-    loads: dict[int, float] = field(default_factory=dict)  # s on each direction of the critical links
-    parent: "Label | None" = None
-    edge: int = -1  # of the last hop; -1 after a stage
-
-    def dominates(self, other: "Label") -> bool:
-        """Whether the other label, at the same vertex, is no better in anything."""
-        if self.fill > other.fill or self.interval > other.interval or self.hosts & ~other.hosts:
-            return False
-        if self.crossed & ~other.crossed:
-            return False
-        return not self.loads or all(load <= other.loads.get(r, 0.0) for r, load in self.loads.items())
-
-    def path(self) -> Path:
-        """Return the stages and hops from the source to here."""
-        stages, hops, label = [], [], self
-        while label.parent is not None:
-            if label.edge < 0:
-                stages.append((label.node, label.parent.cut, label.cut))
-            else:
-                hops.append((label.cut, label.edge))
-            label = label.parent
-        return Path(tuple(stages[::-1]), tuple(hops[::-1]))
-
-
 class Found(NamedTuple):
-    """The result of a search: a path, or None; a value below which there is no path."""
+    """The result of a search: a path, or None; a value below which there is no path that obeys."""
 
     path: Path | None
     bound: float
@@ -111,6 +74,7 @@ class PlacementSearch:
         self.stage, self.linear = self.tables.stage.copy(), self.tables.stage_linear.copy()
         for costs in (self.stage, self.linear):
             costs[1:, :, self.problem.source] = np.inf
+        self.prices = Prices.none(self.problem)
 
     def run(self, objective: str, cutoff: float, relaxed: Path, bound: float) -> Found:
         """Return the best path below the cutoff.
@@ -138,6 +102,7 @@ class PlacementSearch:
     def _settle(self, goal: Goal, cutoff: float, relaxed: Path, bound: float) -> Found:
         """Return the best path for one goal, by best-first searches with more and more critical hosts and links."""
         best, incumbent, fine = cutoff, None, 0
+        self.prices = Prices.none(self.problem)
         critical = self._extended(Critical((), frozenset()), relaxed)
         bounds = self._bounds(goal, critical, bound, fine)
         while True:
@@ -146,30 +111,65 @@ class PlacementSearch:
             found = self._best_first(bounds, best, critical, budget)
             bound = max(bound, found.bound)
             before = critical.hosts
-            if not found.exact:
+            if found.path is not None and self._allowed(found.path):
+                value = self.value(found.path, goal)
+                if value <= bound * _SLACK:
+                    return Found(found.path, value, True)
+                if value < best:
+                    best, incumbent = value, found.path
+            if found.exact:
+                if found.path is None:
+                    return Found(incumbent, best, True)
+                critical = self._extended(critical, found.path)
+            elif not fine and not finest and budget < self.max_labels:
+                fine += 1  # finer classes alone are cheap, and often enough
+            else:
+                path = self._greedy(bounds, critical, goal, best) if incumbent is None else None
+                if path is not None:
+                    best, incumbent = self.value(path, goal), path
+                if goal.fill and goal.weight:
+                    critical, path, bound = self._priced(critical, best, bound)
+                    if path is not None and self.value(path, goal) < best:
+                        best, incumbent = self.value(path, goal), path
+                if bound * _SLACK >= best:
+                    return Found(incumbent, best, True)
                 if budget == self.max_labels:
                     break
                 fine += 1
-            elif found.path is None:
-                return Found(incumbent, best, True)
-            else:
-                if self._allowed(found.path):
-                    value = self.value(found.path, goal)
-                    if value <= found.bound * _SLACK:
-                        return Found(found.path, value, True)
-                    if value < best:
-                        best, incumbent = value, found.path
-                critical = self._extended(critical, found.path)
             if not found.exact or critical.hosts != before:
                 bounds = self._bounds(goal, critical, bound, fine)
-        if incumbent is None:
-            others = [n for n in range(self.problem.n_nodes) if n not in critical.hosts]
-            everything = Critical((*critical.hosts, *others), frozenset(self.problem.link.tolist()))
-            for width in _WIDTHS:
-                again = self._best_first(bounds, np.inf, everything, np.inf, width)
-                if again.path is not None:
-                    return Found(again.path, bound, self.value(again.path, goal) <= bound * _SLACK)
-        return Found(incumbent, bound, False)
+        for width in _WIDTHS[1:3]:  # now with prices
+            path = self._greedy(bounds, critical, goal, best, (width,))
+            if path is not None:
+                best, incumbent = self.value(path, goal), path
+        if incumbent is None and np.isfinite(cutoff):  # a plan above the cutoff is better than none
+            incumbent = self._greedy(bounds, critical, goal, np.inf)
+        return Found(incumbent, bound, incumbent is not None and self.value(incumbent, goal) <= bound * _SLACK)
+
+    def _greedy(
+        self, bounds: CompletionBounds, critical: Critical, goal: Goal, best: float, widths: tuple[int, ...] = _WIDTHS
+    ) -> Path | None:
+        """Return a path below `best` that obeys, with few labels per vertex, or None if none is found."""
+        others = [n for n in range(self.problem.n_nodes) if n not in critical.hosts]
+        everything = Critical((*critical.hosts, *others), frozenset(self.problem.link.tolist()))
+        made, found = self.made, None
+        for width in widths:
+            path = self._best_first(bounds, best, everything, np.inf, width).path
+            if path is not None and self.value(path, goal) < best:
+                found = path
+                break
+        self.made = made  # they prove nothing, and do not count
+        return found
+
+    def _priced(self, critical: Critical, best: float, bound: float) -> tuple[Critical, Path | None, float]:
+        """Raise the prices; return what is critical now, a path that obeys or None, and the bound."""
+        charged = dataclasses.replace(self.tables, stage=self.stage, stage_linear=self.linear)
+        steps = max(min(_STEPS, self.max_labels // 1000), 1)
+        priced = raised(self.problem, charged, self.prices, best, self.links == "once", steps)
+        self.prices = priced.prices
+        new = [n for n in np.flatnonzero(self.prices.nodes > 0).tolist() if n not in critical.hosts]
+        edges = critical.edges | set(np.flatnonzero(self.prices.links > 0).tolist())
+        return Critical((*critical.hosts, *new), edges), priced.path, max(bound, priced.bound)
 
     def value(self, path: Path, goal: Goal) -> float:
         """Return what is minimised, for a path on which no node hosts two stages; infinite above the limit.
@@ -211,17 +211,19 @@ class PlacementSearch:
         return link_loads(e, int(problem.reverse[e]), forward, backward, problem.full_duplex)
 
     def _bounds(self, goal: Goal, critical: Critical, bound: float, fine: int) -> CompletionBounds:
-        costs, classes = (self.stage, self.linear), _CLASSES[fine]
-        return CompletionBounds.of(self.problem, self.tables, *costs, goal, critical.hosts, bound, classes)
+        problem, tables, prices = self.problem, self.tables, self.prices
+        costs = self.stage, self.linear + prices.nodes, tables.hop_linear + prices.links[problem.link]
+        return CompletionBounds.of(problem, tables, *costs, goal, critical.hosts, bound + prices.total, _CLASSES[fine])
 
     def _best_first(
         self, bounds: CompletionBounds, best: float, critical: Critical, budget: float, width: int | None = None
     ) -> Found:
         """Return the best path to the end that repeats no critical host or link, if it is below `best`.
 
-        With a `width`, only so many labels are followed per vertex: fast, and not exact.
+        With prices, the bounds are below the values of paths: paths that obey are kept until nothing is below them.
+        With a `width`, only so many labels are followed per vertex, to the first path: fast, and not exact.
         """
-        problem = self.problem
+        problem, kept = self.problem, None
         bits = {n: 1 << k for k, n in enumerate(critical.hosts)}
         start = Label(0.0, 0.0, 0, problem.source, 1, 0)
         heap: list[tuple[float, int, int, Label]] = [(0.0, 0, 0, start)]
@@ -231,33 +233,42 @@ class PlacementSearch:
             if low >= best:
                 break
             if label.cut == problem.n_units:
-                return Found(label.path(), low, True)
+                path = label.path()
+                if width is not None or self._extended(critical, path) != critical:
+                    return Found(path, low, True)
+                value = self.value(path, bounds.goal)
+                if value <= low * _SLACK:
+                    return Found(path, low, True)
+                if value < best:
+                    best, kept = value, path
+                continue
             vertex = settled[label.cut, label.node, label.arrived]
             if len(vertex) == width or any(other.dominates(label) for other in vertex):
                 continue
             vertex.append(label)
             if self.made >= budget:
-                return Found(None, low, False)
+                return Found(kept, low, False)
             for value, child in self._children(label, bounds, best, bits, critical.edges):
                 self.made += 1
                 heapq.heappush(heap, (value, -child.cut, self.made, child))
-        return Found(None, best, True)
+        return Found(kept, best, True)
 
     def _children(
         self, label: Label, bounds: CompletionBounds, best: float, bits: dict[int, int], edges: frozenset[int]
     ) -> Iterator[tuple[float, Label]]:
         """Yield the labels one stage or hop further, with lower bounds of what they lead to."""
         problem, tables, goal, j, n = self.problem, self.tables, bounds.goal, label.cut, label.node
-        bit = bits.get(n, 0)
+        bit, prices = bits.get(n, 0), self.prices
+        back = prices.total - label.paid  # what it gets back and has not paid
         if label.arrived and not label.hosts & bit:
             to, hosts = slice(j + 1, None), label.hosts | bit
             stage = self.stage[j, to, n]
             fill, interval = _plus(goal, label, self.linear[j, to, n]), np.maximum(label.interval, stage)
-            values = bounds.values(0, to, n, hosts, fill, interval)
+            paid = label.paid + float(prices.nodes[n])
+            values = bounds.values(0, to, n, hosts, fill - (prices.total - paid), interval)
             for k in np.flatnonzero((values < best) & (interval <= goal.limit)).tolist():
-                child = Label(
-                    float(fill[k]), float(interval[k]), j + 1 + k, n, 0, hosts, label.crossed, label.loads, label
-                )
+                times = float(fill[k]), float(interval[k])
+                child = Label(*times, j + 1 + k, n, 0, hosts, label.crossed, label.loads, paid, label)
                 yield float(values[k]), child
         if j == 0:
             return
@@ -266,7 +277,8 @@ class PlacementSearch:
         heads = problem.head[first:after]
         fill = _plus(goal, label, tables.hop_linear[j, first:after])
         interval = np.maximum(label.interval, tables.hop_occupancy[j, first:after])
-        values = bounds.values(1, j, heads, label.hosts, fill, interval)
+        pay = prices.links[problem.link[first:after]]
+        values = bounds.values(1, j, heads, label.hosts, fill - (back - pay), interval)
         for k in np.flatnonzero((values < best) & (interval <= goal.limit)).tolist():
             e, value, theta = first + k, float(values[k]), float(interval[k])
             crossed, loads, link = label.crossed, label.loads, int(problem.link[e])
@@ -279,10 +291,11 @@ class PlacementSearch:
                 loads = {**loads, **added}
                 if (loaded := max(added.values())) > theta:
                     theta = loaded
-                    value = float(bounds.values(1, j, heads[k], label.hosts, fill[k], theta))
+                    value = float(bounds.values(1, j, heads[k], label.hosts, fill[k] - (back - pay[k]), theta))
                     if value >= best or theta > goal.limit:
                         continue
-            yield value, Label(float(fill[k]), theta, j, int(heads[k]), 1, label.hosts, crossed, loads, label, e)
+            paid = label.paid + float(pay[k])
+            yield value, Label(float(fill[k]), theta, j, int(heads[k]), 1, label.hosts, crossed, loads, paid, label, e)
 
 
 def _plus(goal: Goal, label: Label, costs: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Fill time against interval: the efficient paths at one micro-batch size."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,47 @@ def least_fill_time(problem: PipelineProblem, tables: Tables, limit: float = np.
         return None
     fill, interval = float(found.arrived[0, problem.source]), tables.interval(path)
     return Point(fill, interval, round_time(fill, interval, tables.n_micro_batches), path)
+
+
+def walk(step: Callable[[float], Point | None], least: float, more: int, cutoff: float) -> Point | None:
+    """Return the point of least T = S + (M − 1) θ, or None if nothing is below the cutoff.
+
+    Args:
+        step: gives the point of least fill time with occupancies up to a limit.
+        least: θ_min, s.
+        more: M − 1.
+        cutoff: s.
+    """
+    last = step(np.inf)  # before the one at θ_min: alone it may already show that nothing is below the cutoff
+    if last is None or last.fill_time + more * least >= cutoff:
+        return None
+    best = last
+    if last.interval > least and more:
+        end = step(least)
+        if end is not None and end.total < best.total:
+            best = end
+        limit = last.interval
+        while True:
+            limit = min(limit, (min(best.total, cutoff) - last.fill_time) / more)
+            if limit <= least:
+                break
+            last = step(np.nextafter(limit, 0.0))
+            if last is None or (end is not None and last.fill_time >= end.fill_time):
+                break
+            limit = last.interval
+            if last.total < best.total:
+                best = last
+    return best if best.total < cutoff else None
+
+
+def least_total(problem: PipelineProblem, tables: Tables, least: float) -> Point | None:
+    """Return the path of least T = S + (M − 1) θ, which may come back to nodes and links, or None if there is none.
+
+    Args:
+        problem, tables: the problem at one micro-batch size.
+        least: θ_min, s.
+    """
+    return walk(lambda limit: least_fill_time(problem, tables, limit), least, tables.n_micro_batches - 1, np.inf)
 
 
 def pareto_front(problem: PipelineProblem, micro_batch: int) -> pd.DataFrame:

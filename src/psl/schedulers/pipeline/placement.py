@@ -11,7 +11,7 @@ from psl.errors import InfeasibleError, check_choice, check_count, expected
 from psl.schedulers.pipeline.checks import LINKS, OBJECTIVES, ROUNDING
 from psl.schedulers.pipeline.label_setting import MAX_LABELS, PlacementSearch
 from psl.schedulers.pipeline.micro_batch import MicroBatchCurve
-from psl.schedulers.pipeline.pareto import Point, least_fill_time
+from psl.schedulers.pipeline.pareto import Point, least_fill_time, walk
 from psl.schedulers.pipeline.path import Hops, Path, Stages, describe
 from psl.schedulers.pipeline.problem import PipelineProblem, Tables
 from psl.schedulers.pipeline.shortest_path import least_bottleneck
@@ -145,42 +145,11 @@ def _relaxed(problem: PipelineProblem, tables: Tables, objective: str, cutoff: f
     if objective == "interval":
         best = step(least) if least < cutoff else None
     else:
-        best = _least_total(step, least, tables.n_micro_batches - 1, cutoff)
+        best = walk(step, least, tables.n_micro_batches - 1, cutoff)
     if best is None:
         return None
     placement = Placement.timed(problem, best.path, tables.micro_batch, objective, "separate")
     return placement.proven(placement.value, True, steps=tuple(steps))
-
-
-def _least_total(step: Callable[[float], Point | None], least: float, more: int, cutoff: float) -> Point | None:
-    """Return the point of least T = S + (M − 1) θ, or None if nothing is below the cutoff.
-
-    Args:
-        step: gives the point of least fill time with occupancies up to a limit.
-        least: θ_min, s.
-        more: M − 1.
-        cutoff: s.
-    """
-    last = step(np.inf)  # before the one at θ_min: alone it may already show that nothing is below the cutoff
-    if last is None or last.fill_time + more * least >= cutoff:
-        return None
-    best = last
-    if last.interval > least and more:
-        end = step(least)
-        if end is not None and end.total < best.total:
-            best = end
-        limit = last.interval
-        while True:
-            limit = min(limit, (min(best.total, cutoff) - last.fill_time) / more)
-            if limit <= least:
-                break
-            last = step(np.nextafter(limit, 0.0))
-            if last is None or (end is not None and last.fill_time >= end.fill_time):
-                break
-            limit = last.interval
-            if last.total < best.total:
-                best = last
-    return best if best.total < cutoff else None
 
 
 def best_placement(

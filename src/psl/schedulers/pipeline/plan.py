@@ -5,11 +5,13 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
+from psl import html
 from psl.errors import check_choice, expected
 from psl.networks.edge_network import EdgeNetwork
 from psl.plans import facts_table, held_bound, meets_bound
 from psl.profiles import Profile
 from psl.records import Record
+from psl.schedulers.checks import check_min_cut, price, priced
 from psl.schedulers.pipeline.checks import (
     LINKS,
     OBJECTIVES,
@@ -38,6 +40,8 @@ class PipelinePlan(Record):
             another profile, network, batch size, micro-batch, objective or use of links has none.
         history: one dict per step of the search: "block" ("placement" or "micro-batch"), "micro_batch" and
             "round_time", s; for objective="interval" the interval.
+        min_cut: the shallowest end of the first stage that was allowed; a copy with another one has no bound.
+        free_value: s, the least objective known without `min_cut`; NaN if it was not computed.
         proven_for: what the bound was computed for; filled in.
 
     Attributes:
@@ -62,6 +66,8 @@ class PipelinePlan(Record):
     method: str = "given"
     lower_bound: float = float("nan")
     history: tuple[dict[str, Any], ...] = ()
+    min_cut: int = 1
+    free_value: float = float("nan")
     proven_for: str = field(default="", kw_only=True, repr=False)
     fill_time: float = field(init=False)
     interval: float = field(init=False)
@@ -77,8 +83,11 @@ class PipelinePlan(Record):
         terms = round_latency(self.profile, self.network, path, m, batch_size, self.links)
         self._set(batch_size=batch_size, micro_batch=m, stages=stages, hops=hops)
         self._set(history=tuple(self.history), fill_time=terms.fill_time, interval=terms.interval)
+        floor = check_min_cut(self.profile, self.min_cut, stages[0][2], "the end of the plan's first stage")
         scenario = (self.profile, self.network, batch_size, m, self.objective, self.links)
+        scenario += (floor,) if floor > 1 else ()
         self._set(**held_bound("PipelinePlan", self.lower_bound, self.proven_for, scenario, self.value))
+        self._set(min_cut=floor, free_value=self.free_value if self.proven_for else float("nan"))
 
     @property
     def n_micro_batches(self) -> int:
@@ -104,6 +113,11 @@ class PipelinePlan(Record):
     def exact(self) -> bool:
         """Whether the plan is proven optimal for its objective: it is as good as the lower bound."""
         return meets_bound(self.value, self.lower_bound)
+
+    @property
+    def price(self) -> float:
+        """How many times the least objective known without `min_cut` the plan takes; NaN if not known."""
+        return price(self.value, self.free_value)
 
     @property
     def may_be_optimistic(self) -> bool:
@@ -165,7 +179,7 @@ class PipelinePlan(Record):
         return (
             f"PipelinePlan({self.method}: {describe(self.network, self.stages)}, m={self.micro_batch}, "
             f"T={self.round_time:.6g} s = {self.fill_time:.4g} s + {self.n_micro_batches - 1} × {self.interval:.4g} s, "
-            f"{proof}{', T may be optimistic' if self.may_be_optimistic else ''})"
+            f"{proof}{', T may be optimistic' if self.may_be_optimistic else ''}{priced(self.value, self.free_value)})"
         )
 
     def _repr_html_(self) -> str:
@@ -173,5 +187,7 @@ class PipelinePlan(Record):
         cuts = ", ".join(f"{j}: {name}" for j, name in zip(self.cuts, self.cut_names, strict=True))
         facts = {"cuts": cuts or "none", "stages": describe(self.network, self.stages), "b": self.batch_size}
         facts |= {"m": self.micro_batch, "M": self.n_micro_batches}
+        if self.min_cut > 1:
+            facts |= {"source's layers at least": self.min_cut, "over the free optimum": html.number(self.price, "×")}
         of = "round" if self.objective == "time" else "interval"
         return facts_table(self, f"PipelinePlan, {self.method}", facts, of) + self.latency()._repr_html_()

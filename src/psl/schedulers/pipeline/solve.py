@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 from psl.errors import InfeasibleError, check_choice, check_count, expected
 from psl.networks.edge_network import EdgeNetwork
 from psl.profiles import Profile
+from psl.schedulers.checks import check_min_cut
 from psl.schedulers.pipeline.alternating import START, alternate
 from psl.schedulers.pipeline.baselines import random_cuts, random_placement, two_tier
 from psl.schedulers.pipeline.checks import LINKS, OBJECTIVES, ROUNDING, check_micro_batch
@@ -31,6 +32,7 @@ def solve(
     method: str = "exact",
     seed: int = 0,
     start: int = START,
+    min_cut: int | str = 1,
     bound: bool = True,
     max_labels: int = MAX_LABELS,
     progress: bool = False,
@@ -59,6 +61,8 @@ def solve(
         method: see the table.
         seed: of the random baselines; the same seed gives the same plan.
         start: first micro-batch size of "alternating".
+        min_cut: the shallowest cut at which the source may hand on, by number or name, such as the floor of a leakage
+            budget. The bound is then that of the plans allowed, and `plan.price` compares with the optimum without it.
         bound: give the plans of the other methods the optimum of "exact" as `lower_bound`; False leaves it NaN and
             saves time.
         max_labels: most labels per micro-batch size in the search that keeps a plan from using a node or link twice.
@@ -71,7 +75,8 @@ def solve(
 
     Raises:
         ScenarioError: an argument is out of range, or does not go with the method.
-        InfeasibleError: the model fits nowhere, or no path leads through nodes that hold it.
+        InfeasibleError: the model fits nowhere, or no path leads through nodes that hold it; the source does not hold
+            the units up to `min_cut`.
 
     Source: pipelined split learning (arXiv 2505.04368): joint splitting, placement and micro-batch size [P]; see the
         marks above.
@@ -81,7 +86,8 @@ def solve(
     check_choice("links", links, LINKS)
     rng = np.random.default_rng(check_count("seed", seed, minimum=0))
     max_labels = check_count("max_labels", max_labels)
-    problem = PipelineProblem(profile, network, batch_size)
+    unlimited = PipelineProblem(profile, network, batch_size)
+    problem, floor = _floored(unlimited, min_cut)
     if micro_batch is not None:
         micro_batch = check_micro_batch(micro_batch, problem.batch_size)
     _check_method(method, objective, micro_batch, problem.batch_size)
@@ -122,6 +128,7 @@ def solve(
             raise
         if bound and known is None:
             known = best(problem)
+        free = best(unlimited) if bound and floor > 1 else None
     value = _value(problem, chosen, objective, links)
     lower_bound = float("nan") if known is None else _lower_bound(known, chosen.micro_batch)
     proven = lower_bound >= value * (1 - ROUNDING)  # not with NaN
@@ -137,7 +144,31 @@ def solve(
         method=method,
         lower_bound=value if proven else lower_bound,
         history=tuple(history),
+        min_cut=floor,
+        free_value=float("nan") if free is None else _free_value(unlimited, free, chosen, objective, links, value),
     )
+
+
+def _floored(problem: PipelineProblem, min_cut: int | str) -> tuple[PipelineProblem, int]:
+    """Return the problem in which the source computes at least the units up to a cut, and that cut's number."""
+    held = np.flatnonzero(problem.fits[0, :, problem.source])  # ends of a first stage
+    deepest = int(held.max(initial=1))
+    floor = check_min_cut(problem.profile, min_cut, deepest, f"all that the source {problem.network.source!r} holds")
+    if floor == 1:
+        return problem, floor
+    allowed = np.ones_like(problem.fits)
+    allowed[0, :floor, problem.source] = False
+    return problem.restricted(allowed), floor
+
+
+def _free_value(
+    problem: PipelineProblem, free: Placement, chosen: Placement, objective: str, links: str, value: float
+) -> float:
+    """Return the least objective known without a floor; an interval at the size of the plan's micro-batches."""
+    least = _value(problem, free, objective, links)
+    if objective == "interval":
+        least *= chosen.micro_batch / free.micro_batch
+    return min(least, value)
 
 
 def _value(problem: PipelineProblem, placement: Placement, objective: str, links: str) -> float:

@@ -14,6 +14,7 @@ from psl.training.frameworks.pipeline import Pipeline
 from psl.training.frameworks.psl import PSL
 from psl.training.frameworks.sfl import SFL
 from psl.training.frameworks.sl import SL
+from psl.training.frameworks.u_shape import U_SHAPED
 
 FRAMEWORKS: dict[str, type[Framework]] = {
     c.name: c for c in (Centralised, FedAvg, SL, SFL, PSL, EPSL, EdgeSplit, Pipeline)
@@ -31,7 +32,10 @@ def framework_class(name: str) -> type[Framework]:
 
 def build_framework(model: nn.Module, config: TrainingConfig, weights: np.ndarray | None = None) -> Framework:
     """Return the framework that a configuration names; arguments as those of `Framework`."""
-    return framework_class(config.framework)(model, config, weights)
+    kind = framework_class(config.framework)
+    if kind.u_shaped and isinstance(config.cut, list):
+        kind = U_SHAPED[kind.name]
+    return kind(model, config, weights)
 
 
 __all__ = ["FRAMEWORKS", "Framework", "build_framework", "framework_class"]

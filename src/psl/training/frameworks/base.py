@@ -1,8 +1,7 @@
 """What all training frameworks have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -10,12 +9,11 @@ import torch
 from torch import nn
 
 from psl.errors import CutError, expected
+from psl.models.values import call
 from psl.training.communication import BitCounter
 from psl.training.config import TrainingConfig
-from psl.training.devices import Device, Devices
 from psl.training.participation import Attendance
 from psl.training.seeds import Party
-from psl.training.stage import Stage
 
 Batch = tuple[Any, torch.Tensor]  # inputs (b, …), labels (b,)
 Draw = Callable[[int, int], Batch]
@@ -27,20 +25,13 @@ def no_seed(party: Party, client: int, step: int) -> None:
 
 
 class Round(NamedTuple):
-    """What a framework is given for one round: the arguments of `Framework.round`, and who takes part.
-
-    Args:
-        draw, rng, attendance, seed_for: see there.
-        devices: the clients.
-        at_server: ``at_server(client, step)`` is the context of what the server computes for the (first) client.
-    """
+    """What a framework is given for one round: the arguments of `Framework.round`."""
 
     draw: Draw
     rng: np.random.Generator
     attendance: Attendance | None
     seed_for: SeedFor
-    devices: Devices
-    at_server: Callable[[int, int], AbstractContextManager[None]]
+    sizes: Callable[[int], np.ndarray] | None = None
 
 
 class Framework(ABC):
@@ -61,16 +52,16 @@ class Framework(ABC):
         modules: every module that is trained, by name.
         optimizers: every optimizer by name, None for a module without parameters.
         steps: mini-batches per client and round.
-        devices: the client-side part of each client with its optimizer.
-        at_server: what the server last had of the model that clients exchange; None before, and where they do not.
+        rows: (N,) how many rows of each client were drawn in the last round; None where that is not by chance.
     """
 
     name: ClassVar[str]
     splits: ClassVar[bool] = False  # needs a cut
+    u_shaped: ClassVar[bool] = False  # or two cuts: the server holds what is between them
+    defends: ClassVar[bool] = False  # clients may change their smashed data
     several_cuts: ClassVar[bool] = False  # or a list of cuts
     averages: ClassVar[bool] = False  # takes local_steps mini-batches per round
     pooled: ClassVar[bool] = False  # one batch of n_clients × batch_size from all data
-    one_client_model: ClassVar[bool] = False  # which all clients train one after the other
     waits_for_all: ClassVar[str | None] = "its server steps on the samples of all clients at once"  # or None
 
     @classmethod
@@ -91,11 +82,15 @@ class Framework(ABC):
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer | None] = {}
         self.steps = config.local_steps if self.averages else 1
-        self.devices: list[Stage] = []
-        self.at_server: list[torch.Tensor] | None = None
+        self.rows: np.ndarray | None = None
 
     def round(
-        self, draw: Draw, rng: np.random.Generator, attendance: Attendance | None = None, seed_for: SeedFor = no_seed
+        self,
+        draw: Draw,
+        rng: np.random.Generator,
+        attendance: Attendance | None = None,
+        seed_for: SeedFor = no_seed,
+        sizes: Callable[[int], np.ndarray] | None = None,
     ) -> torch.Tensor | float:
         """Run one round and return its training loss Σ_i λ_i ℓ̄_i, averaged over local steps.
 
@@ -106,23 +101,13 @@ class Framework(ABC):
             seed_for: called before a party computes, with "device" or "server", the (first) client it computes for
                 and the local step. `psl.train` seeds dropout there, so that parties in different processes draw the
                 same numbers.
+            sizes: ``sizes(k)`` gives the (N,) samples of each client in mini-batch k, some of them 0; None for b each.
 
         Raises:
             ScenarioError: an attendance, in a framework that needs all clients in every round.
         """
         self.check_participation(attendance)
-
-        @contextmanager
-        def at_server(client: int, step: int) -> Iterator[None]:
-            seed_for("server", client, step)
-            yield
-
-        return self.train_round(Round(draw, rng, attendance, seed_for, self.local_devices(draw, seed_for), at_server))
-
-    def local_devices(self, draw: Draw, seed_for: SeedFor) -> Devices:
-        """Return the clients in this process; arguments as in `round`."""
-        loss, shared = self.config.loss, self.one_client_model
-        return Devices([Device(i, s, draw, seed_for, loss, shared=shared) for i, s in enumerate(self.devices)])
+        return self.train_round(Round(draw, rng, attendance, seed_for, sizes))
 
     @abstractmethod
     def train_round(self, this: Round) -> torch.Tensor | float:
@@ -131,6 +116,11 @@ class Framework(ABC):
     @abstractmethod
     def client_models(self) -> list[nn.Module]:
         """Return the distinct client-side models, one if all clients share it; whole models without a server."""
+
+    def outputs(self, client: nn.Module, inputs: Any) -> Any:
+        """Return what one of `client_models`, with the server, makes of inputs."""
+        found = call(client, inputs)
+        return found if self.server is None else self.server(found)
 
     @property
     def server(self) -> nn.Module | None:
@@ -166,12 +156,12 @@ class Framework(ABC):
                 optimizer.load_state_dict(state["optimizers"][name])
 
 
-def refuse_raw_data(cut: int | str) -> None:
+def refuse_raw_data(cut: int | str | list[int | str]) -> None:
     """Refuse to cut before the first layer.
 
     Raises:
         CutError: the cut is 0.
     """
-    if cut == 0:
+    if cut == 0 or (isinstance(cut, list) and cut[0] == 0):
         want, fix = "a cut after the first layer or later", "psl.cuts(model, example) lists the cuts"
         raise expected("cut", want, "0, which would send the raw data", fix, CutError)

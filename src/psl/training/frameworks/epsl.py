@@ -12,7 +12,11 @@ treated as in PSL. `linearise` says at whose activations the server's Jacobian i
 * ``"each"``: at every client's, the results λ-averaged: the expectation of ``"representative"``.
   Backward is N·b rows: no saving.
 * ``"cut"``: nothing is aggregated at the last layer; exact gradients are λ-averaged at the cut.
-  Backward is N·b rows; only the downlink shrinks.
+  Backward is N·b rows; only the downlink shrinks. With φ = 1 this is the idea of SFL-GA (arXiv 2501.01078): one
+  aggregated gradient of the smashed data for all clients [R].
+
+``"sampled"`` aggregates nothing: it draws as many rows as the server would have gone back through, see
+`psl.training.frameworks.drawn_rows` [B].
 
 With one client every choice aggregates one gradient into itself: plain split training.
 
@@ -34,8 +38,9 @@ import torch
 from torch import nn
 
 from psl.errors import expected
-from psl.gradient_aggregation import aggregated_rows
+from psl.gradient_aggregation import aggregated_rows, sampled_rows
 from psl.training.batchnorm import GroupStatistics, one_row_refused
+from psl.training.frameworks.drawn_rows import sampled_backward
 from psl.training.frameworks.psl import PSL
 from psl.training.frameworks.split_step import (
     ServerGradients,
@@ -52,22 +57,30 @@ Seed = Callable[[torch.Tensor], torch.Tensor]  # from z_iq (N, b, …) to the gr
 
 
 class EPSL(PSL):
-    """PSL that aggregates the last-layer gradients of n_A = ⌈φ b⌉ slots: z̄_q = Σ_i λ_i z_iq.
+    """PSL that aggregates the last-layer gradients of n_A = ⌈φ b⌉ slots, z̄_q = Σ_i λ_i z_iq; or that draws rows.
 
-    Source: EPSL (arXiv 2303.15991): aggregation [P], where to linearise [R].
+    Source: EPSL (arXiv 2303.15991): aggregation [P], where to linearise [R]; drawing rows [B].
     """
 
     name = "epsl"
+    u_shaped = False  # it aggregates gradients of the last layer, which the server would not have
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments that bear on this framework but not on all, by name."""
-        return super().settings() | {"phi": self.config.phi, "linearise": self.config.linearise}
+        found = super().settings() | {"phi": self.config.phi, "linearise": self.config.linearise}
+        return found | ({"rows": self.config.rows} if self.config.linearise == "sampled" else {})
 
     def server_gradients(
         self, smashed: list[Any], labels: list[torch.Tensor], weights: np.ndarray, rng: np.random.Generator
     ) -> ServerGradients:
-        """Run the server forward, aggregate, and run it backward; see `aggregated_backward`."""
+        """Run the server forward, aggregate or draw, and run it backward; see `aggregated_backward`, `drawn_rows`."""
         rule, loss = self.config.linearise, self.config.loss
+        if rule == "sampled":
+            rows = sampled_rows(self.config.phi, self.config.batch_size, len(labels))
+            options = {"rows": rows, "rng": rng, "adaptive": self.config.rows == "adaptive", "loss": loss}
+            found = sampled_backward(self.server, smashed, labels, weights, **options)
+            self.rows = rows if found.rows is None else np.array([int(mask.sum()) for mask in found.rows])
+            return found
         n_agg = aggregated_rows(self.config.phi, self.config.batch_size)
         return aggregated_backward(self.server, smashed, labels, weights, n_agg=n_agg, rule=rule, rng=rng, loss=loss)
 
@@ -106,7 +119,7 @@ def aggregated_backward(
         labels: N tensors (b,).
         weights: (N,) λ_i, summing to 1.
         n_agg: n_A, the number of aggregated slots, 0..b; 0 is PSL.
-        rule: where the server's Jacobian is taken, one of `psl.training.config.LINEARISE_RULES`.
+        rule: where the server's Jacobian is taken, one of `psl.training.config.AGGREGATION_RULES`.
         rng: draws the representatives; needed for "representative".
         loss: maps outputs and labels to one loss per row.
 

@@ -5,10 +5,9 @@ import torch
 from torch import nn
 
 from psl.training.config import TrainingConfig
-from psl.training.devices import Device
-from psl.training.frameworks.base import Round
+from psl.training.frameworks.base import Batch
 from psl.training.frameworks.local_training import LocalTraining
-from psl.training.stage import Stage
+from psl.training.stage import Stage, full_step
 
 
 class FedAvg(LocalTraining):
@@ -20,20 +19,19 @@ class FedAvg(LocalTraining):
     """
 
     name = "fedavg"
-    sends_to_all = True
 
     def __init__(self, model: nn.Module, config: TrainingConfig, weights: np.ndarray | None = None):
         super().__init__(model, config, weights)
         self.optimizers = {f"client {i}": config.make_optimizer(model) for i in range(config.n_clients)}
-        self.devices = [Stage(model, optimizer, first=True) for optimizer in self.optimizers.values()]
+        self._devices = [Stage(model, optimizer, first=True) for optimizer in self.optimizers.values()]
 
-    def local_step(self, device: Device, step: int, this: Round) -> torch.Tensor:
+    def local_step(self, client: int, batch: Batch) -> torch.Tensor:
         """Train one device on one mini-batch and return its mean loss."""
-        return device.train_alone(step)
+        return full_step(self._devices[client], batch, self.config.loss)
 
-    def receive(self, device: Device) -> list[torch.Tensor]:
+    def receive(self, client: int, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return a device's model as the server receives it."""
-        return [self.bits.up(tensor) for tensor in device.give()]
+        return [self.bits.up(tensor) for tensor in tensors]
 
     def send(self, average: list[torch.Tensor]) -> list[torch.Tensor]:
         """Send the average to all devices at once."""

@@ -1,0 +1,1 @@
+"""psl beside what others offer for the same questions. Run with `python -m benchmarks.peers`."""
