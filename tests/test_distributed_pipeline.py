@@ -191,6 +191,7 @@ def test_relays_and_links_are_emulated_and_the_result_stays(nursery, links):
     assert left_behind(nursery) == ([], [])
 
 
+@pytest.mark.full  # the CLI's tests start a server and clients with torchrun
 def test_torchrun_starts_stages_too_and_its_run_continues_anywhere(nursery, tmp_path):
     plan = relayed_plan(rate=50e6)
     plan.save(tmp_path / "plan.json")
