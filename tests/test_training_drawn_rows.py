@@ -18,6 +18,7 @@ from psl.training.frameworks.drawn_rows import (
     systematic,
 )
 from psl.training.frameworks.split_step import among_zeros, server_backward
+from test_training_linearise import Rows
 
 WEIGHTS = np.array([0.5, 0.3, 0.2])
 C, B = 3, 8
@@ -82,21 +83,6 @@ def test_the_same_seed_draws_the_same_rows():
         assert [int(mask.sum()) for mask in step.rows] == [2, 2, 1]
         assert [len(own) for own in step.own] == [2, 2, 1]
     assert torch.equal(steps[0], steps[1]) and not torch.equal(steps[0], steps[2])
-
-
-class Rows(nn.Module):
-    """Passes its input on and notes how many rows came with a graph, and without."""
-
-    def __init__(self):
-        super().__init__()
-        self.graph = self.plain = 0
-
-    def forward(self, x):
-        if torch.is_grad_enabled():
-            self.graph += len(x)
-        else:
-            self.plain += len(x)
-        return x
 
 
 def test_only_drawn_rows_have_a_graph():

@@ -144,6 +144,11 @@ def meets_bound(value: float, lower_bound: float) -> bool:
     return value <= lower_bound * (1 + 1e-12)
 
 
+def gap_to_bound(value: float, lower_bound: float) -> float:
+    """Return the most by which a plan can be longer than the optimum, value / lower_bound − 1; NaN without a bound."""
+    return max(value / lower_bound - 1.0, 0.0) if lower_bound > 0 else math.nan
+
+
 def facts_table(plan: Plan, title: str, facts: dict[str, Any], bounds: str = "round") -> str:
     """Return the main facts of a plan as HTML: its own, then what all plans have.
 

@@ -9,7 +9,7 @@ import pandas as pd
 from psl import html
 from psl.errors import check_choice
 from psl.networks.edge_cluster import EdgeCluster
-from psl.plans import facts_table, held_bound, meets_bound
+from psl.plans import facts_table, gap_to_bound, held_bound, meets_bound
 from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.checks import price, priced
@@ -112,9 +112,9 @@ class EdgeSplitPlan(Record):
     @property
     def gap(self) -> float:
         """Relative distance from the optimum: round_time / lower_bound − 1; NaN without a bound."""
-        if self.lower_bound > 0:
-            return max(self.round_time / self.lower_bound - 1.0, 0.0)
-        return 0.0 if self.lower_bound == self.round_time else float("nan")  # a round of no time is optimal
+        if self.lower_bound == self.round_time == 0:
+            return 0.0  # a round of no time is optimal
+        return gap_to_bound(self.round_time, self.lower_bound)
 
     @property
     def exact(self) -> bool:

@@ -9,7 +9,7 @@ import pandas as pd
 from psl import html
 from psl.gradient_aggregation import sampled_rows
 from psl.networks.wireless_cell import WirelessCell
-from psl.plans import facts_table, held_bound, meets_bound
+from psl.plans import facts_table, gap_to_bound, held_bound, meets_bound
 from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.checks import check_min_cut, price, priced
@@ -109,7 +109,7 @@ class EPSLPlan(Record):
     @property
     def gap(self) -> float:
         """Upper bound on the relative distance from the optimum, round_time / lower_bound − 1; NaN without one."""
-        return max(self.round_time / self.lower_bound - 1.0, 0.0) if self.lower_bound > 0 else float("nan")
+        return gap_to_bound(self.round_time, self.lower_bound)
 
     @property
     def exact(self) -> bool:

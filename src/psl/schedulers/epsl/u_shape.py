@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from psl import html
 from psl.errors import check_choice, expected
 from psl.networks.wireless_cell import WirelessCell
-from psl.plans import facts_table, meets_bound
+from psl.plans import facts_table, gap_to_bound, meets_bound
 from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.checks import seconds
@@ -245,7 +245,7 @@ class UShapedPlan(Record):
     @property
     def gap(self) -> float:
         """Upper bound on the relative distance from the optimum, round_time / lower_bound − 1; NaN without one."""
-        return max(self.round_time / self.lower_bound - 1.0, 0.0) if self.lower_bound > 0 else float("nan")
+        return gap_to_bound(self.round_time, self.lower_bound)
 
     @property
     def exact(self) -> bool:

@@ -8,7 +8,7 @@ import pandas as pd
 from psl import html
 from psl.errors import check_choice, expected
 from psl.networks.edge_network import EdgeNetwork
-from psl.plans import facts_table, held_bound, meets_bound
+from psl.plans import facts_table, gap_to_bound, held_bound, meets_bound
 from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.checks import check_min_cut, price, priced
@@ -107,7 +107,7 @@ class PipelinePlan(Record):
     @property
     def gap(self) -> float:
         """Upper bound on the relative distance from the optimum, value / lower_bound − 1; NaN without one."""
-        return max(self.value / self.lower_bound - 1.0, 0.0) if self.lower_bound > 0 else float("nan")
+        return gap_to_bound(self.value, self.lower_bound)
 
     @property
     def exact(self) -> bool:
