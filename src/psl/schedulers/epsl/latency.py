@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from psl import html
 from psl.errors import check_choice, check_count
-from psl.gradient_aggregation import aggregated_rows, sampled_rows
+from psl.gradient_aggregation import sampled_rows
 from psl.networks.wireless_cell import WirelessCell
 from psl.profiles import Profile
 from psl.records import Record
@@ -229,7 +229,7 @@ def round_latency(
     if framework == "epsl" and linearise == "sampled" and rows is None:
         rows = sampled_rows(phi, batch_size, cell.n_clients)
     drawn = {"rows": rows if framework == "epsl" else None, "samples": samples if framework == "psl" else None}
-    terms = CutTerms.of(profile, cell, batch_size, phi if framework == "epsl" else 0.0, **drawn)
+    terms = CutTerms.of(profile, cell, batch_size, phi if framework == "epsl" else 0.0, linearise=linearise, **drawn)
     uplink_of = terms.client_forward[cut] + seconds(terms.upload_bits[cut], up)
     passes = terms.client_backward[cut] + seconds(terms.unicast_bits[cut], down)
     downlink_of = passes + terms.client_step[cut]
@@ -240,18 +240,12 @@ def round_latency(
         exchange = float((downlink_of + seconds(model, up)).max() - downlink_of.max() + seconds(model, common))
         messages += 2 * int(model > 0)
     forward, again = float(terms.server_forward[cut]), float(terms.second_forward[cut])
-    back = float(terms.server_backward[cut])
-    if framework == "epsl" and linearise in ("cut", "each"):  # what is averaged, or applied, is every row's own
-        back = float(CutTerms.of(profile, cell, batch_size, 0.0).server_backward[cut])
-    if framework == "epsl" and linearise == "mean":
-        n_a = aggregated_rows(phi, batch_size)
-        again = float(n_a * (profile.fwd_cost[-1] - profile.fwd_cost[cut]) / cell.server_speed)
     return RoundLatency(
         framework,
         uplink=steps * float(uplink_of.max()),
         server_forward=steps * forward,
         second_forward=steps * (forward if server_steps else again),
-        server_backward=steps * back * (2 if server_steps else 1),
+        server_backward=steps * float(terms.server_backward[cut]) * (2 if server_steps else 1),
         broadcast=steps * float(seconds(terms.broadcast_bits[cut], common)),
         downlink=steps * float(passes.max()),
         optimizer=steps * stepping,

@@ -24,7 +24,7 @@ class CutTerms:
     client_forward: np.ndarray  # (L+1, N) b ρ_j / s_i, s, or b times the client's own measured seconds
     upload_bits: np.ndarray  # (L+1,) b ψ_j; (L+1, N) if clients have mini-batches of their own size
     server_forward: np.ndarray  # (L+1,) N b (ρ_L − ρ_j) / s, s
-    second_forward: np.ndarray  # (L+1,) d (ρ_L − ρ_j) / s, s; 0 where no rows are drawn
+    second_forward: np.ndarray  # (L+1,) d (ρ_L − ρ_j) / s, s, or n_A in place of d ("mean"); 0 in other rules
     server_backward: (
         np.ndarray
     )  # (L+1,) [(n_A + N (b − n_A)) (ϖ_L − ϖ_j − ϖ_last) + N b ϖ_last] / s, s, or d (ϖ_L − ϖ_j) / s
@@ -45,6 +45,7 @@ class CutTerms:
         *,
         rows: np.ndarray | None = None,
         samples: np.ndarray | None = None,
+        linearise: str = "representative",
     ) -> Self:
         """Compute the terms for a profile, a cell, a mini-batch of b per client and a share φ.
 
@@ -52,6 +53,8 @@ class CutTerms:
             profile, cell, batch_size, phi: as in `latency`.
             rows: (N,) d_i, rows of each client that are drawn; None if gradients are aggregated.
             samples: (N,) samples of each client where mini-batches differ; nothing is aggregated then.
+            linearise: rule of the aggregation. In "each" and "cut" the server goes back through all rows, and in "mean"
+                forward through n_A more.
         """
         n_clients, speed = cell.n_clients, cell.server_speed
         b = batch_size if samples is None else samples
@@ -61,7 +64,9 @@ class CutTerms:
         # With only the last layer on the server there is no more to go back through: 0, also after rounding.
         before_last = np.maximum(profile.bwd_cost[-1] - profile.bwd_cost - profile.last_bwd_cost, 0.0)
         last = everyone if rows is None else int(rows.sum())
-        total = last if rows is not None or samples is not None else server_rows(phi, batch_size, n_clients)
+        through_all = rows is not None or samples is not None or linearise in ("each", "cut")
+        total = last if through_all else server_rows(phi, batch_size, n_clients)
+        again = n_a if linearise == "mean" else 0 if last == everyone else last
         behind = profile.fwd_cost[-1] - profile.fwd_cost
         forward, backward, step = client_seconds(profile, cell)
         sent, answered = profile.act_bits > 0, profile.grad_bits > 0
@@ -69,7 +74,7 @@ class CutTerms:
             client_forward=b * forward,
             upload_bits=_of_each(profile.act_bits, b),
             server_forward=everyone * behind / speed,
-            second_forward=(0 if last == everyone else last) * behind / speed,
+            second_forward=again * behind / speed,
             server_backward=(total * before_last + last * profile.last_bwd_cost) / speed,
             broadcast_bits=n_a * profile.grad_bits,
             unicast_bits=_of_each(profile.grad_bits, back - n_a),
