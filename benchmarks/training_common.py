@@ -46,6 +46,15 @@ def batches(name: str, n_clients: int, batch_size: int):
     return lambda client, step: parts[client]
 
 
+def server_inputs(n_clients: int, batch_size: int, cut: str):
+    """Return a PSL framework, what its server receives in a step (smashed data, labels), equal weights, a generator."""
+    training, draw = build("psl", n_clients, batch_size, cut), batches("psl", n_clients, batch_size)
+    with torch.no_grad():
+        smashed = [client(draw(i, 0)[0]) for i, client in enumerate(training.clients)]
+    labels = [draw(i, 0)[1] for i in range(n_clients)]
+    return training, smashed, labels, np.full(n_clients, 1 / n_clients), np.random.default_rng(0)
+
+
 def seconds(work) -> tuple[float, float]:
     """Wall and CPU seconds of one call; CPU time (of all threads) hardly minds a busy machine."""
     wall, cpu = time.perf_counter(), time.process_time()

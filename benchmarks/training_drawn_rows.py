@@ -8,7 +8,6 @@ d / (N b) of PSL's; the second forward pass, of d rows, comes on top. Writes ben
 import argparse
 import time
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -16,7 +15,7 @@ from torch import nn
 from psl.gradient_aggregation import aggregated_rows, sampled_rows
 from psl.training.frameworks.drawn_rows import sampled_backward
 from psl.training.frameworks.epsl import aggregated_backward
-from training_common import batches, build, write
+from training_common import server_inputs, write
 from training_server_backward import BackwardClock
 
 
@@ -47,11 +46,7 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     n, b = arguments.clients, arguments.batch_size
-    training, draw = build("psl", n, b, arguments.cut), batches("psl", n, b)
-    with torch.no_grad():
-        smashed = [client(draw(i, 0)[0]) for i, client in enumerate(training.clients)]
-    labels = [draw(i, 0)[1] for i in range(n)]
-    weights, rng = np.full(n, 1 / n), np.random.default_rng(0)
+    training, smashed, labels, weights, rng = server_inputs(n, b, arguments.cut)
 
     def averaged(server, phi):
         aggregated_backward(server, smashed, labels, weights, n_agg=aggregated_rows(phi, b), rng=rng)

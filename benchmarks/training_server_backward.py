@@ -17,7 +17,7 @@ from torchvision.models import resnet18
 from psl.gradient_aggregation import aggregated_rows, server_rows
 from psl.models import profile
 from psl.training.frameworks.epsl import aggregated_backward
-from training_common import batches, build, seconds, write
+from training_common import seconds, server_inputs, write
 
 
 class BackwardClock:
@@ -62,11 +62,7 @@ def main():
     torch.set_num_threads(arguments.threads)
     n_clients, b = arguments.clients, arguments.batch_size
 
-    training, draw = build("psl", n_clients, b, arguments.cut), batches("psl", n_clients, b)
-    with torch.no_grad():
-        smashed = [client(draw(i, 0)[0]) for i, client in enumerate(training.clients)]
-    labels = [draw(i, 0)[1] for i in range(n_clients)]
-    weights, rng = np.full(n_clients, 1 / n_clients), np.random.default_rng(0)
+    training, smashed, labels, weights, rng = server_inputs(n_clients, b, arguments.cut)
 
     def step(phi):
         training.server.zero_grad(set_to_none=True)
