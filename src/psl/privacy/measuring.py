@@ -109,17 +109,17 @@ def measure(
             rows = [rng.choice(len(part), size, replace=False) for part, size in zip(pool, sizes, strict=True)]
             (known, known_labels), (images, labels) = (_images(*pair) for pair in zip(pool, rows, strict=True))
             torch.manual_seed(int(rng.integers(2**62)))
-            for name, found in _baselines(known, known_labels, images, labels).items():
+            references = _references(known, known_labels, labels)
+            for name, found in _baselines(images, *references).items():
                 for score, value in found.items():
                     base.setdefault(name, {}).setdefault(score, []).append(value)
-            references = _references(known, known_labels, labels)
+            flat = known.flatten(1)
             by_cut: list[dict[str, float]] = []
             aux, own = known, images
             for k, step in enumerate(steps["attacker"]):
                 aux, own = step(aux), steps["victim"][k](own)
                 arrived = _sent(defence, own, sendings)
                 learned = _sent(defence if adapts else Defence(), aux, sendings)
-                flat = known.flatten(1)
                 if knows != "weights" and attack != "white-box":
                     arrived = _matched(arrived, learned)
                 if attack == "ridge":
@@ -271,11 +271,8 @@ def _scores(
     }
 
 
-def _baselines(
-    known: torch.Tensor, known_labels: torch.Tensor, images: torch.Tensor, labels: torch.Tensor
-) -> dict[str, dict[str, float]]:
+def _baselines(images: torch.Tensor, mean: torch.Tensor, class_mean: torch.Tensor) -> dict[str, dict[str, float]]:
     """Return the scores of reconstructions that use no smashed data."""
-    mean, class_mean = _references(known, known_labels, labels)
     guesses = {"mean image": mean.expand_as(images), "class mean": class_mean}
     return {
         name: _scores(images, guess, mean, class_mean)

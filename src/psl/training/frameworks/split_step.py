@@ -62,10 +62,9 @@ def split_step(
     defence = defence or Defence()
     smashed, labels, more = [], [], []
     for device, (inputs, targets) in zip(devices, batches, strict=True):
-        kept = copied(inputs) if defence.penalises else inputs  # forward may overwrite its inputs
-        made = device_forward(device, inputs)
-        more.append(defence.penalty_gradient(kept, made))
-        smashed.append(bits.up(defence.sent(made), defence.bits_of))
+        received, penalty = defended_forward(device, inputs, defence, bits)
+        smashed.append(received)
+        more.append(penalty)
         labels.append(bits.up(targets))
     found = server(smashed, labels)
     # Of what crossed, a gradient goes back where the devices have a use for one.
@@ -93,6 +92,14 @@ def device_forward(device: Stage, inputs: Any) -> Any:
     smashed = device.forward(inputs)
     check_rows(smashed, rows_of(inputs))
     return smashed
+
+
+def defended_forward(device: Stage, inputs: Any, defence: Defence, bits: BitCounter) -> tuple[Any, Any]:
+    """Return what the server receives of a device's smashed data, and the gradient of its penalty or None."""
+    kept = copied(inputs) if defence.penalises else inputs  # forward may overwrite its inputs
+    smashed = device_forward(device, inputs)
+    penalty = defence.penalty_gradient(kept, smashed)
+    return bits.up(defence.sent(smashed), defence.bits_of), penalty
 
 
 def device_backward(device: Stage, shared: Any, own: Any, rows: torch.Tensor | None = None, more: Any = None) -> None:

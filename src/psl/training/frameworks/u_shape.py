@@ -20,7 +20,7 @@ from psl.errors import CutError, expected
 from psl.models.splitting import boundaries
 from psl.models.stages import stages
 from psl.models.tracing import trace
-from psl.models.values import call, copied
+from psl.models.values import call
 from psl.training.config import TrainingConfig, check_cuts
 from psl.training.defences import Defence
 from psl.training.frameworks.base import Framework, Round
@@ -29,8 +29,8 @@ from psl.training.frameworks.sfl import SFL
 from psl.training.frameworks.sl import SL
 from psl.training.frameworks.split_step import (
     SplitFramework,
+    defended_forward,
     device_backward,
-    device_forward,
     only_needed,
     own_gradients,
 )
@@ -80,10 +80,9 @@ class UShape(SplitFramework):
         for i, device in zip(clients, devices, strict=True):
             this.seed_for("device", i, step)
             inputs, targets = this.draw(i, step)
-            kept = copied(inputs) if defence.penalises else inputs
-            made = device_forward(device, inputs)
-            more.append(defence.penalty_gradient(kept, made))
-            smashed.append(bits.up(defence.sent(made), defence.bits_of))
+            received, penalty = defended_forward(device, inputs, defence, bits)
+            smashed.append(received)
+            more.append(penalty)
             labels.append(targets)
         this.seed_for("server", clients[0], step)
         middle.zero_grad()
