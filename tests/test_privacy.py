@@ -226,3 +226,8 @@ def test_where_nothing_is_broadcast_there_is_nothing_to_attack(sfl, epsl):
     for history, options in ((sfl, {}), (epsl, {"phi": 0.0}), (epsl, {"n_clients": 1})):
         with pytest.raises(ScenarioError, match="view='broadcast': expected gradients that all clients receive"):
             psl.privacy.label_leakage(history, view="broadcast", **options)
+
+
+def test_drawn_rows_broadcast_nothing(epsl):
+    with pytest.raises(ScenarioError, match=r"linearise: expected one of .*, got 'sampled'\. Fix: other rules send"):
+        psl.privacy.label_leakage(epsl, view="broadcast", linearise="sampled")

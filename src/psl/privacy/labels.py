@@ -20,7 +20,7 @@ from psl.errors import DataError, check_choice, check_count, check_number, expec
 from psl.gradient_aggregation import aggregated_rows
 from psl.models import split
 from psl.records import Record
-from psl.training.config import LINEARISE_RULES
+from psl.training.config import AGGREGATION_RULES
 from psl.training.frameworks.epsl import aggregated_backward
 from psl.training.frameworks.split_step import server_backward
 from psl.training.history import History
@@ -136,7 +136,7 @@ def label_leakage(
     rule = str(settings.get("linearise", "cut") if linearise is None else linearise)
     n_agg = aggregated_rows(phi, b)
     if view == "broadcast":
-        check_choice("linearise", rule, LINEARISE_RULES, fix="other rules send other clients nothing")
+        check_choice("linearise", rule, AGGREGATION_RULES, fix="other rules send other clients nothing")
         if n < 2 or n > len(history.models) or n_agg == 0 or history.framework != "epsl":
             got = f"{history.framework} with φ = {phi:g} and {n} of {len(history.models)} client models"
             fix = "train epsl with phi above 0; psl sends every client its own gradients alone"
