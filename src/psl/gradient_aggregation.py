@@ -47,4 +47,9 @@ def sampled_rows(phi: float, batch_size: int, n_clients: int) -> np.ndarray:
     Source: ours [B].
     """
     total = max(server_rows(phi, batch_size, n_clients), n_clients)
+    return equal_shares(total, n_clients)
+
+
+def equal_shares(total: int, n_clients: int) -> np.ndarray:
+    """Return (N,) rows per client that add up to a total; the first clients get one more where it does not divide."""
     return total // n_clients + (np.arange(n_clients) < total % n_clients)

@@ -50,7 +50,7 @@ class RoundLatency(Record):
         framework: one of `FRAMEWORKS`.
         uplink: max_i (b ρ_j / s_i + b ψ_j / r_i); for sequential SL the sum over clients.
         server_forward: N b (ρ_L − ρ_j) / s.
-        second_forward: d (ρ_L − ρ_j) / s if d of N b rows are drawn.
+        second_forward: d (ρ_L − ρ_j) / s if d of N b rows are drawn, or n_A in place of d in the rule "mean".
         server_backward: [(n_A + N (b − n_A)) (ϖ_L − ϖ_j − ϖ_last) + N b ϖ_last] / s; d (ϖ_L − ϖ_j) / s if d are drawn.
         broadcast: n_A χ_j / r_bc.
         downlink: max_i ((b − n_A) χ_j / r_dl,i + b ϖ_j / s_i); max_i (d_i χ_j / r_dl,i + d_i ϖ_j / s_i) if d_i rows

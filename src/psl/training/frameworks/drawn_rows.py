@@ -37,6 +37,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from psl.gradient_aggregation import equal_shares
 from psl.training.batchnorm import GroupStatistics
 from psl.training.frameworks.split_step import ServerGradients, own_gradients, server_backward, weighted_sum
 from psl.training.messages import Gradients, flat, joined, leaves
@@ -127,7 +128,7 @@ def adaptive_rows(scores: np.ndarray, most: np.ndarray) -> np.ndarray:
     squares = float(np.square(scores).sum())
     effective = float(scores.sum()) ** 2 / squares if 0 < squares < np.inf else 0.0
     total = int(np.clip(np.ceil(0.5 * effective), n_clients, max(most.sum(), n_clients)))
-    return total // n_clients + (np.arange(n_clients) < total % n_clients)
+    return equal_shares(total, n_clients)
 
 
 def inclusion_probabilities(scores: np.ndarray, count: int) -> np.ndarray:
