@@ -29,8 +29,9 @@ class EdgeCluster(Record):
         bandwidth: W, Hz.
         server_speed: server speed s_srv, in the unit of `device_speed`.
         round_overhead: t_0, s that every round takes whatever it carries; 0 as in the paper's formula.
-        message_overhead: t_m, s that every message of a device takes besides its bits. `psl.networks.overheads` has
-            typical values of both [R].
+        message_overhead: t_m, s that every message of a device takes besides its bits.
+        call_overhead: t_c, s that every forward and backward pass of the server takes besides its FLOP.
+            `psl.networks.overheads` has typical values of all three [R].
         resource_block: width of a block, Hz, of which every device gets a whole number, at least one; None for
             bandwidth that is divisible at will.
         device_names: N names, for tables and messages; optional.
@@ -53,6 +54,7 @@ class EdgeCluster(Record):
     server_speed: float
     round_overhead: float = 0.0
     message_overhead: float = field(default=0.0, kw_only=True)
+    call_overhead: float = field(default=0.0, kw_only=True)
     resource_block: float | None = field(default=None, kw_only=True)
     device_names: tuple[str, ...] | None = field(default=None, kw_only=True)
     profiles: tuple[Profile | None, ...] | None = field(default=None, kw_only=True)
@@ -122,6 +124,7 @@ class EdgeCluster(Record):
         memory_limits: bool = True,
         round_overhead: float = 0.0,
         message_overhead: float = 0.0,
+        call_overhead: float = 0.0,
     ) -> "EdgeCluster":
         """Draw the default scenario: real boards, uniform spectral efficiencies, 100 MHz, a server of 10 TFLOP/s.
 
@@ -134,7 +137,8 @@ class EdgeCluster(Record):
             heterogeneity: exponent h of the speeds' ratios to their geometric mean: 0 makes all devices equally fast,
                 1 leaves the boards as they are, 2 squares their ratios.
             spectral_efficiency_range: lowest and highest, bit/s/Hz; the default ends at 3GPP TS 36.213's highest CQI.
-            bandwidth, server_speed, resource_block, round_overhead, message_overhead: as in `EdgeCluster`.
+            bandwidth, server_speed, resource_block: as in `EdgeCluster`.
+            round_overhead, message_overhead, call_overhead: as in `EdgeCluster`.
             memory_limits: False gives every device memory without limit.
 
         Raises:
@@ -161,6 +165,7 @@ class EdgeCluster(Record):
             server_speed=server_speed,
             round_overhead=round_overhead,
             message_overhead=message_overhead,
+            call_overhead=call_overhead,
             resource_block=resource_block,
             device_names=tuple(board.name for board in drawn),
         )

@@ -2,7 +2,7 @@
 
 The papers' formulas have none: every term of a round of EPSL is proportional to the mini-batch, so that the smallest
 one always looks best. So `WirelessCell` and `EdgeCluster` take a `round_overhead` and a `message_overhead`, both 0 by
-default.
+default; and a `call_overhead`, which micro-batches pay often.
 """
 
 from typing import Any
@@ -14,8 +14,11 @@ TYPICAL_ROUND_OVERHEAD = 10e-3
 #: s per message [R]: the user-plane latency, one way, that 3GPP TR 38.913 asks for mobile broadband. For comparison, a
 #: channel between processes takes 0.75 ms (the same file: half of "send and answer, channel").
 TYPICAL_MESSAGE_OVERHEAD = 4e-3
+#: s per call of the server [R]: what starting the kernels of one forward and backward pass costs, some 10 µs each for
+#: some hundred operators, of which a part overlaps with computing.
+TYPICAL_CALL_OVERHEAD = 2e-3
 
-FIELDS = ("round_overhead", "message_overhead")
+FIELDS = ("round_overhead", "message_overhead", "call_overhead")
 
 
 def without_zeros(values: dict[str, Any]) -> dict[str, Any]:

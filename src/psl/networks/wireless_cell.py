@@ -50,7 +50,9 @@ class WirelessCell(Record):
         downlink_psd: transmit power spectral density p_dl of the base station, W/Hz.
         round_overhead: t_0, s that every round takes whatever it carries; 0 as in the papers' formulas.
         message_overhead: t_m, s that every message takes besides its bits; messages of different clients that travel
-            at a time take it once. `psl.networks.overheads` has typical values of both [R].
+            at a time take it once.
+        call_overhead: t_c, s that every forward and backward pass of the server takes besides its FLOP, however few
+            rows it has. `psl.networks.overheads` has typical values of all three [R].
         positions: (N, 2) client positions around the base station, m; optional, for plots.
         line_of_sight: (N,) 1 where a client sees the base station, else 0; optional.
         profiles: N measured profiles (unit "s") of the model that is planned, one per client, or None for clients known
@@ -75,6 +77,7 @@ class WirelessCell(Record):
     downlink_psd: float
     round_overhead: float = 0.0
     message_overhead: float = field(default=0.0, kw_only=True)
+    call_overhead: float = field(default=0.0, kw_only=True)
     positions: np.ndarray | None = field(default=None, kw_only=True)
     line_of_sight: np.ndarray | None = field(default=None, kw_only=True)
     profiles: tuple[Profile | None, ...] | None = field(default=None, kw_only=True)
@@ -218,6 +221,7 @@ class WirelessCell(Record):
         server_speed: float = SERVER_SPEED,
         round_overhead: float = 0.0,
         message_overhead: float = 0.0,
+        call_overhead: float = 0.0,
     ) -> "WirelessCell":
         """Draw the default scenario: clients uniform in a disc around the base station.
 
@@ -237,7 +241,7 @@ class WirelessCell(Record):
             client_speed_range: clients' speeds are uniform in it, FLOP/s.
             server_speed: FLOP/s. Scale it (and `total_power_dbm`) with the number of clients in scaling
                 studies: with an unscaled server the best cut moves to the last layer.
-            round_overhead, message_overhead: as in `WirelessCell`.
+            round_overhead, message_overhead, call_overhead: as in `WirelessCell`.
 
         Warns where a client or the carrier is outside the range for which TR 38.901 gives a path loss.
 
@@ -284,6 +288,7 @@ class WirelessCell(Record):
             downlink_psd=float(dbm_to_watt(downlink_psd_dbm_per_hz)),
             round_overhead=round_overhead,
             message_overhead=message_overhead,
+            call_overhead=call_overhead,
             positions=positions,
             line_of_sight=line_of_sight,
         )

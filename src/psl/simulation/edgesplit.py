@@ -4,8 +4,8 @@ from typing import Any
 
 from psl.networks.edge_cluster import EdgeCluster
 from psl.profiles import Profile
-from psl.simulation.epsl import transfer
 from psl.simulation.timeline import Recorder
+from psl.simulation.transfers import transfer
 
 
 def edgesplit_jobs(plan: Any) -> Recorder:
@@ -39,7 +39,7 @@ def edgesplit_jobs(plan: Any) -> Recorder:
             server_part = jobs.stage(server, profile, j, n_units)
             up = transfer(b * profile.act_bits[j], rate, cluster.message_overhead)
             down = transfer(b * profile.grad_bits[j], rate, cluster.message_overhead)
-            server_forward = b * (profile.fwd_cost[-1] - profile.fwd_cost[j]) / server_speed
+            server_forward = b * (profile.fwd_cost[-1] - profile.fwd_cost[j]) / server_speed + cluster.call_overhead
             server_backward = b * (profile.bwd_cost[-1] - profile.bwd_cost[j]) / server_speed
             work += [
                 ("activation", band, up, i),

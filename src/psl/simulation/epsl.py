@@ -3,11 +3,13 @@
 from typing import Any
 
 from psl.gradient_aggregation import aggregated_rows, sampled_rows, server_rows
+from psl.simulation.micro_batches import micro_batch_jobs
 from psl.simulation.timeline import Recorder
+from psl.simulation.transfers import transfer
 
 
 def epsl_jobs(plan: Any) -> Recorder:
-    """Return the jobs of one round of an `EPSLPlan`.
+    """Return the jobs of one round of an `EPSLPlan`; in micro-batches they are those of `micro_batch_jobs`.
 
     Each client computes forward and uploads its activations over its own subchannels. When all have arrived, the server
     computes forward, then backward, and steps. It broadcasts the aggregated gradients over all subchannels, then sends
@@ -19,6 +21,8 @@ def epsl_jobs(plan: Any) -> Recorder:
 
     Source: EPSL (arXiv 2303.15991): the round [P], its costs [R]; its simulation [B].
     """
+    if plan.micro_batches is not None:
+        return micro_batch_jobs(plan)
     profile, cell, j, b = plan.profile, plan.cell, plan.cut, plan.batch_size
     n_clients, n_units = cell.n_clients, profile.n_units
     sampled = plan.linearise == "sampled"
@@ -46,7 +50,7 @@ def epsl_jobs(plan: Any) -> Recorder:
         seconds = transfer(b * profile.act_bits[j], up[i], cell.message_overhead)
         arrived.append(jobs.event("activation", band[i], seconds, (computed,), stage=i, samples=b))
     rows = n_clients * b
-    forward = rows * (profile.fwd_cost[-1] - profile.fwd_cost[j]) / cell.server_speed
+    forward = rows * (profile.fwd_cost[-1] - profile.fwd_cost[j]) / cell.server_speed + cell.call_overhead
     last = jobs.event("forward", server, forward, arrived, stage=server_part, samples=rows)
     # All rows go back through the last layer. Aggregated slots are then one row for all clients.
     before_last = max(profile.bwd_cost[-1] - profile.bwd_cost[j] - profile.last_bwd_cost, 0.0)
@@ -72,16 +76,3 @@ def epsl_jobs(plan: Any) -> Recorder:
         if table.steps[j]:
             jobs.event("step", machine[i], table.steps[j] / speed, (done,), stage=client_part[i])
     return jobs
-
-
-def transfer(bits: float, rate: float, overhead: float = 0.0) -> float:
-    """Return the seconds that a message takes at a rate: 0 without bits, else infinite at a rate of 0.
-
-    Args:
-        bits: of the message.
-        rate: bit/s.
-        overhead: s that it takes besides.
-    """
-    if bits == 0:
-        return 0.0
-    return bits / rate + overhead if rate > 0 else float("inf")

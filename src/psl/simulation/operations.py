@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from psl.errors import PSLError, expected
 from psl.networks.edge_network import EdgeNetwork
 from psl.profiles import Profile
-from psl.simulation.epsl import transfer
 from psl.simulation.timeline import Recorder
+from psl.simulation.transfers import transfer
 
 FORWARD, BACKWARD = 0, 1  # positions in the pairs of an `Operation`
 

@@ -38,7 +38,8 @@ class RoundCosts:
         c_i(j) = H b [ (ρ_j + ϖ_j) / s_i + ((ρ_L − ρ_j) + (ϖ_L − ϖ_j)) N / s ]
                  + H [ σ_j / s_i + (σ_L − σ_j) N / s ] + t_0 + t_m n(j)
         D(j)   = H b (ψ_j + χ_j) + 2 δ_j,    with ψ_L = χ_L = 0: a device with the whole model sends no activations
-        n(j)   = H ([ψ_j > 0] + [χ_j > 0]) + 2 [δ_j > 0], messages; t_0 and t_m are 0 unless the cluster says otherwise
+        n(j)   = H ([ψ_j > 0] + [χ_j > 0]) + 2 [δ_j > 0], messages; t_0 and t_m are 0 unless the cluster says otherwise;
+             if the cluster has a t_c, H t_c more for a device that meets the server, j < L
 
     A device with a measured profile of its own takes that profile's seconds in place of (ρ_j + ϖ_j) / s_i.
 
@@ -48,7 +49,7 @@ class RoundCosts:
     Raises:
         ScenarioError: an argument is out of range, or times would be beyond floating point.
 
-    Source: EdgeSplit (arXiv 2403.15815): computing and communication of a round [P]; its terms [R]; t_0, t_m [B].
+    Source: EdgeSplit (arXiv 2403.15815): computing and communication of a round [P]; its terms [R]; t_0, t_m, t_c [B].
     """
 
     def __init__(self, profile: Profile, cluster: EdgeCluster, batch_size: int = 32, local_steps: int = 1) -> None:
@@ -75,7 +76,9 @@ class RoundCosts:
         self.bits = self.up_bits + self.down_bits + 2 * self.model_bits  # (L+1,) D(j)
         messages = self.local_steps * ((self.up_bits > 0).astype(int) + (self.down_bits > 0))
         messages += 2 * (self.model_bits > 0)
-        self.overhead = cluster.round_overhead + cluster.message_overhead * messages  # (L+1,) s
+        calls = self.local_steps * (np.arange(len(messages)) < profile.n_units)
+        fixed = cluster.round_overhead + cluster.message_overhead * messages
+        self.overhead = fixed + cluster.call_overhead * calls  # (L+1,) s
         #: (N,) number of each device's row in `measured_seconds`, -1 for a device known by its speed; (rows, L+1) s.
         self.profile_group, self.measured_seconds = self._measured(samples)
         self._check_finite()
@@ -102,7 +105,7 @@ class RoundCosts:
             limits = (
                 ("device_speed", "round", "s", slowest),
                 ("server_speed", "round", "s", self.server_seconds[0]),
-                ("round_overhead and message_overhead", "round", "s", self.overhead.max()),
+                ("round_overhead, message_overhead and call_overhead", "round", "s", self.overhead.max()),
                 ("bandwidth", "round", "s", sending),
                 ("bandwidth", "rate", "bit/s", self.efficiency.max() * total),
             )
@@ -174,7 +177,7 @@ class RoundLatency(Record):
         device_times: (N,) T_i, s: the sum of the five, and of `overhead`.
         uplink_bits, downlink_bits: (N,) bits of a round in each direction.
         device_names: N names of the devices, or None.
-        overhead: (N,) s, t_0 + t_m n(j); None for none.
+        overhead: (N,) s, t_0 + t_m n(j) + t_c H; None for none.
 
     Source: EdgeSplit (arXiv 2403.15815): computing and communication of a round [P]; its terms [R].
     """

@@ -38,6 +38,18 @@ def check_linearise(linearise: str) -> str:
     return check_choice("linearise", linearise, RULES, fix)
 
 
+def check_micro_batched(phi: float, linearise: str) -> None:
+    """Raise `ScenarioError` for what micro-batches are not modelled with."""
+    if 0 < phi < 1:
+        fix = "give phi=0 (PSL) or phi=1, or micro_batches=None"
+        got = f"{phi:g}: the aggregated slots would wait for all clients, the others for none, in one server queue"
+        raise expected("phi", "0 or 1 with micro-batches", got, fix)
+    if linearise == "sampled":
+        fix = "give linearise='representative', or micro_batches=None"
+        got = "'sampled', which draws rows from the losses of the whole mini-batch"
+        raise expected("linearise", "'representative' with micro-batches", got, fix)
+
+
 def check_cut(profile: Profile, cut: int | str) -> int:
     """Return the number of a cut a plan may use, 1..L-1, given by number or name."""
     index = profile.cut_index(cut)

@@ -64,6 +64,31 @@ class LagrangianDual:
         """
         n = self.n
         up, down, own, count, total = x[:n], x[n : 2 * n], x[2 * n : 3 * n], x[3 * n : 4 * n], x[4 * n]
+        first, first_gradient = self._deadline(0, up)
+        second, second_gradient = self._deadline(1, down)
+        value, gradient, share = self.sharing(first + second, up, down, own, count, float(total), smooth)
+        gradient[:n] += first_gradient
+        gradient[n : 2 * n] += second_gradient
+        return value, gradient, share
+
+    def sharing(
+        self,
+        start: float,
+        up: np.ndarray,
+        down: np.ndarray,
+        own: np.ndarray,
+        count: np.ndarray,
+        total: float,
+        smooth: float,
+    ) -> tuple[float, np.ndarray, np.ndarray]:
+        """Return start − Σ_k max_i v_ik − π P_total − Σ_i α_i P_i + Σ_i β_i n_i, its gradient, and the (N, K) shares.
+
+        Args:
+            start: what the rest of the dual function adds up to.
+            up, down, own, count: (N,) λ, μ, α and β.
+            total: π.
+            smooth: as in `value`.
+        """
         price = np.maximum(own + total, 1e-15)  # without a price, power would be infinite
         level = self.up_per_hertz * up / price
         density = np.minimum(np.maximum(level[:, None] - self.floor, 0.0), self.peak)  # (N, K)
@@ -79,14 +104,12 @@ class LagrangianDual:
         else:
             share = np.zeros_like(worth)
             share[worth.argmax(axis=0), np.arange(worth.shape[1])] = 1.0
-        first, first_gradient = self._deadline(0, up)
-        second, second_gradient = self._deadline(1, down)
         spent = (share * power).sum(axis=1)
-        value = first + second - best.sum() - total - own @ self.limit + count @ self.counts
+        value = start - best.sum() - total - own @ self.limit + count @ self.counts
         gradient = np.concatenate(
             [
-                first_gradient - (share * rate).sum(axis=1),
-                second_gradient - (share * self.down_rate).sum(axis=1),
+                -(share * rate).sum(axis=1),
+                -(share * self.down_rate).sum(axis=1),
                 spent - self.limit,
                 self.counts - share.sum(axis=1),
                 [spent.sum() - 1.0],

@@ -59,7 +59,7 @@ class RoundLatency(Record):
             the downlink's maximum; 0 for a profile without `step_cost`.
         local_training: of FedAvg's clients or of the centralised server.
         model_exchange: time for whole or client-side models to travel.
-        overhead: t_0 + t_m × the messages that follow one another.
+        overhead: t_0 + t_m × the messages that follow one another + t_c × the server's calls.
         uplink_of, downlink_of: (N,) the same two terms of every client, before the maximum or sum; the downlink with
             the client's own optimizer step.
 
@@ -143,7 +143,8 @@ def latency(
     ===========  ====================================================================================================
 
     Every round but a centralised one takes the cell's `round_overhead` more, and its `message_overhead` for each of the
-    messages that follow one another: up, broadcast, down; of N clients in turn N times as many [B].
+    messages that follow one another: up, broadcast, down; of N clients in turn N times as many; and its `call_overhead`
+    for each forward and backward pass of the server, of PSL one, of SL one per client [B].
 
     Aggregating and averaging, drawing rows, and labels, are free. A client with a measured profile of its own
     takes that profile's seconds in place of ρ/s_i and ϖ/s_i. All frameworks are given the *same* cut, subchannels and
@@ -250,15 +251,15 @@ def round_latency(
         downlink=steps * float(passes.max()),
         optimizer=steps * stepping,
         model_exchange=exchange,
-        overhead=overhead(cell, messages),
+        overhead=overhead(cell, messages, steps * (1 + server_steps)),
         uplink_of=uplink_of,
         downlink_of=downlink_of,
     )
 
 
-def overhead(cell: WirelessCell, messages: int) -> float:
-    """Return t_0 + t_m × messages, the seconds of a round with so many messages that follow one another."""
-    return cell.round_overhead + cell.message_overhead * messages
+def overhead(cell: WirelessCell, messages: int, calls: int = 0) -> float:
+    """Return t_0 + t_m × messages + t_c × calls, of messages that follow one another and calls of the server."""
+    return cell.round_overhead + cell.message_overhead * messages + cell.call_overhead * calls
 
 
 def _sequential(profile: Profile, cell: WirelessCell, cut: int, batch_size: int) -> RoundLatency:
@@ -280,7 +281,7 @@ def _sequential(profile: Profile, cell: WirelessCell, cut: int, batch_size: int)
         downlink=float(passes.sum()),
         optimizer=float((terms.server_step[cut] + terms.client_step[cut]).sum()),
         model_exchange=float((seconds(model, rate) + seconds(model, down_rate)).sum()),
-        overhead=overhead(cell, n_clients * int(terms.messages[cut] + 2 * (model > 0))),
+        overhead=overhead(cell, n_clients * int(terms.messages[cut] + 2 * (model > 0)), n_clients),
         uplink_of=uplink_of,
         downlink_of=passes + terms.client_step[cut],
     )

@@ -61,9 +61,13 @@ def optimal_power(problem: RoundProblem, cut: int, assignment: np.ndarray) -> np
         # Close to a client's compute time, the last bit of the deadline changes the power by much. Each client gives
         # up power in proportion to its slope, as if the deadline lay between two floating-point numbers.
         density = density * np.maximum(1 - excess * step.slope / step.slope.sum() / step.need, 0.0)[assignment]
+    return within_limits(problem, assignment, density)
+
+
+def within_limits(problem: RoundProblem, assignment: np.ndarray, density: np.ndarray) -> np.ndarray:
+    """Return (K,) W/Hz, scaled down by what they exceed a limit by through rounding."""
     spent = np.bincount(assignment, density * problem.bandwidth, problem.n_clients)
-    over = max(float((spent / problem.limit).max()), spent.sum() / problem.total, 1.0)
-    return density / over
+    return density / max(float((spent / problem.limit).max()), spent.sum() / problem.total, 1.0)
 
 
 def uniform_power(problem: RoundProblem, assignment: np.ndarray) -> np.ndarray:

@@ -50,13 +50,13 @@ class RoundProblem:
         self.profile, self.cell, self.batch_size, self.phi = profile, cell, batch_size, phi
         self.cuts: Sequence[int] = range(min_cut, profile.n_units) if cut is None else [cut]
         rows = sampled_rows(phi, batch_size, cell.n_clients) if linearise == "sampled" else None
-        terms = CutTerms.of(profile, cell, batch_size, phi, rows=rows)
+        self.terms = terms = CutTerms.of(profile, cell, batch_size, phi, rows=rows)
         self.up_compute, self.up_bits = terms.client_forward, terms.upload_bits
         self.down_compute = terms.client_backward + terms.client_step
         self.down_bits = terms.unicast_bits if rows is None else profile.grad_bits
         broadcast = seconds(terms.broadcast_bits, cell.broadcast_rate())
         server = terms.server_forward + terms.second_forward + terms.server_backward + terms.server_step
-        fixed = cell.round_overhead + cell.message_overhead * terms.messages
+        fixed = cell.round_overhead + cell.message_overhead * terms.messages + cell.call_overhead
         self.constant = server + broadcast + fixed  # (L+1,) s
         self.bandwidth = cell.bandwidth
         self.snr = with_floor(cell.snr_per_psd)  # (N, K), per W/Hz
@@ -71,7 +71,11 @@ class RoundProblem:
     def candidates(self) -> list[int]:
         """The cuts that can be best: no other costs at most as much in every term (of equals, the last stays)."""
         # Every client counts: with profiles of their own, two need not agree on which of two cuts costs less.
-        terms = np.column_stack([self.up_compute, self.up_bits, self.down_compute, self.down_bits, self.constant])
+        columns = (self.up_compute, self.up_bits, self.down_compute, self.down_bits, self.constant)
+        return self.undominated(np.column_stack(columns))
+
+    def undominated(self, terms: np.ndarray) -> list[int]:
+        """Return the cuts that no other beats in every column of (L+1, …) terms; of equals, the last."""
 
         def beaten(j: int) -> bool:
             return any(

@@ -75,14 +75,14 @@ def search(
         for _ in range(KICKS if few else 0):
             if state.time + constant <= bound.value * (1 + _CLOSED):
                 break
-            other = offer(local_search(problem, cut, _kicked(state.assignment, rng)), "kick")
+            other = offer(local_search(problem, cut, kicked(state.assignment, rng)), "kick")
             state = min(state, other, key=lambda s: s.time)
     if best is None:
         raise no_finite_plan()
     return best.cut, best.assignment, bounds
 
 
-def _kicked(assignment: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def kicked(assignment: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return the assignment after two random swaps of subchannels."""
     assignment = assignment.copy()
     for _ in range(2):

@@ -1,5 +1,6 @@
 """`solve`: checks what it is given, plans by the method asked for, and bounds the round time from below."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,15 @@ from psl.profiles import Profile
 from psl.schedulers.checks import check_min_cut
 from psl.schedulers.epsl.baselines import BASELINES, baseline
 from psl.schedulers.epsl.bcd import block_coordinate_descent
-from psl.schedulers.epsl.checks import check_batch, check_cut, check_linearise, check_profile
+from psl.schedulers.epsl.checks import check_batch, check_cut, check_linearise, check_micro_batched, check_profile
 from psl.schedulers.epsl.lower_bound import lower_bound
+from psl.schedulers.epsl.micro_solve import plan_in_micro_batches
 from psl.schedulers.epsl.plan import EPSLPlan
 from psl.schedulers.epsl.power import optimal_power, round_time
 from psl.schedulers.epsl.problem import RoundProblem, no_finite_plan
 from psl.schedulers.epsl.search import search
 from psl.schedulers.epsl.u_shape import UShapedPlan, front, front_cell, u_shaped
+from psl.schedulers.micro_batches import check_duplex, check_numbers
 
 METHODS = ("search", "bcd", *BASELINES)
 
@@ -38,6 +41,8 @@ def solve(
     seed: int = 0,
     bound: bool = True,
     linearise: str = "representative",
+    micro_batches: int | str | None = None,
+    duplex: str = "full",
     progress: bool = False,
 ) -> EPSLPlan:
     """Choose cut, subchannels and power that make a round of EPSL short, and bound how short it could be.
@@ -65,6 +70,11 @@ def solve(
         bound: compute `lower_bound`; False leaves it NaN and saves time.
         linearise: what a round does with the last-layer gradients: "representative" aggregates them, "sampled" draws as
             many rows [B]; see `latency`.
+        micro_batches: M: each client's mini-batch goes through the cell in M micro-batches of ⌈b/M⌉ samples, the last
+            with what is left, without barriers between the phases; None for the whole mini-batch with barriers, as in
+            the paper; "auto" tries barriers and M = 1, 2, 4, 8, 16, 32, and is never worse than any of
+            them. With φ = 0 or 1 and method "search" only [B]. The bound is that of the numbers that were tried.
+        duplex: "full", or "half" if a client's uploads and downloads share its subchannels; micro-batches only.
         progress: show a bar that counts improvements.
 
     Returns:
@@ -87,7 +97,14 @@ def solve(
     if only is not None and only < floor:
         raise expected("cut", f"at least min_cut = {floor}", only, "leave one of them out")
     rule = check_linearise(linearise)
-    problem = RoundProblem(profile, cell, batch_size, phi, only, rule, floor)
+    duplex = check_duplex(duplex)
+    numbers = check_numbers(micro_batches, batch_size)
+    if numbers:
+        check_micro_batched(phi, rule)
+        if method != "search":
+            raise expected("method", "'search' with micro-batches", repr(method), "leave it out")
+    scenario = (profile, cell, batch_size, phi, only, rule, floor)
+    problem = RoundProblem(*scenario)
     if not min(map(problem.reach_bound, problem.cuts)) < _FOREVER:
         raise no_finite_plan()
     history: list[dict[str, Any]] = []
@@ -99,6 +116,10 @@ def solve(
             bar.update()
             bar.set_postfix(cut=event["cut"], round_time=f"{event['round_time']:.4g} s")
 
+        if numbers:
+            options = {"duplex": duplex, "seed": seed, "bound": bound, "report": report}
+            plan = plan_in_micro_batches(scenario, numbers, barriers=micro_batches == "auto", **options)
+            return dataclasses.replace(plan, history=tuple(history))
         if method == "search":
             chosen, assignment, bounds = search(problem, rng, report)
             power = optimal_power(problem, chosen, assignment)
@@ -136,6 +157,7 @@ def solve(
         min_cut=floor,
         free_time=free,
         linearise=linearise,
+        duplex=duplex,
     )
 
 
@@ -162,4 +184,7 @@ def solve_u_shaped(profile: Profile, cell: WirelessCell, *, tail_cut: int | str,
         raise expected("tail_cut", "2 or more, so that the server has a layer", k, "choose a later cut")
     if options.pop("phi", 0) != 0:
         raise expected("phi", "0 for a U-shaped split", "another", "leave it out: nothing can be aggregated")
+    if options.get("micro_batches") is not None:
+        got, fix = "another", "leave it out: three phases of a U-shaped round are not modelled in micro-batches"
+        raise expected("micro_batches", "None for a U-shaped split", got, fix)
     return u_shaped(solve(front(profile, k), front_cell(cell, k), phi=0.0, **options), profile, cell, k)

@@ -1,0 +1,103 @@
+"""One round of EPSL in micro-batches: no barriers between the phases, one per slot if gradients are aggregated."""
+
+from typing import Any
+
+from psl.simulation.timeline import Recorder
+from psl.simulation.transfers import transfer
+
+
+def micro_batch_jobs(plan: Any) -> Recorder:
+    """Return the jobs of one round of an `EPSLPlan` with micro-batches.
+
+    A client computes forward through all its micro-batches, and uploads each as soon as it can. The server takes them
+    in the plan's order, each forward and backward; each gradient goes down as soon as it can, and the client goes back
+    through it once its forward passes are done. With φ = 1 the server waits for micro-batch k of everybody, aggregates
+    its gradients, and broadcasts them over all subchannels. Client and server step after their last micro-batch.
+
+    On full duplex uploads and downloads of a client do not meet; on half duplex its subchannels carry them in the
+    plan's order. The overheads are those of `psl.simulation.epsl`; each micro-batch pays its own.
+
+    Source: ours [B], for the round of EPSL (arXiv 2303.15991) [R].
+    """
+    profile, cell, j, slots = plan.profile, plan.cell, plan.cut, plan.phi == 1
+    n_clients, n_units, sizes = cell.n_clients, profile.n_units, plan.micro_batch_sizes.tolist()
+    n_micro, half = len(sizes), plan.duplex == "half"
+    up_rate, down_rate = cell.uplink_rate(plan.assignment, plan.power), cell.downlink_rate(plan.assignment)
+    jobs = Recorder()
+    everybody = range(n_clients)
+    machine = [jobs.resource(f"client {i}") for i in everybody]
+    name = "subchannels of client" if half else "uplink of client"
+    up_band = [jobs.resource(f"{name} {i}") for i in everybody]
+    server = jobs.resource("server")
+    down_band = up_band if half or slots else [jobs.resource(f"downlink of client {i}") for i in everybody]
+    whole_band = jobs.resource("broadcast") if slots else -1
+    client_part = [jobs.stage(machine[i], profile, 0, j) for i in everybody]
+    server_part = jobs.stage(server, profile, j, n_units)
+    begin = (jobs.add(None, cell.round_overhead),) if cell.round_overhead else ()
+
+    table_of = [profile if cell.profiles is None or own is None else own for own in cell.profiles or [None] * n_clients]
+    speed_of = [cell.client_speed[i] if table_of[i] is profile else 1.0 for i in everybody]
+    forwards, uploads = [], []
+    for i in everybody:
+        done, mine = -1, []
+        for k, samples in enumerate(sizes):
+            label = {"micro_batch": k, "samples": samples}
+            seconds, after = samples * table_of[i].fwd_cost[j] / speed_of[i], (done,) if k else begin
+            done = jobs.event("forward", machine[i], seconds, after, stage=client_part[i], **label)
+            seconds = transfer(samples * profile.act_bits[j], up_rate[i], cell.message_overhead)
+            mine.append(jobs.event("activation", up_band[i], seconds, (done,), (k,), stage=i, **label))
+        forwards.append(done)
+        uploads.append(mine)
+
+    before_last = max(profile.bwd_cost[-1] - profile.bwd_cost[j] - profile.last_bwd_cost, 0.0)
+    behind = profile.fwd_cost[-1] - profile.fwd_cost[j]
+
+    def serve(k: int, arrived: list[int], last: tuple[int, ...], rows: int, back: int) -> int:
+        label: dict[str, int] = {"micro_batch": k, "stage": server_part, "samples": rows}
+        seconds = rows * behind / cell.server_speed + cell.call_overhead
+        ready = jobs.event("forward", server, seconds, (*arrived, *last), (), **label)
+        seconds = (back * before_last + rows * profile.last_bwd_cost) / cell.server_speed
+        return jobs.event("backward", server, seconds, (ready,), (), **label)
+
+    last: tuple[int, ...] = ()
+    gradients: list[list[int]] = [[] for _ in everybody]
+    if slots:
+        for k, samples in enumerate(sizes):
+            last = (serve(k, [mine[k] for mine in uploads], last, n_clients * samples, samples),)
+            seconds = transfer(samples * profile.grad_bits[j], cell.broadcast_rate(), cell.message_overhead)
+            sent = jobs.event("broadcast", whole_band, seconds, last, (k,), micro_batch=k, samples=samples)
+            for i in everybody:
+                gradients[i].append(sent)
+    else:
+        for i in plan.served.order.tolist():
+            k = len(gradients[i])
+            last = (serve(k, [uploads[i][k]], last, sizes[k], sizes[k]),)
+            seconds = transfer(sizes[k] * profile.grad_bits[j], down_rate[i], cell.message_overhead)
+            label = {"micro_batch": k, "stage": i, "samples": sizes[k]}
+            gradients[i].append(jobs.event("gradient", down_band[i], seconds, last, (k,), **label))
+    if half:
+        for i in everybody:
+            _take_turns(jobs, plan.served.band[0 if slots else i], uploads[i], gradients[i])
+    if step := (profile.steps[-1] - profile.steps[j]) / cell.server_speed:
+        jobs.event("step", server, step, last, micro_batch=n_micro - 1, stage=server_part)
+    for i in everybody:
+        done = forwards[i]
+        for k, samples in enumerate(sizes):
+            seconds = samples * table_of[i].bwd_cost[j] / speed_of[i]
+            label = {"micro_batch": k, "stage": client_part[i], "samples": samples}
+            done = jobs.event("backward", machine[i], seconds, (done, gradients[i][k]), **label)
+        if table_of[i].steps[j]:
+            seconds = table_of[i].steps[j] / speed_of[i]
+            jobs.event("step", machine[i], seconds, (done,), micro_batch=n_micro - 1, stage=client_part[i])
+    return jobs
+
+
+def _take_turns(jobs: Recorder, band: tuple[bool, ...], uploads: list[int], gradients: list[int]) -> None:
+    """Let a client's subchannels carry uploads (True) and downloads (False) one after the other."""
+    ups, downs = iter(uploads), iter(gradients)
+    before: int | None = None
+    for upward in band:
+        job = next(ups) if upward else next(downs)
+        if before is not None:
+            jobs.require(job, before)
+        before = job
