@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from psl.networks.wireless_cell import shannon_rate
 from psl.schedulers.checks import seconds
 from psl.schedulers.epsl.pipelined import PipelinedRound, Served
-from psl.schedulers.epsl.power import within_limits
+from psl.schedulers.epsl.power import optimal_power, within_limits
 from psl.schedulers.epsl.problem import RoundProblem
 from psl.schedulers.epsl.server_order import preemptive_bound
 from psl.schedulers.epsl.water_filling import fill, least_power
 from psl.schedulers.micro_batches import one_client
 
+_PRECISION = 1e-5  # relative, of orders and deadlines while subchannels are searched
 _SLACK = 1 + 1e-9  # a client this close to the end of the round is critical
 
 
@@ -118,12 +120,16 @@ class MicroState:
         density: (K,) W/Hz.
         round: the round at these rates.
         served: its order.
+
+    Args:
+        problem, cut, assignment: the problem, and what is given.
+        thorough: begin with several orders of the server, and find the best order for the final rates.
     """
 
     problem: MicroProblem
     cut: int
     assignment: np.ndarray
-    precision: float = 1e-7
+    thorough: bool = False
 
     def __post_init__(self) -> None:
         problem, cut, k = self.problem, self.cut, np.arange(self.problem.n_subchannels)
@@ -140,18 +146,23 @@ class MicroState:
         least = self.value  # no power within the clients' own limits makes it shorter
         even = problem.limit * (problem.total / problem.limit.sum())
         met = fill(even, self.assignment, self.snr, problem.bandwidth)[0]  # (N,) bit/s within all limits
-        best: tuple[Any, ...] | None = None
-        for _ in range(4):
-            rate = self._rates_for_power(least, met)
-            self._take(self._raised(rate))
-            if best is not None and not self.value < best[0] * (1 - self.precision):
-                break
-            best = self._now()
-            if self.value <= least * (1 + self.precision):
-                break
-        assert best is not None
-        self.value, self.up_rate, self.round, self.served = min(best, self._now(), key=lambda state: state[0])
+        best = (np.inf,)
+        for start in [self.most, met, self._whole_batch()] if self.thorough else [self.most]:
+            before = np.inf
+            self._take(start)
+            for _ in range(4):
+                self._take(self._raised(self._rates_for_power(least, met)))
+                best = min(best, self._now(), key=lambda state: state[0])
+                if self.value >= before * (1 - _PRECISION) or best[0] <= least * (1 + _PRECISION):
+                    break
+                before = self.value
+        self.value, self.up_rate, self.round, self.served = best
         self._spend()
+
+    def _whole_batch(self) -> np.ndarray:
+        """Return (N,) bit/s that are best for a whole mini-batch with barriers."""
+        density = optimal_power(self.problem, self.cut, self.assignment)
+        return np.bincount(self.assignment, shannon_rate(self.problem.bandwidth, density * self.snr), len(self.most))
 
     def _raised(self, rate: np.ndarray) -> np.ndarray:
         """Return (N,) bit/s raised by one share of the way to the most, in logarithms, so that all power is spent."""
@@ -170,7 +181,7 @@ class MicroState:
 
     def _take(self, rate: np.ndarray) -> None:
         self.up_rate, self.round = rate, self.problem.round(self.cut, rate, self.down_rate)
-        self.served: Served = self.round.served(exact=False)  # the plan has the optimal order
+        self.served: Served = self.round.served(precision=1e-9 if self.thorough else _PRECISION)
         self.value = self.served.value
 
     def _power(self, rate: np.ndarray) -> tuple[float, np.ndarray]:
@@ -205,7 +216,7 @@ class MicroState:
             return np.minimum(rate, self.most)
         at_high, best = excess(high)
         for _ in range(60):
-            if high - low <= self.precision * high:
+            if high - low <= 0.01 * _PRECISION * high:
                 break
             step = at_high / (at_high - at_low) if np.isfinite(at_low) and at_low > at_high else 0.5
             middle = high - (high - low) * min(max(step, 0.02), 0.98)

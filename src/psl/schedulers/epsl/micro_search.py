@@ -139,6 +139,8 @@ def micro_search(
             state = min(at_cut, key=lambda state: state.value)
             at_cut.append(improved(MicroState(problem, cut, kicked(state.assignment, rng)), goal))
             offer(at_cut[-1], "kick")
+    if best is not None:
+        offer(MicroState(problem, best.cut, best.assignment, thorough=True), "power")
     if best is not None and not np.isfinite(best.value):
         raise no_finite_plan()
     return best

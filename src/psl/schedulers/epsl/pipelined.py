@@ -25,7 +25,7 @@ import numpy as np
 
 from psl.networks.wireless_cell import WirelessCell
 from psl.schedulers.checks import seconds
-from psl.schedulers.epsl.server_order import ServerOrder, best_order, longest_tail_first, preemptive_bound
+from psl.schedulers.epsl.server_order import best_order, preemptive_bound
 from psl.schedulers.epsl.terms import CutTerms
 from psl.schedulers.micro_batches import line_end, releases, tails
 
@@ -191,18 +191,18 @@ class PipelinedRound:
             least = max(least, float((self.forward[:, 0] + carried + self.backward[:, -1] + self.client_step).max()))
         return least + self.begin
 
-    def served(self, *, exact: bool = True) -> Served:
+    def served(self, precision: float = 1e-12) -> Served:
         """Return the best order known, and what the round takes in it.
 
         Args:
-            exact: on full duplex with φ = 0 find the optimum where micro-batches are equal, else by longest tail first.
+            precision: relative, to which the order is optimal on full duplex with φ = 0 and equal micro-batches.
         """
         if self.half_duplex:
             options = self._lags() if self.broadcast is not None else [self._arriving(first) for first in (True, False)]
             return min(options, key=lambda found: found.value)
         if self.broadcast is not None:
             return self._slots()
-        found: ServerOrder = (best_order if exact else longest_tail_first)(*self.jobs())
+        found = best_order(*self.jobs(), precision=precision)
         value = max(float(self.computing.max()), found.value)
         return Served(self.begin + value, found.order // len(self.server))
 

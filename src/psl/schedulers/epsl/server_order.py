@@ -68,23 +68,22 @@ def preemptive_bound(release: np.ndarray, tail: np.ndarray, seconds: np.ndarray)
     return value
 
 
-def best_order(release: np.ndarray, tail: np.ndarray, seconds: np.ndarray) -> ServerOrder:
+def best_order(release: np.ndarray, tail: np.ndarray, seconds: np.ndarray, precision: float = _SOLVED) -> ServerOrder:
     """Return the optimal order if all jobs take equally long, else the one by longest tail first.
 
     For equal times a deadline T is met or proven out of reach (`_meeting`); bisection between the preemptive bound and
-    longest tail first finds the least, to 1e-12. With unequal times the problem is NP-hard.
+    longest tail first finds the least. With unequal times the problem is NP-hard.
 
     Args:
         release, tail, seconds: as above.
+        precision: relative, of the value found.
     """
     found = longest_tail_first(release, tail, seconds)
     equal = np.ptp(seconds) <= 1e-12 * seconds.max()
     if not equal or len(release) > _MOST_EXACT:
         return found
     low = preemptive_bound(release, tail, seconds)
-    if found.value <= low * (1 + _SOLVED):
-        return found
-    while found.value - low > _SOLVED * found.value:
+    while found.value - low > precision * found.value:
         middle = 0.5 * (low + found.value)
         order = _meeting(release, middle - tail, float(seconds[0]))
         if order is None:
