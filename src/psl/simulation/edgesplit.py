@@ -4,12 +4,13 @@ from typing import Any
 
 from psl.networks.edge_cluster import EdgeCluster
 from psl.profiles import Profile
+from psl.simulation.micro_batches import edgesplit_micro_batch_jobs
 from psl.simulation.timeline import Recorder
 from psl.simulation.transfers import transfer
 
 
 def edgesplit_jobs(plan: Any) -> Recorder:
-    """Return the jobs of one round of an `EdgeSplitPlan`.
+    """Return the jobs of one round of an `EdgeSplitPlan`; in micro-batches of `edgesplit_micro_batch_jobs`.
 
     Each of the N devices downloads its part of the model, takes H local steps (forward, upload, server forward,
     backward and optimizer step on an N-th of the server, download, backward, optimizer step) and uploads its part.
@@ -19,6 +20,8 @@ def edgesplit_jobs(plan: Any) -> Recorder:
 
     Source: EdgeSplit (arXiv 2403.15815): a depth and a band per device [P], the round's costs [R]; its simulation [B].
     """
+    if plan.micro_batches is not None:
+        return edgesplit_micro_batch_jobs(plan)
     profile: Profile = plan.profile
     cluster: EdgeCluster = plan.cluster
     b: int = plan.batch_size

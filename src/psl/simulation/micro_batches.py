@@ -1,4 +1,4 @@
-"""One round of EPSL in micro-batches: no barriers between the phases, one per slot if gradients are aggregated."""
+"""One round of EPSL or EdgeSplit in micro-batches, without barriers between the phases."""
 
 from typing import Any
 
@@ -101,3 +101,67 @@ def _take_turns(jobs: Recorder, band: tuple[bool, ...], uploads: list[int], grad
         if before is not None:
             jobs.require(job, before)
         before = job
+
+
+def edgesplit_micro_batch_jobs(plan: Any) -> Recorder:
+    """Return the jobs of one round of an `EdgeSplitPlan` with micro-batches.
+
+    In each local step a device goes forward through all its micro-batches, its band carries uploads and downloads in
+    the plan's order (download k after upload k + lag − 1), its share of the server takes them as they come, and the
+    device goes back through them. Device and server step after the last; then the next local step begins. Micro-batches
+    are numbered through the round.
+
+    Source: ours [B], for the round of EdgeSplit (arXiv 2403.15815) [R].
+    """
+    profile, cluster, sizes = plan.profile, plan.cluster, plan.micro_batch_sizes.tolist()
+    n_units, n_micro, server_speed = profile.n_units, len(sizes), cluster.server_speed / cluster.n_devices
+    jobs = Recorder()
+    for i, name in enumerate(cluster.labels):
+        j, lag = int(plan.cuts[i]), int(plan.lags[i])
+        own = None if cluster.profiles is None else cluster.profiles[i]
+        table, speed = (profile, cluster.device_speed[i]) if own is None else (own, 1.0)
+        rate = cluster.spectral_efficiency[i] * plan.bandwidth[i]
+        device, band = jobs.resource(name), jobs.resource(f"band of {name}")
+        server = jobs.resource(f"server for {name}") if j < n_units else -1
+        device_part = jobs.stage(device, profile, 0, j)
+        server_part = jobs.stage(server, profile, j, n_units) if j < n_units else -1
+        after = (jobs.add(None, cluster.round_overhead),) if cluster.round_overhead else ()
+        model = transfer(profile.param_bits[j], rate, cluster.message_overhead)
+        after = (jobs.event("model", band, model, after, micro_batch=-1, stage=i),)
+        for step in range(plan.local_steps):
+            uploads, gradients, done, last = [], [], after, after
+            for k, samples in enumerate(sizes):
+                label = {"micro_batch": step * n_micro + k, "samples": samples}
+                seconds = samples * table.fwd_cost[j] / speed
+                done = (jobs.event("forward", device, seconds, done, (), stage=device_part, **label),)
+                if j == n_units:
+                    continue
+                seconds = transfer(samples * profile.act_bits[j], rate, cluster.message_overhead)
+                uploads.append(jobs.event("activation", band, seconds, done, (k,), stage=i, **label))
+                behind = samples * (profile.fwd_cost[-1] - profile.fwd_cost[j]) / server_speed
+                served = (uploads[-1], *last)
+                computed = jobs.event(
+                    "forward", server, behind + cluster.call_overhead, served, (), stage=server_part, **label
+                )
+                behind = samples * (profile.bwd_cost[-1] - profile.bwd_cost[j]) / server_speed
+                last = (jobs.event("backward", server, behind, (computed,), (), stage=server_part, **label),)
+                seconds = transfer(samples * profile.grad_bits[j], rate, cluster.message_overhead)
+                gradients.append(jobs.event("gradient", band, seconds, last, (k,), stage=i, **label))
+            turns = [True] * lag
+            for k in range(n_micro):
+                turns += [False] + [True] * (k + lag < n_micro)
+            _take_turns(jobs, tuple(turns) if j < n_units else (), uploads, gradients)
+            for k, samples in enumerate(sizes):
+                label = {"micro_batch": step * n_micro + k, "samples": samples}
+                seconds, ready = samples * table.bwd_cost[j] / speed, tuple(gradients[k : k + 1])
+                done = (jobs.event("backward", device, seconds, (*done, *ready), (), stage=device_part, **label),)
+            if table.steps[j]:
+                label = {"micro_batch": (step + 1) * n_micro - 1, "stage": device_part}
+                done = (jobs.event("step", device, table.steps[j] / speed, done, (), **label),)
+            after = done
+            if j < n_units:
+                seconds = (profile.steps[-1] - profile.steps[j]) / server_speed
+                label = {"micro_batch": (step + 1) * n_micro - 1, "stage": server_part}
+                after += (jobs.event("step", server, seconds, last, (), **label),) if seconds else last
+        jobs.event("model", band, model, after, micro_batch=-1, stage=i)
+    return jobs

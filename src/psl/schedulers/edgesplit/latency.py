@@ -178,6 +178,8 @@ class RoundLatency(Record):
         uplink_bits, downlink_bits: (N,) bits of a round in each direction.
         device_names: N names of the devices, or None.
         overhead: (N,) s, t_0 + t_m n(j) + t_c H; None for none.
+        overlap: (N,) s, in micro-batches: by how much `device_times` is less than the sum, as machines work side by
+            side; None without.
 
     Source: EdgeSplit (arXiv 2403.15815): computing and communication of a round [P]; its terms [R].
     """
@@ -196,6 +198,7 @@ class RoundLatency(Record):
     downlink_bits: np.ndarray
     device_names: tuple[str, ...] | None = None
     overhead: np.ndarray | None = None
+    overlap: np.ndarray | None = None
 
     def terms(self) -> dict[str, np.ndarray]:
         """Return (N,) seconds by term; rare ones only where they take time."""
@@ -217,6 +220,7 @@ class RoundLatency(Record):
             "bandwidth_hz": self.bandwidth,
             "rate_bit_s": self.rate,
             **self.terms(),
+            **({} if self.overlap is None else {"overlap": self.overlap}),
             "total": self.device_times,
             "uplink_bits": self.uplink_bits,
             "downlink_bits": self.downlink_bits,
@@ -236,10 +240,11 @@ class RoundLatency(Record):
         chosen = html.some(len(self.cuts), [int(self.device_times.argmax())])
         terms = [term for term, value in self.terms().items() if value.any()]
         rows = []
+        whole = self.total + (0.0 if self.overlap is None else float(self.overlap.max()))
         for i in chosen:
             device = i if self.device_names is None else f"{i}: {self.device_names[i]}"
             values = [float(getattr(self, term)[i]) for term in terms]
-            bar = html.Bar([html.share(value, self.total) for value in values])
+            bar = html.Bar([html.share(value, whole) for value in values])
             cut = f"{self.cuts[i]}: {self.cut_names[i]}"
             rows.append([device, cut, self.bandwidth[i] / 1e6, *values, self.device_times[i], bar])
         header = ["device", "cut", "MHz", *(f"{term}, s" for term in terms), "total, s", ""]

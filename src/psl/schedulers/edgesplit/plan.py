@@ -1,5 +1,6 @@
 """The result of the scheduler: every device's cut and bandwidth, with the scenario and the bound of the round time."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,7 +17,9 @@ from psl.schedulers.checks import price, priced
 from psl.schedulers.edgesplit.baselines import baseline
 from psl.schedulers.edgesplit.checks import check_bandwidth, check_cuts, check_min_cut, deepest_cuts, does_not_fit
 from psl.schedulers.edgesplit.latency import RoundCosts, RoundLatency
+from psl.schedulers.edgesplit.micro_batches import MicroBatchedDevices
 from psl.schedulers.edgesplit.problem import EdgeSplitProblem
+from psl.schedulers.micro_batches import micro_batch_sizes
 
 _SUBOPTIMAL = 1e-6  # relative gap from which on the alternation has missed the optimum: far more than rounding
 FRAMEWORKS = ("edgesplit", "fedavg", "sfl", "centralised")
@@ -32,8 +35,10 @@ class EdgeSplitPlan(Record):
         cuts: (N,) j_i, the number of each device's cut, 1..L.
         bandwidth: (N,) w_i, Hz.
         lower_bound: s, the optimal round time of the scenario: no plan is shorter; NaN if it was not computed. A copy
-            with another profile, cluster, batch size, number of local steps or `min_cut` has none.
+            with another profile, cluster, batch size, number of local steps, `micro_batches` or `min_cut` has none.
         history: one dict per step of the method: "round_time", and what changed.
+        micro_batches: M, the number of micro-batches in which a mini-batch goes through a device's band and its share
+            of the server; None for the whole mini-batch at a time.
         min_cut: the shallowest cut that was allowed, for all or (N,) per device.
         free_time: s, the optimal round time without `min_cut`; NaN if it was not computed.
         proven_for: what the bound was computed for; filled in.
@@ -44,6 +49,7 @@ class EdgeSplitPlan(Record):
 
     Attributes:
         device_times: (N,) T_i, s.
+        lags: (N,) in micro-batches: a device's band carries download k after upload k + lag − 1; else None.
         round_time: s, the largest of them.
     """
 
@@ -58,10 +64,12 @@ class EdgeSplitPlan(Record):
     bandwidth: np.ndarray
     lower_bound: float = float("nan")
     history: tuple[dict[str, Any], ...] = ()
+    micro_batches: int | None = field(default=None, kw_only=True)
     min_cut: int | np.ndarray = 1
     free_time: float = float("nan")
     proven_for: str = field(default="", kw_only=True, repr=False)
     device_times: np.ndarray = field(init=False)
+    lags: np.ndarray | None = field(init=False)
     round_time: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,7 +81,10 @@ class EdgeSplitPlan(Record):
             device, why = int(small[0]), "the plan's cut of this device"
             advice = ["a shallower cut"] if deepest[device] >= 1 else []
             raise does_not_fit(profile, cluster, costs.batch_size, device, int(cuts[device]), why, *advice)
-        times = costs.times(cuts, bandwidth)
+        times, lags = costs.times(cuts, bandwidth), None
+        if self.micro_batches is not None:
+            sizes = micro_batch_sizes(costs.batch_size, self.micro_batches)
+            times, lags = MicroBatchedDevices(costs, sizes).served(cuts, bandwidth)
         times.setflags(write=False)
         self._set(
             batch_size=costs.batch_size,
@@ -83,9 +94,11 @@ class EdgeSplitPlan(Record):
             history=tuple(self.history),
             min_cut=check_min_cut(profile, self.min_cut, cluster.n_devices),
             device_times=times,
+            lags=lags,
             round_time=float(times.max()),
         )
-        scenario = (profile, cluster, self.batch_size, self.local_steps, self.min_cut)
+        scenario: tuple[Any, ...] = (profile, cluster, self.batch_size, self.local_steps, self.min_cut)
+        scenario += () if self.micro_batches is None else (self.micro_batches,)
         self._set(**held_bound("EdgeSplitPlan", self.lower_bound, self.proven_for, scenario, self.round_time))
         self._set(free_time=self.free_time if self.proven_for else float("nan"))
 
@@ -93,6 +106,28 @@ class EdgeSplitPlan(Record):
     def n_clients(self) -> int:
         """N, the number of devices."""
         return self.cluster.n_devices
+
+    def _values(self) -> dict[str, Any]:
+        """Return the fields; without micro-batches not the one about them: files of such plans stay as they were."""
+        return {k: v for k, v in super()._values().items() if k != "micro_batches" or v is not None}
+
+    @property
+    def micro_batch_sizes(self) -> np.ndarray | None:
+        """(M,) samples of each micro-batch; None for the whole mini-batch."""
+        return None if self.micro_batches is None else micro_batch_sizes(self.batch_size, self.micro_batches)
+
+    @property
+    def bottleneck(self) -> tuple[str, float]:
+        """(name, s) of the machine of the slowest device that works longest: itself, its band or its server share."""
+        i, costs = int(self.device_times.argmax()), self._costs()
+        sizes = np.array([1]) if self.micro_batch_sizes is None else self.micro_batch_sizes
+        busy = MicroBatchedDevices(costs, sizes).busy(self.cuts, self.bandwidth)
+        kind = max(busy, key=lambda name: float(busy[name][i]))
+        return f"{kind} {i}", float(busy[kind][i])
+
+    def _costs(self, local_steps: int | None = None) -> RoundCosts:
+        steps = self.local_steps if local_steps is None else local_steps
+        return RoundCosts(self.profile, self.cluster, self.batch_size, steps)
 
     @property
     def cut(self) -> int | None:
@@ -127,8 +162,13 @@ class EdgeSplitPlan(Record):
         return price(self.round_time, self.free_time)
 
     def training_arguments(self) -> dict[str, Any]:
-        """Return what the plan decides for `psl.train`: n_clients, batch_size, local_steps and cut (one per device)."""
-        return {
+        """Return what the plan decides for `psl.train`: n_clients, batch_size, local_steps, cut (one per device).
+
+        In micro-batches also micro_batch.
+        """
+        sizes = self.micro_batch_sizes
+        micro = {} if sizes is None else {"micro_batch": int(sizes[0])}
+        return micro | {
             "n_clients": self.n_clients,
             "batch_size": self.batch_size,
             "local_steps": self.local_steps,
@@ -153,8 +193,7 @@ class EdgeSplitPlan(Record):
         check_choice("framework", framework, FRAMEWORKS, fix="others need a plan of their own")
         steps = self.local_steps if local_steps is None else local_steps
         if framework == "edgesplit":
-            costs = RoundCosts(self.profile, self.cluster, self.batch_size, steps)
-            return float(costs.times(self.cuts, self.bandwidth).max())
+            return dataclasses.replace(self, local_steps=steps).round_time
         if framework == "centralised":
             everything = self.profile.fwd_cost[-1] + self.profile.bwd_cost[-1]
             work = self.n_clients * self.batch_size * everything + self.profile.steps[-1]
@@ -164,8 +203,12 @@ class EdgeSplitPlan(Record):
 
     def latency(self) -> RoundLatency:
         """Return the terms of every device's time."""
-        costs = RoundCosts(self.profile, self.cluster, self.batch_size, self.local_steps)
-        return costs.latency(self.cuts, self.bandwidth)
+        found = self._costs().latency(self.cuts, self.bandwidth)
+        if self.micro_batch_sizes is None:
+            return found
+        overhead = MicroBatchedDevices(self._costs(), self.micro_batch_sizes).overhead(self.cuts)
+        found = dataclasses.replace(found, device_times=self.device_times, overhead=overhead)
+        return dataclasses.replace(found, overlap=sum(found.terms().values()) - self.device_times)
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per device: cut, bandwidth, the terms of its time, and the bits it sends; see `latency`."""
@@ -184,8 +227,15 @@ class EdgeSplitPlan(Record):
         return (
             f"EdgeSplitPlan({self.method}: {cuts} of {self.profile.n_units}, round {self.round_time:.6g} s, {proof}; "
             f"{self.n_clients} devices, b={self.batch_size}, H={self.local_steps}"
-            f"{priced(self.round_time, self.free_time)})"
+            f"{self._micro}{priced(self.round_time, self.free_time)})"
         )
+
+    @property
+    def _micro(self) -> str:
+        if self.micro_batches is None:
+            return ""
+        name, seconds = self.bottleneck
+        return f", M={self.micro_batches}, {name} {100 * seconds / self.round_time:.3g} % busy"
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the plan's main facts, and where the time of some devices goes."""
@@ -193,6 +243,8 @@ class EdgeSplitPlan(Record):
         cuts = f"{low}: {names[low]}" if low == high else f"{low}: {names[low]} to {high}: {names[high]}"
         facts = {"cuts": f"{cuts}, of {self.profile.n_units}", "devices": self.n_clients}
         facts |= {"b": self.batch_size, "H": self.local_steps}
+        if self.micro_batches is not None:
+            facts |= {"M": self.micro_batches, "bottleneck": self.bottleneck[0]}
         if self.free_time > 0:
             facts |= {"over the free optimum": html.number(self.price, "×")}
         return facts_table(self, f"EdgeSplitPlan, {self.method}", facts) + self.latency()._repr_html_()

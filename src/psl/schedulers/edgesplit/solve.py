@@ -1,5 +1,6 @@
 """`solve`: every device's cut and bandwidth by one of the methods, with the optimum beside it."""
 
+import dataclasses
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,11 +15,15 @@ from psl.schedulers.edgesplit.alternating import alternate
 from psl.schedulers.edgesplit.baselines import BASELINES, baseline
 from psl.schedulers.edgesplit.bisection import bisection
 from psl.schedulers.edgesplit.enumeration import EnumeratedProblem, make_problem
+from psl.schedulers.edgesplit.micro_batches import best_micro_batched
 from psl.schedulers.edgesplit.plan import EdgeSplitPlan
 from psl.schedulers.edgesplit.policy_iteration import best_split
 from psl.schedulers.edgesplit.problem import EdgeSplitProblem
+from psl.schedulers.micro_batches import check_numbers, micro_batch_sizes
 
 METHODS = ("exact", "alternating", "bisection", *BASELINES)
+
+_BETTER = 1e-6  # relative; for less, no more micro-batches are made
 
 
 def solve(
@@ -32,6 +37,7 @@ def solve(
     max_steps: int | None = None,
     seed: int = 0,
     bound: bool = True,
+    micro_batches: int | str | None = None,
     progress: bool = False,
 ) -> EdgeSplitPlan:
     """Choose every device's cut and bandwidth so that the slowest device of a round is as fast as possible.
@@ -65,6 +71,11 @@ def solve(
         max_steps: stop the alternation after so many steps, to show what that costs; None goes on to its end.
         seed: taken as in every `solve`; no method here uses random numbers.
         bound: compute the optimum as `lower_bound`; False leaves it NaN and saves time.
+        micro_batches: M: in every local step a device's mini-batch goes through its band and its share of the server
+            in M micro-batches of ⌈b/M⌉ samples, the last with what is left; both directions share the band. None for
+            the whole mini-batch at a time; "auto" tries M = 1, 2, 4, 8, 16, 32 and None. The plan is the optimum over
+            cuts, bandwidths and how far downloads lag behind uploads; the bound is that of any order, over the
+            numbers that were tried. With method "exact" only [B].
         progress: show a progress bar of improvements.
 
     Returns:
@@ -85,6 +96,10 @@ def solve(
             fix = "leave it out, or use method='alternating': only the alternation can be stopped early"
             raise expected("max_steps", f"None for method={method!r}", f"{max_steps}", fix)
     scenario = (profile, cluster, batch_size, local_steps, min_cut)
+    if micro_batches is not None:
+        if method != "exact":
+            raise expected("method", "'exact' with micro-batches", repr(method), "leave it out")
+        return _in_micro_batches(scenario, micro_batches, bound)
     history: list[dict[str, Any]] = []
     optimum = float("nan")
     with tqdm(desc=f"EdgeSplit {method}", unit=" improvements") if progress else nullcontext() as bar:
@@ -128,3 +143,37 @@ def solve(
         min_cut=problem.min_cut if np.ndim(min_cut) == 0 else problem.floors,
         free_time=min(free, reached),
     )
+
+
+def _in_micro_batches(scenario: tuple[Any, ...], micro_batches: int | str, bound: bool) -> EdgeSplitPlan:
+    """Return the best plan over numbers of micro-batches, with the bound of all that were tried."""
+    problem = make_problem(*scenario)
+    profile, cluster, b, steps = problem.profile, problem.cluster, problem.batch_size, problem.local_steps
+    min_cut = problem.min_cut if np.ndim(scenario[4]) == 0 else problem.floors
+    decided: list[tuple[np.ndarray, np.ndarray, int | None]] = []
+    limits = []
+    if micro_batches == "auto":
+        cuts, bandwidth, optimum = best_split(problem)
+        decided.append((cuts, bandwidth, None))
+        limits.append(optimum)
+    for number in check_numbers(micro_batches, b):
+        cuts, bandwidth, low = best_micro_batched(problem, micro_batch_sizes(b, number))
+        decided.append((cuts, bandwidth, number))
+        limits.append(low)
+    plans = [
+        EdgeSplitPlan(
+            profile, cluster, b, steps, "exact", cuts, bandwidth, min_cut=min_cut, micro_batches=number
+        )
+        for cuts, bandwidth, number in decided
+    ]  # fmt: skip
+    history = [{"micro_batches": plan.micro_batches, "round_time": plan.round_time} for plan in plans]
+    best = plans[0]
+    for plan in plans:
+        if plan.round_time < best.round_time * (1 - _BETTER):
+            best = plan
+    least = free = float("nan")
+    if bound:
+        least = min(*limits, best.round_time)
+        if problem.floors.max() > 1:
+            free = min(_in_micro_batches((*scenario[:4], 1), micro_batches, False).round_time, best.round_time)
+    return dataclasses.replace(best, lower_bound=least, history=tuple(history), free_time=free)

@@ -146,7 +146,7 @@ class MicroState:
         least = self.value  # no power within the clients' own limits makes it shorter
         even = problem.limit * (problem.total / problem.limit.sum())
         met = fill(even, self.assignment, self.snr, problem.bandwidth)[0]  # (N,) bit/s within all limits
-        best = (np.inf,)
+        best: tuple[Any, ...] = (np.inf,)
         for start in [self.most, met, self._whole_batch()] if self.thorough else [self.most]:
             before = np.inf
             self._take(start)
