@@ -39,7 +39,8 @@ class TrainingConfig:
         loss, metric: map outputs and labels to one value per row.
         cut: number or name; for edgesplit a list with one per client, for pipeline a list of inner boundaries, for a
             U-shaped split a list of two; None for frameworks that do not split.
-        micro_batch: samples at a time through a pipeline, None for the whole mini-batch.
+        micro_batch: samples at a time through a pipeline, or of a client's mini-batch in psl, epsl and edgesplit; None
+            for the whole mini-batch.
         defence: what clients do to their smashed data; None for nothing.
         participation: with the device times that hold in this run; None if all clients take part in every round.
         rows, sampling: of `ROW_RULES` and `SAMPLING_RULES`.

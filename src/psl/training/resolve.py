@@ -23,6 +23,7 @@ from psl.training.config import (
 )
 from psl.training.defences import Defence, Quantise, check_defence
 from psl.training.frameworks.base import Framework
+from psl.training.frameworks.micro_batched import check_micro_batch
 from psl.training.participation import Participation
 from psl.training.partition import check_rule
 from psl.training.scores import check_metric, row_loss
@@ -108,6 +109,16 @@ def resolve(
             raise expected("defence", "none for this framework", f"{defence} for {kind.name}", fix)
         if isinstance(defence, Quantise) and plan is not None:
             _check_quantised(plan, defence)
+    micro_batch = None if micro_batch is None else check_count("micro_batch", micro_batch)
+    if micro_batch is not None and kind.micro_batched:
+        refused = {
+            "linearise='sampled'": kind.name == "epsl" and linearise == "sampled",
+            "sampling='global'": sampling == "global",
+            "server_steps": server_steps > 0,
+            "a U-shaped split": isinstance(cuts, list) and kind.u_shaped,
+            f"defence={defence}": defence is not None and defence.penalises,
+        }
+        check_micro_batch(micro_batch, batch_size, framework=kind.name, phi=phi, refused=refused)
     if participation is not None:
         if not isinstance(participation, Participation):
             got = type(participation).__name__
@@ -129,7 +140,7 @@ def resolve(
         rows=rows,
         sampling=sampling,
         server_steps=server_steps,
-        micro_batch=None if micro_batch is None else check_count("micro_batch", micro_batch),
+        micro_batch=micro_batch,
         partition=check_rule(partition, n_clients),
         participation=participation,
         defence=defence,

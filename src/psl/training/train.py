@@ -115,8 +115,8 @@ def train(
             do not split have nothing to compare.
         eval_every: evaluate on the test data after every so many rounds, and after the last.
         progress: show a progress bar.
-        micro_batch: samples that go through a pipeline at a time; default the plan's, else the whole
-            mini-batch. BatchNorm normalises every micro-batch by itself.
+        micro_batch: samples at a time in a pipeline, or of a client's mini-batch in psl, epsl (φ 0 or 1), edgesplit;
+            default the plan's, else the whole mini-batch. BatchNorm normalises every micro-batch by itself.
         participation: `Participation`, stragglers and dropouts of fedavg and edgesplit; default none.
         defence: what clients of sl, sfl, psl and epsl do to their smashed data before they send them:
             `psl.privacy.Noise`, `Quantise` or `NoPeek`; default nothing. Test accuracy is with it, too.

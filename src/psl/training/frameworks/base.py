@@ -61,6 +61,7 @@ class Framework(ABC):
     defends: ClassVar[bool] = False  # clients may change their smashed data
     several_cuts: ClassVar[bool] = False  # or a list of cuts
     averages: ClassVar[bool] = False  # takes local_steps mini-batches per round
+    micro_batched: ClassVar[bool] = False  # a client's mini-batch may go through in micro-batches
     pooled: ClassVar[bool] = False  # one batch of n_clients × batch_size from all data
     waits_for_all: ClassVar[str | None] = "its server steps on the samples of all clients at once"  # or None
 

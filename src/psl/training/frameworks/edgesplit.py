@@ -13,6 +13,7 @@ from psl.training.communication import exchanged
 from psl.training.config import TrainingConfig, check_cuts
 from psl.training.frameworks.base import Batch, refuse_raw_data
 from psl.training.frameworks.local_training import LocalTraining
+from psl.training.frameworks.micro_batched import micro_batched_step, weighted
 from psl.training.frameworks.split_step import ServerGradients, server_backward, server_step, split_step
 from psl.training.stage import Stage, full_step
 
@@ -20,10 +21,11 @@ from psl.training.stage import Stage, full_step
 class EdgeSplit(LocalTraining):
     """Split learning at a depth of its own for every device; after the local steps w ← Σ_i λ_i w_i of the full models.
 
-    A local step sends a device's activations and labels up and their gradient down; device and server each step with
-    an optimizer of their own for this device. At the last cut the whole model is on the device and only the model
-    travels. The result is FedAvg's, whatever the cuts. After the local steps the device parts go up; down goes
-    to every device the average of its own part, unicast, since the parts differ.
+    A local step sends a device's activations and labels up and their gradient down, whole or in micro-batches
+    (`psl.training.frameworks.micro_batched`); device and server each step with an optimizer of their own for this
+    device. At the last cut the whole model is on the device and only the model travels. The result is FedAvg's,
+    whatever the cuts. After the local steps the device parts go up; down goes to every device the average of its own
+    part, unicast, since the parts differ.
 
     Attributes:
         cut: number of each device's cut.
@@ -35,6 +37,7 @@ class EdgeSplit(LocalTraining):
     name = "edgesplit"
     splits = True
     several_cuts = True
+    micro_batched = True
 
     def __init__(self, model: nn.Module, config: TrainingConfig, weights: np.ndarray | None = None):
         super().__init__(model, config, weights)
@@ -60,7 +63,8 @@ class EdgeSplit(LocalTraining):
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments that bear on this framework but not on all, by name."""
-        return super().settings() | {"cut": self.cut}
+        micro = {} if self.config.micro_batch is None else {"micro_batch": self.config.micro_batch}
+        return super().settings() | {"cut": self.cut} | micro
 
     def train(self, mode: bool = True) -> None:
         """Put the model and all its parts into training or evaluation mode."""
@@ -74,7 +78,21 @@ class EdgeSplit(LocalTraining):
         device, server_part = self.devices[client], self.server_part(client)
         if server_part is None:
             return full_step(device, batch, self.config.loss)
+        if self.config.micro_batch is not None:
+            return self._micro_batched_step(client, server_part, batch, self.config.micro_batch)
         return split_step([device], [batch], partial(self.update_server_part, client), self.bits)
+
+    def _micro_batched_step(self, client: int, server_part: nn.Module, batch: Batch, size: int) -> torch.Tensor:
+        def serve(_: Any, smashed: list[Any], labels: list[torch.Tensor], share: float) -> ServerGradients:
+            return server_backward(server_part, smashed, labels, np.ones(1), weighted(self.config.loss, share))
+
+        optimizer = self.optimizers[f"server {client}"]
+        if optimizer is not None:
+            optimizer.zero_grad(set_to_none=True)
+        loss = micro_batched_step([self.devices[client]], [batch], serve, self.bits, size=size)
+        if optimizer is not None:
+            optimizer.step()
+        return loss
 
     def server_part(self, client: int) -> nn.Module | None:
         """Return the server's layers for a device, None if it holds the whole model."""

@@ -65,23 +65,33 @@ class EPSL(PSL):
     name = "epsl"
     u_shaped = False  # it aggregates gradients of the last layer, which the server would not have
 
+    @property
+    def slots(self) -> bool:
+        """Whether the server waits for micro-batch k of all clients: it does to aggregate."""
+        return self.config.phi > 0
+
     def settings(self) -> dict[str, Any]:
         """Return the arguments that bear on this framework but not on all, by name."""
         found = super().settings() | {"phi": self.config.phi, "linearise": self.config.linearise}
         return found | ({"rows": self.config.rows} if self.config.linearise == "sampled" else {})
 
     def server_gradients(
-        self, smashed: list[Any], labels: list[torch.Tensor], weights: np.ndarray, rng: np.random.Generator
+        self,
+        smashed: list[Any],
+        labels: list[torch.Tensor],
+        weights: np.ndarray,
+        rng: np.random.Generator,
+        loss: Callable[..., torch.Tensor] | None = None,
     ) -> ServerGradients:
         """Run the server forward, aggregate or draw, and run it backward; see `aggregated_backward`, `drawn_rows`."""
-        rule, loss = self.config.linearise, self.config.loss
+        rule, loss = self.config.linearise, loss or self.config.loss
         if rule == "sampled":
             rows = sampled_rows(self.config.phi, self.config.batch_size, len(labels))
             options = {"rows": rows, "rng": rng, "adaptive": self.config.rows == "adaptive", "loss": loss}
             found = sampled_backward(self.server, smashed, labels, weights, **options)
             self.rows = rows if found.rows is None else np.array([int(mask.sum()) for mask in found.rows])
             return found
-        n_agg = aggregated_rows(self.config.phi, self.config.batch_size)
+        n_agg = aggregated_rows(self.config.phi, len(labels[0]))  # of a micro-batch, or of all b
         return aggregated_backward(self.server, smashed, labels, weights, n_agg=n_agg, rule=rule, rng=rng, loss=loss)
 
 

@@ -1,11 +1,13 @@
 """Parallel split learning: all clients at once, with one server-side model."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from psl.training.frameworks.base import Round
+from psl.training.frameworks.base import Batch, Round
+from psl.training.frameworks.micro_batched import micro_batched_step, weighted
 from psl.training.frameworks.resampled_server import resampled_step
 from psl.training.frameworks.split_step import ServerGradients, SplitFramework
 
@@ -21,15 +23,19 @@ class PSL(SplitFramework):
     * ``server_steps``: the server steps first, on resampled activations, and answers the clients afterwards
       (`psl.training.frameworks.resampled_server`). Source: CycleSL (arXiv 2511.18611) [R].
 
+    With ``micro_batch`` mini-batches go through in parts (`psl.training.frameworks.micro_batched`): the same gradient.
+
     Source: EPSL (arXiv 2303.15991) with φ = 0 [R].
     """
 
     name = "psl"
     u_shaped = True
+    micro_batched = True
+    slots = False  # whether the server waits for micro-batch k of all clients
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments that bear on this framework but not on all, by name."""
-        extra = {"sampling": "own", "server_steps": 0}
+        extra = {"sampling": "own", "server_steps": 0, "micro_batch": None}
         changed = {name: getattr(self.config, name) for name in extra if getattr(self.config, name) != extra[name]}
         return super().settings() | changed
 
@@ -44,6 +50,34 @@ class PSL(SplitFramework):
                 weights = self.rows[clients] / self.rows.sum()
             losses.append(self.train_clients(clients, weights, k, this))
         return sum(losses) / self.steps
+
+    def train_clients(self, clients: Sequence[int], weights: np.ndarray, step: int, this: Round) -> torch.Tensor:
+        """Train some clients, by number, and the server on one mini-batch each; returns Σ_i λ_i ℓ̄_i."""
+        size = self.config.micro_batch
+        if size is None:
+            return super().train_clients(clients, weights, step, this)
+
+        def batches() -> Iterator[Batch]:
+            for i in clients:
+                this.seed_for("device", i, step)
+                yield this.draw(i, step)
+
+        def serve(
+            which: Sequence[int], smashed: list[Any], labels: list[torch.Tensor], share: float
+        ) -> ServerGradients:
+            loss = weighted(self.config.loss, share)
+            return self.server_gradients(smashed, labels, weights[list(which)], this.rng, loss)
+
+        optimizer = self.optimizers["server"]
+        if optimizer is not None:
+            optimizer.zero_grad(set_to_none=True)
+        devices = [self.devices[i] for i in clients]
+        options: dict[str, Any] = {"size": size, "slots": self.slots}
+        options |= {"before_server": lambda: this.seed_for("server", clients[0], step), "defence": self.config.defence}
+        loss = micro_batched_step(devices, batches(), serve, self.bits, **options)
+        if optimizer is not None:
+            optimizer.step()
+        return loss
 
     def update_server(
         self, smashed: list[Any], labels: list[torch.Tensor], weights: np.ndarray, rng: np.random.Generator

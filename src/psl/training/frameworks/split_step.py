@@ -300,10 +300,15 @@ class SplitFramework(Framework):
         return server_step(self.optimizers["server"], lambda: self.server_gradients(smashed, labels, weights, rng))
 
     def server_gradients(
-        self, smashed: list[Any], labels: list[torch.Tensor], weights: np.ndarray, rng: np.random.Generator
+        self,
+        smashed: list[Any],
+        labels: list[torch.Tensor],
+        weights: np.ndarray,
+        rng: np.random.Generator,
+        loss: Callable[..., torch.Tensor] | None = None,
     ) -> ServerGradients:
-        """Run the server forward and backward; see `server_backward`."""
-        return server_backward(self.server, smashed, labels, weights, self.config.loss)
+        """Run the server forward and backward with a loss, default the run's; see `server_backward`."""
+        return server_backward(self.server, smashed, labels, weights, loss or self.config.loss)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
