@@ -19,6 +19,7 @@ from psl.plotting.edgesplit_studies import (
 )
 from psl.plotting.epsl import plot_certificate, plot_rounds_by_cut
 from psl.plotting.gantt import GANTT_LOOKS, mark_phases, phases, plot_gantt
+from psl.plotting.micro_batches import plot_round_by_micro_batches, plot_rounds_and_bounds
 from psl.plotting.network import plot_network, plot_state_graph, state_graph
 from psl.plotting.pipeline import (
     plot_closed_form,
@@ -116,7 +117,9 @@ __all__ = [
     "plot_ratios",
     "plot_readings",
     "plot_reconstructions",
+    "plot_round_by_micro_batches",
     "plot_round_ratios",
+    "plot_rounds_and_bounds",
     "plot_rounds_by_cut",
     "plot_slots",
     "plot_speedup",

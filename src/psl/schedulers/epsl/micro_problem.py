@@ -18,7 +18,8 @@ from psl.schedulers.epsl.server_order import preemptive_bound
 from psl.schedulers.epsl.water_filling import fill, least_power
 from psl.schedulers.micro_batches import one_client
 
-_PRECISION = 1e-5  # relative, of orders and deadlines while subchannels are searched
+_PRECISION = 1e-5  # relative, of deadlines while subchannels are searched
+_ORDER = 1e-3  # relative, of the server's orders then; a smaller loss is left to the end
 _SLACK = 1 + 1e-9  # a client this close to the end of the round is critical
 
 
@@ -181,7 +182,7 @@ class MicroState:
 
     def _take(self, rate: np.ndarray) -> None:
         self.up_rate, self.round = rate, self.problem.round(self.cut, rate, self.down_rate)
-        self.served: Served = self.round.served(precision=1e-9 if self.thorough else _PRECISION)
+        self.served: Served = self.round.served(precision=1e-9 if self.thorough else _ORDER)
         self.value = self.served.value
 
     def _power(self, rate: np.ndarray) -> tuple[float, np.ndarray]:

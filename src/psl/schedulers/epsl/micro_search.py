@@ -17,6 +17,7 @@ from psl.schedulers.epsl.water_filling import most_rate
 
 TRIALS = 40  # changes of subchannels tried in full before a local search gives up, the most promising first
 KICKS = 6  # restarts per cut that is not solved, from random swaps
+KICKED_CUTS = 2  # of the cuts, the best so many: by trial, more take long and find next to nothing
 _CLOSED = 1e-7  # relative gap below which a cut counts as solved
 _BETTER = 1e-9  # relative; a smaller gain is rounding
 
@@ -126,14 +127,14 @@ def micro_search(
         states = [MicroState(problem, cut, each) for each in proposals]
         found[cut] = sorted(states, key=lambda state: state.value)
         offer(found[cut][0], "greedy")
-    for cut in sorted(found, key=lambda cut: found[cut][0].value):
+    for rank, cut in enumerate(sorted(found, key=lambda cut: found[cut][0].value)):
         goal = floor[cut] * (1 + _CLOSED)
         at_cut: list[MicroState] = []
         for state in found[cut]:
             if best is not None and goal < best.value:
                 at_cut.append(improved(state, goal))
                 offer(at_cut[-1], "local search")
-        for _ in range(KICKS if problem.n_clients <= KICKED_CLIENTS else 0):
+        for _ in range(KICKS if problem.n_clients <= KICKED_CLIENTS and rank < KICKED_CUTS else 0):
             if best is None or goal >= best.value or not at_cut:
                 break
             state = min(at_cut, key=lambda state: state.value)
