@@ -25,6 +25,28 @@ SHOWN = {
         ("search above the exhaustive optimum, p99", "exhaustive", "search above optimum, p99", "{:.2g} %"),
         ("alternation above the exhaustive optimum, p99", "exhaustive", "bcd above optimum, p99", "{:.0f} %"),
     ],
+    "epsl_micro_batches": [
+        (
+            f"{what}, M = 8, over the best PSL round with barriers, median",
+            part,
+            "shorter, median",
+            "{:.2f} ×",
+        )
+        for what, part in (
+            ("micro-batches in default cells", "default cells, planned anew"),
+            ("the same with φ = 1", "default cells, φ = 1"),
+            ("a server a quarter as fast", "server ÷ 4, planned anew"),
+            ("a server four times as fast", "server × 4, planned anew"),
+        )
+    ]
+    + [
+        (
+            "largest certified gap there, default cells",
+            "default cells, planned anew",
+            "gap, largest",
+            "{:.1f} %",
+        )
+    ],
     "edgesplit_solver": [
         (
             "alternation against the optimum, 2,000 clusters, largest relative difference",

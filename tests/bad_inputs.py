@@ -369,6 +369,12 @@ case("Plans", "A plan for another number of clients", "the plan's 3", "leave it 
 case("Plans", "A plan of another scheduler's framework", "'pipeline'", "solve a plan for this framework")(
     lambda: train_planned(pipeline.solve(PROFILE, NETWORK, batch_size=64), "psl")
 )
+case("Plans", "Micro-batches with some slots averaged", "0 or 1 with micro-batches", "phi=0 (PSL) or phi=1")(
+    lambda: epsl.solve(PROFILE, CELL, phi=0.5, micro_batches=8)
+)
+case("Plans", "A number of micro-batches that the samples do not make", "9: 8 samples at a time make 8", "take 8")(
+    lambda: epsl.solve(PROFILE, CELL, batch_size=64, phi=0, micro_batches=9)
+)
 case("Plans", "A bound above the plan", "at most the plan's own round time", "solve again")(
     lambda: dataclasses.replace(edgesplit.solve(PROFILE, CLUSTER), lower_bound=1e9)
 )
