@@ -120,6 +120,19 @@ def test_a_plan_decides_the_micro_batch_and_the_seconds(plain):
         train("edgesplit", plain, tiny_data(), rounds=1, plan=plan, micro_batch=2)
 
 
+def test_frameworks_without_micro_batches_take_the_rest_of_such_a_plan(plain):
+    cell = WirelessCell.sample(3, 6, seed=0, channel="log-distance")
+    plan = epsl.solve(profile_of(plain), cell, batch_size=8, phi=0, micro_batches=3)
+    barriers = dataclasses.replace(plan, micro_batches=None)
+    for framework in ("sfl", "sl", "fedavg"):
+        one, other = (
+            train(framework, plain, tiny_data(), rounds=1, plan=each, progress=False) for each in (plan, barriers)
+        )
+        assert_same(one, other)
+        assert one.settings == other.settings
+        assert one.to_frame()["simulated_time_s"].iloc[-1] == other.to_frame()["simulated_time_s"].iloc[-1]
+
+
 def test_a_checkpoint_of_another_micro_batch_is_refused(plain, tmp_path):
     file = tmp_path / "run.pt"
     whole = run("psl", plain, micro_batch=3, rounds=4)

@@ -24,7 +24,7 @@ def plot_round_by_micro_batches(table: pd.DataFrame, looks: Mapping[str, str], *
     numbers = sorted(table.micro_batches.unique())
     place = {number: k for k, number in enumerate(numbers)}
     for scenario, name in looks.items():
-        mine = table[table.scenario == scenario].sort_values("micro_batches")
+        mine = pd.DataFrame(table[table.scenario == scenario]).sort_values(by="micro_batches")
         x = mine.micro_batches.map(place)
         style = look(name)
         ax.plot(x, mine.round_time, **style, label=scenario)

@@ -22,7 +22,8 @@ def simulate(
     """Execute one mini-batch of a pipelined plan, or one round of an EPSL or EdgeSplit plan, event by event.
 
     Durations come from the plan's profile and network, cell or cluster; the order of events comes from the rules in
-    `psl.simulation.pipeline`, `.epsl` and `.edgesplit`. The result is deterministic.
+    `psl.simulation.pipeline`, `.epsl` and `.edgesplit`, and, for plans of the latter two in micro-batches, in
+    `.micro_batches`. The result is deterministic.
 
     Args:
         plan: from `pipeline.solve`, `epsl.solve` or `edgesplit.solve`.

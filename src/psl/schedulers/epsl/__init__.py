@@ -4,6 +4,7 @@
 """
 
 from psl.schedulers.epsl.latency import FRAMEWORKS, RoundLatency, latency
+from psl.schedulers.epsl.micro_latency import MicroBatchLatency
 from psl.schedulers.epsl.plan import EPSLPlan
 from psl.schedulers.epsl.solve import METHODS, solve, solve_u_shaped
 from psl.schedulers.epsl.u_shape import UShapedLatency, UShapedPlan, u_shaped_latency
@@ -12,6 +13,7 @@ __all__ = [
     "FRAMEWORKS",
     "METHODS",
     "EPSLPlan",
+    "MicroBatchLatency",
     "RoundLatency",
     "UShapedLatency",
     "UShapedPlan",

@@ -35,7 +35,7 @@ class PSL(SplitFramework):
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments that bear on this framework but not on all, by name."""
-        extra = {"sampling": "own", "server_steps": 0, "micro_batch": None}
+        extra = {"sampling": "own", "server_steps": 0} | ({"micro_batch": None} if self.micro_batched else {})
         changed = {name: getattr(self.config, name) for name in extra if getattr(self.config, name) != extra[name]}
         return super().settings() | changed
 
@@ -54,7 +54,7 @@ class PSL(SplitFramework):
     def train_clients(self, clients: Sequence[int], weights: np.ndarray, step: int, this: Round) -> torch.Tensor:
         """Train some clients, by number, and the server on one mini-batch each; returns Σ_i λ_i ℓ̄_i."""
         size = self.config.micro_batch
-        if size is None:
+        if size is None or not self.micro_batched:
             return super().train_clients(clients, weights, step, this)
 
         def batches() -> Iterator[Batch]:

@@ -19,6 +19,7 @@ class SFL(PSL):
 
     name = "sfl"
     averages = True
+    micro_batched = False  # its plans have barriers
 
     def train_round(self, this: Round) -> torch.Tensor | float:
         """Train all clients at once, then average their models."""
