@@ -104,3 +104,29 @@ def test_results_say_whose_they_are(tmp_path):
         plotting.save_results("Title", "text", notebook="n.ipynb", folder=tmp_path)
     with pytest.raises(PSLError, match="expected at least one table or text"):
         plotting.save_results("Title", notebook="04_n.ipynb", folder=tmp_path)
+
+
+def test_rounds_by_micro_batches_stand_over_their_bounds():
+    table = pd.DataFrame(
+        {
+            "scenario": ["free"] * 3 + ["costly"] * 3,
+            "micro_batches": [0, 1, 8] * 2,
+            "round_time": [3.0, 2.0, 1.0, 3.0, 2.0, 2.5],
+            "lower_bound": [2.9, 1.5, 1.0, 2.9, 1.5, 2.4],
+        }
+    )
+    _, ax = plt.subplots()
+    assert plotting.plot_round_by_micro_batches(table, {"free": "psl", "costly": "sfl"}, ax=ax) is ax
+    drawn = [tuple(line.get_ydata()) for line in ax.lines]
+    assert (3.0, 2.0, 1.0) in drawn and (2.9, 1.5, 2.4) in drawn
+    assert (1.0,) in drawn and (2.0,) in drawn, "the best number has a circle"
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["barriers", "1", "8"]
+
+
+def test_rounds_and_bounds_say_their_seconds():
+    table = pd.DataFrame({"round_time": [0.5, 0.25], "lower_bound": [0.4, 0.25]}, index=["PSL", "EPSL"])
+    _, ax = plt.subplots()
+    plotting.plot_rounds_and_bounds(table, ax=ax)
+    assert [bar.get_width() for bar in ax.patches] == [0.5, 0.25]
+    assert {text.get_text() for text in ax.texts} == {"0.500", "0.250"}
+    assert [tuple(line.get_xdata()) for line in ax.lines] == [(0.4, 0.4), (0.25, 0.25)]
