@@ -127,14 +127,24 @@ def test_the_profile_and_the_plan_are_those_of_few_bits():
         run(32, defence=Quantise(8))
 
 
+@pytest.mark.parametrize("bits", [1, 3, 8, 16])
+def test_quantised_data_cross_in_their_bits_and_come_out_as_they_were(bits):
+    defence = Quantise(bits)
+    sent = defence.sent((torch.randn(5, 3, 4, 4), torch.arange(5)))
+    (codes, *_), other = packed = defence.packed(sent)
+    assert codes.shape == (5, -(-bits * 48 // 8)) and torch.equal(other, sent[1])
+    found = defence.unpacked(packed, (torch.zeros(2, 3, 4, 4), torch.arange(2)))
+    torch.testing.assert_close(found, sent)
+    same = defence.sent(torch.ones(2, 3))
+    assert torch.equal(defence.unpacked(defence.packed(same), same), same)
+
+
 def test_what_does_not_go_together_is_refused():
     for framework in ("fedavg", "centralised"):
         with pytest.raises(ScenarioError, match="defence: expected none for this framework"):
             train(framework, cut=None, defence=Noise(0.1))
     with pytest.raises(ScenarioError, match="defence: expected a defence or None, got 0.1"):
         train(defence=0.1)
-    with pytest.raises(PSLError, match="'defence'"):
-        psl.distributed.run("psl", rounds=1, cut=1, defence=Quantise(8), progress=False)
 
 
 # --- U-shaped splits ---

@@ -1,5 +1,7 @@
 """Resuming continues bit for bit; foreign, broken and overlong checkpoints are refused."""
 
+import errno
+import os
 import pickle
 import signal
 import threading
@@ -226,6 +228,24 @@ def test_nothing_is_unpickled(write, data, tmp_path, capsys):
     assert "unpickled!" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("place", [0.02, 0.3, 0.6, 0.9])
+def test_a_single_changed_byte_is_noticed(place, data, tmp_path):
+    file = tmp_path / "run.pt"
+    run(data, rounds=1, checkpoint=file)
+    content = bytearray(file.read_bytes())
+    content[int(place * len(content))] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="unreadable file"):
+        run(data, rounds=2, checkpoint=file)
+
+
+def test_a_checkpoint_without_a_hash_is_continued_from(data, tmp_path):
+    file = tmp_path / "run.pt"
+    run(data, rounds=1, checkpoint=file)
+    file.write_bytes(file.read_bytes().partition(b"\n")[2])  # as psl 0.6 wrote it
+    assert_same(run(data, rounds=2, checkpoint=file), run(data, rounds=2))
+
+
 def test_another_file_of_torch_is_refused(data, tmp_path):
     file = tmp_path / "weights.pt"
     for content in (build_model().state_dict(), {"psl_checkpoint": 1}, {"psl_checkpoint": 1, "fingerprint": 5}):
@@ -253,12 +273,11 @@ def test_a_crash_while_saving_leaves_the_previous_checkpoint(data, tmp_path, mon
     run(data, rounds=1, checkpoint=file)
     before = file.read_bytes()
 
-    def crash(payload, path):
-        path.write_bytes(b"half")
-        raise OSError("disk full")
+    def crash(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", crash)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(os, "fsync", crash)
+    with pytest.raises(CheckpointError, match="expected a file that can be written, got No space left on device"):
         run(data, rounds=2, checkpoint=file)
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]

@@ -11,13 +11,14 @@ from torch.utils.data import TensorDataset
 import psl
 from psl.errors import ScenarioError
 from psl.gradient_aggregation import sampled_rows, server_rows
+from psl.training.devices import among_zeros
 from psl.training.frameworks.drawn_rows import (
     adaptive_rows,
     inclusion_probabilities,
     sampled_backward,
     systematic,
 )
-from psl.training.frameworks.split_step import among_zeros, server_backward
+from psl.training.frameworks.split_step import server_backward
 from test_training_linearise import Rows
 
 WEIGHTS = np.array([0.5, 0.3, 0.2])
@@ -201,8 +202,3 @@ def test_an_interrupted_run_continues_with_the_same_rows(tmp_path):
 def test_options_of_other_frameworks_are_refused(framework, options, message):
     with pytest.raises(ScenarioError, match=message):
         run(framework, **options)
-
-
-def test_processes_refuse_to_draw_rows():
-    with pytest.raises(ScenarioError, match="linearise: expected a rule that aggregates, between processes"):
-        psl.distributed.run("epsl", "psl.models:cnn", "digits", rounds=1, cut=3, linearise="sampled")

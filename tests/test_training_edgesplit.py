@@ -81,15 +81,16 @@ def test_random_cuts_of_many_devices_give_fedavg(data):
 class Moody(nn.Module):
     """A parameter of its own, functional dropout that follows the mode, a frozen layer, a first one without weights."""
 
-    def __init__(self):
+    def __init__(self, rate=0.0):
         super().__init__()
+        self.rate = rate
         self.flatten, self.first, self.last = nn.Flatten(), nn.Linear(64, 16), nn.Linear(16, 4)
         self.frozen = nn.Linear(16, 16).requires_grad_(False)
         self.scale = nn.Parameter(torch.ones(16))
 
     def forward(self, x):
         x = torch.relu(self.first(self.flatten(x))) * self.scale
-        return self.last(F.dropout(self.frozen(x), 0.3, training=self.training))
+        return self.last(F.dropout(self.frozen(x), self.rate, training=self.training))
 
 
 def test_odd_parts_of_a_model_train_as_in_fedavg(data):

@@ -1,5 +1,7 @@
 """Save a run so that it continues bit for bit, and refuse what does not belong to it."""
 
+import hashlib
+import io
 import os
 import signal
 import threading
@@ -16,13 +18,19 @@ from psl.errors import CheckpointError, expected, first_line
 
 _SAVE_EVERY_S = 10.0
 _FORMAT = 1
+_MAGIC = b"psl checkpoint, sha256 of what follows: "
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A file is not what was written: damaged, cut short, or no checkpoint."""
 
 
 class Checkpoint:
     """One file that holds the newest state of a run.
 
     The file is written beside its final name and moved there in one step, so a crash leaves the
-    previous one whole. It is read with ``torch.load(weights_only=True)``: nothing is unpickled.
+    previous one whole. Before its content stands the content's hash, so that a damaged file is noticed; it is read
+    with ``torch.load(weights_only=True)``: nothing is unpickled. Files of psl 0.8 and before have no hash.
 
     Args:
         path: the file.
@@ -59,14 +67,16 @@ class Checkpoint:
             return None
         fix = "delete the file to start anew, or give another checkpoint="
         try:
-            payload = torch.load(self.path, map_location="cpu", weights_only=True)
+            payload = torch.load(io.BytesIO(_whole_content(self.path)), map_location="cpu", weights_only=True)
         except Exception as cause:  # torch raises a different type for each way a file can be broken
             reason = first_line(cause, 120)
             want = "a checkpoint written by psl.train"
-            raise expected(str(self.path), want, f"an unreadable file ({reason})", fix, CheckpointError) from cause
+            raise expected(
+                str(self.path), want, f"an unreadable file ({reason})", fix, DamagedCheckpointError
+            ) from cause
         if not isinstance(payload, dict) or not _is_ours(payload):
             want = f"a checkpoint written by psl.train (format {_FORMAT})"
-            raise expected(str(self.path), want, "another file", fix, CheckpointError)
+            raise expected(str(self.path), want, "another file", fix, DamagedCheckpointError)
         saved = payload["fingerprint"]
         for key in self._fingerprint | saved:
             value = self._fingerprint.get(key)
@@ -76,11 +86,25 @@ class Checkpoint:
         return payload["state"]
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write the state."""
+        """Write the state.
+
+        Raises:
+            CheckpointError: it cannot be written, as when the disk is full; the file before stays whole.
+        """
         payload = {"psl_checkpoint": _FORMAT, "fingerprint": self._fingerprint, "state": state}
+        content = io.BytesIO()
+        torch.save(payload, content)
         try:
-            torch.save(payload, self._temporary)
+            with open(self._temporary, "wb") as file:
+                file.write(_MAGIC + hashlib.sha256(content.getbuffer()).hexdigest().encode() + b"\n")
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(self._temporary, self.path)
+        except OSError as cause:
+            want, got = "a file that can be written", cause.strerror or str(cause)
+            fix = "make room, or give a path that you may write to; the checkpoint before is whole"
+            raise expected(f"checkpoint {self.path}", want, got, fix, CheckpointError) from cause
         finally:
             self._temporary.unlink(missing_ok=True)
         self._saved_at = time.monotonic()
@@ -89,6 +113,17 @@ class Checkpoint:
     def due(self) -> bool:
         """Whether the last save was long enough ago."""
         return time.monotonic() - self._saved_at >= _SAVE_EVERY_S
+
+
+def _whole_content(path: Path) -> bytes:
+    """Return what a file holds behind its hash; raises `ValueError` if the hash is that of something else."""
+    content = path.read_bytes()
+    if not content.startswith(_MAGIC):
+        return content
+    digest, _, content = content[len(_MAGIC) :].partition(b"\n")
+    if hashlib.sha256(content).hexdigest().encode() != digest:
+        raise ValueError("its content is not what was written: damaged, or cut short")
+    return content
 
 
 def _is_ours(payload: dict[Any, Any]) -> bool:

@@ -1,5 +1,6 @@
 """What clients and server send each other: every tensor that crosses is counted in bits."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,7 @@ class BitCounter:
     def __init__(self) -> None:
         self.uplink_bits = 0
         self.downlink_bits = 0
+        self._lock = threading.Lock()  # a server may serve its clients in threads
 
     def up(self, message: Any, bits_of: Callable[[torch.Tensor], int] | None = None) -> Any:
         """Send a tensor, or several, from one client to the server; returns what the server receives.
@@ -54,12 +56,15 @@ class BitCounter:
             message: what is sent.
             bits_of: the bits of a tensor; default the size of its dtype.
         """
-        self.uplink_bits += _bits(message) if bits_of is None else sum(map(bits_of, tensors_of(message)))
+        bits = _bits(message) if bits_of is None else sum(map(bits_of, tensors_of(message)))
+        with self._lock:
+            self.uplink_bits += bits
         return each(torch.Tensor.detach, message)
 
     def down(self, message: Any) -> Any:
         """Send a tensor, or several, from the server to one client; returns what the client receives."""
-        self.downlink_bits += _bits(message)
+        with self._lock:
+            self.downlink_bits += _bits(message)
         return each(torch.Tensor.detach, message)
 
     def broadcast(self, message: Any) -> Any:

@@ -4,17 +4,19 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from psl.errors import check_count, check_number, expected
 from psl.profiles import Profile
+from psl.records import Record
 from psl.training.messages import each, entries, tensors_of
 
 _FLOAT_BITS = 32  # of a number that is not quantised
 
 
 @dataclass(frozen=True)
-class Defence:
+class Defence(Record):
     """Base of the defences; by itself it sends the smashed data as they are."""
 
     penalises: ClassVar[bool] = False  # whether `penalty_gradient` returns one
@@ -30,6 +32,14 @@ class Defence:
     def bits_of(self, tensor: torch.Tensor) -> int:
         """Return the bits that a tensor of smashed data takes on the link."""
         return 8 * tensor.element_size() * tensor.numel()
+
+    def packed(self, sent: Any) -> Any:
+        """Return what `sent` returned in the form in which it crosses between processes."""
+        return sent
+
+    def unpacked(self, packed: Any, like: Any) -> Any:
+        """Return what was packed; `like` has its form, shapes of rows and number types."""
+        return packed
 
     def profile(self, profile: Profile) -> Profile:
         """Return the profile of a model whose clients use the defence, to plan with."""
@@ -100,6 +110,35 @@ class Quantise(Defence):
             return low + ((tensor - low) / step).round() * step
 
         return each(rounded, smashed)
+
+    def packed(self, sent: Any) -> Any:
+        """Return rounded smashed data as (codes, lowest number, step), each row padded to whole bytes."""
+
+        def codes(tensor: torch.Tensor) -> Any:
+            if not tensor.is_floating_point():
+                return tensor
+            low, high = float(tensor.min()), float(tensor.max())
+            step = (high - low) / (2**self.bits - 1)
+            levels = ((tensor - low) / (step or 1.0)).round().to(torch.int32).flatten(1).cpu().numpy()
+            digits = (levels[..., None] >> np.arange(self.bits)) & 1
+            return torch.from_numpy(np.packbits(digits.astype(np.uint8).reshape(len(tensor), -1), axis=1)), low, step
+
+        return each(codes, sent)
+
+    def unpacked(self, packed: Any, like: Any) -> Any:
+        """Return rounded smashed data, equal to what was packed but for the last digit of a float."""
+
+        def numbers(form: torch.Tensor, part: Any) -> torch.Tensor:
+            if not form.is_floating_point():
+                return part
+            codes, low, step = part
+            digits = np.unpackbits(codes.cpu().numpy(), axis=1, count=self.bits * form[0].numel())
+            levels = (digits.reshape(len(codes), -1, self.bits).astype(np.int32) << np.arange(self.bits)).sum(-1)
+            return (low + torch.from_numpy(levels) * step).to(form).view(len(codes), *form.shape[1:])
+
+        if isinstance(like, tuple):
+            return tuple(map(self.unpacked, packed, like))
+        return numbers(like, packed) if isinstance(like, torch.Tensor) else packed
 
     def bits_of(self, tensor: torch.Tensor) -> int:
         """Return bits × numbers for floats, the full size for others."""

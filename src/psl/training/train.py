@@ -11,7 +11,6 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from psl.errors import CheckpointError, expected
 from psl.plans import Plan
 from psl.training.batchnorm import one_row_refused
 from psl.training.checkpoint import Checkpoint, deferred_interrupt
@@ -21,13 +20,13 @@ from psl.training.fingerprint import fingerprint, settings_of
 from psl.training.first_batch import checked_samples
 from psl.training.frameworks import Framework, build_framework, framework_class
 from psl.training.frameworks.base import Batch
-from psl.training.history import History, HistoryBuilder, warn_of_divergence
+from psl.training.history import History
 from psl.training.model_preparation import check_model, prepare_model, verify_cuts
 from psl.training.participation import Participation
 from psl.training.partition import partition as divide
+from psl.training.recorder import Recorder
 from psl.training.resolve import check_plan_fits, resolve
 from psl.training.sampling import PooledSampler, Sampler, Samples, open_dataset
-from psl.training.scores import metric_name
 from psl.training.seeds import Party, own_random_state, seed_computation, seed_evaluation, seed_round
 
 
@@ -209,14 +208,8 @@ class _Training:
         everyone = self.config.n_clients * self.config.batch_size
         self.pooled = PooledSampler(shares, everyone, self.config.seed) if self.config.sampling == "global" else None
         self.settings = settings_of(run)
-        self.history = HistoryBuilder(
-            self.config.participation is not None,
-            metric_name(self.config.metric),
-            rows=run.name == "epsl" and self.config.linearise == "sampled",
-            own_times=self.config.drawn_time is not None,
-        )
+        self.recorder = Recorder(self.config, run.bits, lambda index: evaluate(run, tests, index), depth=5)
         self.file: Checkpoint | None = None
-        self._diverged = False
 
     def continue_from(self, path: str | Path) -> None:
         """Save the run to a file from now on; if the file exists, continue from it first.
@@ -231,16 +224,8 @@ class _Training:
         state = self.file.load()
         if state is None:
             return
-        self.history.restore(state["curves"])
+        self.recorder.restore(state, str(path))
         self.run.load_state_dict(state["framework"])
-        self.run.bits.uplink_bits, self.run.bits.downlink_bits = state["link"]
-        rounds = self.config.rounds
-        if self.history.rounds > rounds:
-            fix = "ask for as many rounds or more, or give another checkpoint="
-            got = f"{self.history.rounds} rounds in the checkpoint"
-            raise expected(str(path), f"at most rounds = {rounds}", got, fix, CheckpointError)
-        if self.history.rounds < rounds:
-            self.history.forget_evaluations(self.config.eval_every)
 
     def train_rounds(self, progress: bool) -> None:
         """Train the rounds that are left; with a checkpoint, save at times and at the end.
@@ -252,12 +237,12 @@ class _Training:
             KeyboardInterrupt: Ctrl-C; with a checkpoint after the round under way was saved.
         """
         rounds, device = self.config.rounds, self.samples.device
-        start = self.history.rounds
+        start = self.recorder.rounds
         bar = tqdm(total=rounds, initial=start, desc=self.run.name, unit="round", disable=not progress)
         with bar, own_random_state(device), deferred_interrupt(enabled=self.file is not None) as interrupted:
             for index in range(start, rounds):
                 self._train_round(index)
-                bar.set_postfix(self.history.shown(), refresh=False)
+                bar.set_postfix(self.recorder.curves.shown(), refresh=False)
                 bar.update()
                 if self.file is None:
                     continue
@@ -266,12 +251,11 @@ class _Training:
                     raise KeyboardInterrupt(f"stopped after round {index + 1}, saved to {self.file.path}")
                 if self.file.due or index + 1 == rounds:
                     self._save(self.file)
-            if not self.history.evaluated:  # a checkpoint from an interrupt in a round without evaluation
-                self.history.set_accuracy(evaluate(self.run, self.tests, self.history.rounds - 1))
+            self.recorder.finish()  # a checkpoint may be from an interrupt in a round without evaluation
 
     def finished_history(self) -> History:
         """Return the history with the trained models."""
-        history = self.history.history(self.run.name, self.settings, self.config.round_time)
+        history = self.recorder.history(self.run.name, self.settings)
         history.models.extend(model.eval() for model in self.run.full_models())
         return history
 
@@ -297,23 +281,7 @@ class _Training:
         fix = "take a larger batch_size (or micro_batch), or a norm that takes single rows, such as GroupNorm"
         with one_row_refused("batch_size", "2 rows or more for this model's BatchNorm", fix):
             loss = float(run.round(draw, rng, attendance, seed_for, None if self.pooled is None else sizes))
-        if attendance is None or attendance.participants > 0:
-            self._warn_once_of_divergence(loss, index)
-        evaluated = (index + 1) % config.eval_every == 0 or index + 1 == config.rounds
-        accuracy = evaluate(run, self.tests, index) if evaluated else None
-        self.history.add_round(loss, accuracy, run.bits, attendance, run.rows, self._seconds())
-
-    def _seconds(self) -> float:
-        """Return the simulated time of the last round, where rounds differ by what was drawn."""
-        time_of = self.config.drawn_time
-        return self.config.round_time if time_of is None or self.run.rows is None else time_of(self.run.rows)
-
-    def _warn_once_of_divergence(self, loss: float, index: int) -> None:
-        if self._diverged or np.isfinite(loss):
-            return
-        self._diverged = True
-        warn_of_divergence(loss, index, stacklevel=5)  # points at the caller of `train`
+        self.recorder.enter(loss, attendance, rows=run.rows)
 
     def _save(self, file: Checkpoint) -> None:
-        link = [self.run.bits.uplink_bits, self.run.bits.downlink_bits]
-        file.save({"curves": self.history.state(), "framework": self.run.state_dict(), "link": link})
+        file.save(self.recorder.state() | {"framework": self.run.state_dict()})

@@ -1,7 +1,8 @@
 """What all training frameworks have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -12,8 +13,10 @@ from psl.errors import CutError, expected
 from psl.models.values import call
 from psl.training.communication import BitCounter
 from psl.training.config import TrainingConfig
+from psl.training.devices import Device, Devices
 from psl.training.participation import Attendance
 from psl.training.seeds import Party
+from psl.training.stage import Stage
 
 Batch = tuple[Any, torch.Tensor]  # inputs (b, …), labels (b,)
 Draw = Callable[[int, int], Batch]
@@ -25,12 +28,20 @@ def no_seed(party: Party, client: int, step: int) -> None:
 
 
 class Round(NamedTuple):
-    """What a framework is given for one round: the arguments of `Framework.round`."""
+    """What a framework is given for one round: the arguments of `Framework.round`, and who takes part.
+
+    Args:
+        draw, rng, attendance, seed_for: see there.
+        devices: the clients.
+        at_server: ``at_server(client, step)`` is the context of what the server computes for the (first) client.
+    """
 
     draw: Draw
     rng: np.random.Generator
     attendance: Attendance | None
     seed_for: SeedFor
+    devices: Devices
+    at_server: Callable[[int, int], AbstractContextManager[None]]
     sizes: Callable[[int], np.ndarray] | None = None
 
 
@@ -53,6 +64,8 @@ class Framework(ABC):
         optimizers: every optimizer by name, None for a module without parameters.
         steps: mini-batches per client and round.
         rows: (N,) how many rows of each client were drawn in the last round; None where that is not by chance.
+        devices: the client-side part of each client with its optimizer.
+        at_server: what the server last had of the model that clients exchange; None before, and where they do not.
     """
 
     name: ClassVar[str]
@@ -63,6 +76,7 @@ class Framework(ABC):
     averages: ClassVar[bool] = False  # takes local_steps mini-batches per round
     micro_batched: ClassVar[bool] = False  # a client's mini-batch may go through in micro-batches
     pooled: ClassVar[bool] = False  # one batch of n_clients × batch_size from all data
+    one_client_model: ClassVar[bool] = False  # which all clients train one after the other
     waits_for_all: ClassVar[str | None] = "its server steps on the samples of all clients at once"  # or None
 
     @classmethod
@@ -84,6 +98,8 @@ class Framework(ABC):
         self.optimizers: dict[str, torch.optim.Optimizer | None] = {}
         self.steps = config.local_steps if self.averages else 1
         self.rows: np.ndarray | None = None
+        self.devices: list[Stage] = []
+        self.at_server: list[torch.Tensor] | None = None
 
     def round(
         self,
@@ -108,7 +124,25 @@ class Framework(ABC):
             ScenarioError: an attendance, in a framework that needs all clients in every round.
         """
         self.check_participation(attendance)
-        return self.train_round(Round(draw, rng, attendance, seed_for, sizes))
+
+        @contextmanager
+        def at_server(client: int, step: int) -> Iterator[None]:
+            seed_for("server", client, step)
+            yield
+
+        devices = self.local_devices(draw, seed_for)
+        return self.train_round(Round(draw, rng, attendance, seed_for, devices, at_server, sizes))
+
+    def local_devices(self, draw: Draw, seed_for: SeedFor) -> Devices:
+        """Return the clients in this process; arguments as in `round`."""
+        loss, options = self.config.loss, {"shared": self.one_client_model, "defence": self.config.defence}
+        owned = [self.device_model(i) for i in range(len(self.devices))]
+        pairs = enumerate(zip(self.devices, owned, strict=True))
+        return Devices([Device(i, s, draw, seed_for, loss, model=model, **options) for i, (s, model) in pairs])
+
+    def device_model(self, client: int) -> nn.Module:
+        """Return what a client has of the model."""
+        return self.devices[client].module
 
     @abstractmethod
     def train_round(self, this: Round) -> torch.Tensor | float:

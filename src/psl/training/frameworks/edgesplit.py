@@ -1,6 +1,5 @@
 """EdgeSplit: every device has its own cut, the server holds the layers behind it, and all models are averaged."""
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,12 @@ from psl.models.stages import stages
 from psl.models.tracing import trace
 from psl.training.communication import exchanged
 from psl.training.config import TrainingConfig, check_cuts
-from psl.training.frameworks.base import Batch, refuse_raw_data
+from psl.training.devices import Device, copy_into
+from psl.training.frameworks.base import Round, refuse_raw_data
 from psl.training.frameworks.local_training import LocalTraining
-from psl.training.frameworks.micro_batched import micro_batched_step, weighted
-from psl.training.frameworks.split_step import ServerGradients, server_backward, server_step, split_step
-from psl.training.stage import Stage, full_step
+from psl.training.frameworks.micro_batched import alone_in_micro_batches, weighted
+from psl.training.frameworks.split_step import ServerGradients, only_needed, server_backward, server_step
+from psl.training.stage import Stage
 
 
 class EdgeSplit(LocalTraining):
@@ -29,7 +29,6 @@ class EdgeSplit(LocalTraining):
 
     Attributes:
         cut: number of each device's cut.
-        devices: the device-side part of each client with its optimizer.
 
     Source: EdgeSplit (arXiv 2403.15815): own depth and parallel training [P], the rest [R].
     """
@@ -46,12 +45,10 @@ class EdgeSplit(LocalTraining):
         self.cut = [traced.number(place) for place in places]
         self._device_parts: dict[int | str, nn.Module] = {}  # by cut, as the other two
         self._server_parts: dict[int | str, nn.Module | None] = {}
-        self._device_tensors: dict[int | str, set[int]] = {}  # ids of those that travel
         for cut, place in dict(zip(self.cut, places, strict=True)).items():
             refuse_raw_data(cut)
             whole = place is traced.all_places[-1]
             self._device_parts[cut], self._server_parts[cut] = (model, None) if whole else stages(traced, [place])
-            self._device_tensors[cut] = {id(tensor) for tensor in exchanged(self._device_parts[cut])}
         for i, cut in enumerate(self.cut):
             self.optimizers[f"client {i}"] = config.make_optimizer(self._device_parts[cut])
             server_part = self._server_parts[cut]
@@ -73,23 +70,36 @@ class EdgeSplit(LocalTraining):
             if part is not None:
                 part.train(mode)
 
-    def local_step(self, client: int, batch: Batch) -> torch.Tensor:
+    def local_step(self, device: Device, step: int, this: Round) -> torch.Tensor:
         """Train one device, and the server for it, on one mini-batch and return its mean loss."""
-        device, server_part = self.devices[client], self.server_part(client)
-        if server_part is None:
-            return full_step(device, batch, self.config.loss)
-        if self.config.micro_batch is not None:
-            return self._micro_batched_step(client, server_part, batch, self.config.micro_batch)
-        return split_step([device], [batch], partial(self.update_server_part, client), self.bits)
+        place, size = self._place(device), self.config.micro_batch
+        if self.server_part(place) is None:
+            return device.train_alone(step)
+        if size is not None:
+            return self._micro_batched_step(device, step, this, size)
+        sent = device.forward(step)
+        smashed, labels = self.bits.up(sent.smashed), self.bits.up(sent.labels)
+        with this.at_server(device.number, step):
+            found = self.update_server_part(place, [smashed], [labels])
+        device.backward(step, None, self.bits.down(only_needed(found.own[0], sent.needed)))
+        return found.loss
 
-    def _micro_batched_step(self, client: int, server_part: nn.Module, batch: Batch, size: int) -> torch.Tensor:
-        def serve(_: Any, smashed: list[Any], labels: list[torch.Tensor], share: float) -> ServerGradients:
-            return server_backward(server_part, smashed, labels, np.ones(1), weighted(self.config.loss, share))
+    def _place(self, device: Device) -> int:
+        """Return where a device stands in the lists here, which hold one entry in a copy for it alone."""
+        return 0 if len(self.cut) == 1 else device.number
 
-        optimizer = self.optimizers[f"server {client}"]
+    def _micro_batched_step(self, device: Device, step: int, this: Round, size: int) -> torch.Tensor:
+        place, batch_size = self._place(device), self.config.batch_size
+        server_part, optimizer = self.server_part(place), self.optimizers[f"server {place}"]
+        assert server_part is not None
+
+        def serve(_: Any, smashed: list[Any], labels: list[torch.Tensor], share: float, k: int) -> ServerGradients:
+            with this.at_server(device.number, step * -(-batch_size // size) + k):
+                return server_backward(server_part, smashed, labels, np.ones(1), weighted(self.config.loss, share))
+
         if optimizer is not None:
             optimizer.zero_grad(set_to_none=True)
-        loss = micro_batched_step([self.devices[client]], [batch], serve, self.bits, size=size)
+        loss = alone_in_micro_batches(device, step, serve, self.bits, batch_size=batch_size, size=size)
         if optimizer is not None:
             optimizer.step()
         return loss
@@ -107,16 +117,15 @@ class EdgeSplit(LocalTraining):
             lambda: server_backward(server_part, smashed, labels, np.ones(1), self.config.loss),
         )
 
-    def receive(self, client: int, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    def receive(self, device: Device) -> list[torch.Tensor]:
         """Return a device's full model at the server: only the device's part travels."""
-        part = self._device_tensors[self.cut[client]]
-        return [self.bits.up(tensor) if id(tensor) in part else tensor.detach() for tensor in tensors]
+        copy_into(self.part_of(device), [self.bits.up(tensor) for tensor in device.give()])
+        return [tensor.detach() for tensor in exchanged(self.model)]
 
     def send(self, average: list[torch.Tensor]) -> list[torch.Tensor]:
         """Send every device the average of its own part."""
-        traveling = exchanged(self.model)
-        for cut in self.cut:
-            for tensor, mean in zip(traveling, average, strict=True):
-                if id(tensor) in self._device_tensors[cut]:
-                    self.bits.down(mean)
+        for copy in (self, *self.copies.values()):
+            for stage in copy.devices if copy is not self or not self.copies else ():
+                for tensor in exchanged(stage.module):
+                    self.bits.down(tensor)
         return average

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from psl.training.config import TrainingConfig
-from psl.training.frameworks.base import Batch
+from psl.training.devices import Device
+from psl.training.frameworks.base import Round
 from psl.training.frameworks.local_training import LocalTraining
-from psl.training.stage import Stage, full_step
+from psl.training.stage import Stage
 
 
 class FedAvg(LocalTraining):
@@ -19,19 +20,20 @@ class FedAvg(LocalTraining):
     """
 
     name = "fedavg"
+    sends_to_all = True
 
     def __init__(self, model: nn.Module, config: TrainingConfig, weights: np.ndarray | None = None):
         super().__init__(model, config, weights)
         self.optimizers = {f"client {i}": config.make_optimizer(model) for i in range(config.n_clients)}
-        self._devices = [Stage(model, optimizer, first=True) for optimizer in self.optimizers.values()]
+        self.devices = [Stage(model, optimizer, first=True) for optimizer in self.optimizers.values()]
 
-    def local_step(self, client: int, batch: Batch) -> torch.Tensor:
+    def local_step(self, device: Device, step: int, this: Round) -> torch.Tensor:
         """Train one device on one mini-batch and return its mean loss."""
-        return full_step(self._devices[client], batch, self.config.loss)
+        return device.train_alone(step)
 
-    def receive(self, client: int, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    def receive(self, device: Device) -> list[torch.Tensor]:
         """Return a device's model as the server receives it."""
-        return [self.bits.up(tensor) for tensor in tensors]
+        return [self.bits.up(tensor) for tensor in device.give()]
 
     def send(self, average: list[torch.Tensor]) -> list[torch.Tensor]:
         """Send the average to all devices at once."""

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -9,7 +10,8 @@ from torch import nn
 
 from psl.training.communication import exchanged
 from psl.training.config import TrainingConfig
-from psl.training.frameworks.base import Batch, Framework, Round
+from psl.training.devices import Device, copy_into
+from psl.training.frameworks.base import Framework, Round
 from psl.training.participation import Attendance
 
 
@@ -24,18 +26,25 @@ class LocalTraining(Framework):
     their sum; if all are, the model stays as it was. A device that is late has taken all its steps and sent
     everything, one that drops out only the steps before: their optimizers keep what these steps left, their models
     are not used. The next round starts from the same model on all of them.
+
+    Attributes:
+        copies: for devices in other processes, by client: the same framework for this client alone, whose model the
+            server trains with it. In one process there are none.
     """
 
     averages = True
+    one_client_model = True
+    sends_to_all: ClassVar[bool] = False  # the average goes to all devices at once
     waits_for_all = None
 
     def __init__(self, model: nn.Module, config: TrainingConfig, weights: np.ndarray | None = None):
         super().__init__(model, config, weights)
         self.modules["model"] = model
+        self.copies: dict[int, LocalTraining] = {}
 
     def train_round(self, this: Round) -> torch.Tensor | float:
         """Run the local steps and the average; the loss is over the devices that count, NaN if none does."""
-        here = this.attendance or Attendance.full(self.config.n_clients, self.steps)
+        here = this.attendance or Attendance.full(len(self.weights), self.steps)
         weights = here.weights(self.weights)
         state = [t for t in self.model.state_dict(keep_vars=True).values() if isinstance(t, torch.Tensor)]
         start = _copies(state)
@@ -44,34 +53,54 @@ class LocalTraining(Framework):
         staying = [t for t in state if id(t) not in moving and not isinstance(t, nn.Parameter)]  # batch counters
         stayed = _copies(staying)
         average = Average(traveling)
-        total = 0.0
-        for client in range(self.config.n_clients):
-            copy_into(state, start)
-            for step in range(here.steps[client]):
-                this.seed_for("device", client, step)
-                value = self.local_step(client, this.draw(client, step))
-                if here.counted[client]:
-                    total = total + weights[client] * value
-            if not here.sends_model[client]:
+        total, counted = 0.0, 0
+
+        def train(device: Device) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
+            client = device.number
+            copy = self.copies.get(client, self)
+            if copy is self:
+                copy_into(state, start)
+            losses = [copy.local_step(device, step, this) for step in range(here.steps[client])]
+            return losses, copy.receive(device) if here.sends_model[client] else None
+
+        for client, (losses, received) in this.devices.each(this.devices.present, train):
+            if not here.counted[client] or received is None:
                 continue
-            received = self.receive(client, traveling)
-            if here.counted[client]:
-                average.add(received, weights[client])
-                stayed = _copies(staying)
-        means = average.tensors
-        if here.participants == 0:
+            for loss in losses:
+                total = total + weights[client] * loss
+            average.add(received, weights[client])
+            stayed = _copies(staying)
+            counted += 1
+        if counted == 0:
             copy_into(state, start)
             means, total = _copies(traveling), float("nan")
-        copy_into(traveling, self.send(means))
+        else:
+            means = average.means(whole=counted == here.participants)
+            total = total if counted == here.participants else total / average.weight
+        self.at_server = self.send(means)
+        copy_into(traveling, self.at_server)
         copy_into(staying, stayed)
+        for copy in self.copies.values():
+            copy_into(exchanged(copy.model), self.at_server)
+        for _ in this.devices.each(this.devices.present, self.hand_back):
+            pass
         return total / self.steps
 
+    def hand_back(self, device: Device) -> None:
+        """Send a device its part of the average, which here all devices have already."""
+        if not device.shared:
+            device.take(self.copies.get(device.number, self).part_of(device), broadcast=self.sends_to_all)
+
+    def part_of(self, device: Device) -> list[torch.Tensor]:
+        """Return the tensors that travel between the server and a device."""
+        return exchanged(self.devices[0 if len(self.devices) == 1 else device.number].module)
+
     @abstractmethod
-    def local_step(self, client: int, batch: Batch) -> torch.Tensor:
+    def local_step(self, device: Device, step: int, this: Round) -> torch.Tensor:
         """Train one device on one mini-batch and return its mean loss."""
 
     @abstractmethod
-    def receive(self, client: int, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    def receive(self, device: Device) -> list[torch.Tensor]:
         """Return a device's model, tensor by tensor, as the server holds it after the upload."""
 
     @abstractmethod
@@ -91,9 +120,11 @@ class Average:
 
     Attributes:
         tensors: the sum so far.
+        weight: Σ_i λ_i so far.
     """
 
     def __init__(self, like: Iterable[torch.Tensor]):
+        self.weight = 0.0
         self.tensors = [torch.zeros_like(tensor, requires_grad=False) for tensor in like]
 
     @torch.no_grad()
@@ -101,13 +132,11 @@ class Average:
         """Add a model times its weight."""
         for total, tensor in zip(self.tensors, tensors, strict=True):
             total.add_(tensor, alpha=float(weight))
+        self.weight += float(weight)
 
-
-@torch.no_grad()
-def copy_into(targets: Iterable[torch.Tensor], sources: Iterable[torch.Tensor]) -> None:
-    """Overwrite the targets' values."""
-    for target, source in zip(targets, sources, strict=True):
-        target.copy_(source)
+    def means(self, whole: bool) -> list[torch.Tensor]:
+        """Return the average, divided by the sum of the weights unless `whole` says that this is 1."""
+        return self.tensors if whole else [tensor / self.weight for tensor in self.tensors]
 
 
 def _copies(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:

@@ -1,34 +1,34 @@
 """The step of clients and server in micro-batches: the gradient is that of the whole mini-batch."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from psl.errors import expected
 from psl.training.communication import BitCounter
-from psl.training.defences import Defence
-from psl.training.frameworks.base import Batch
-from psl.training.frameworks.split_step import ServerGradients, only_needed, stacked
-from psl.training.messages import check_rows, rows_of, split_rows
-from psl.training.stage import Stage
+from psl.training.devices import Device, Devices, Upload
+from psl.training.frameworks.split_step import ServerGradients, only_needed
 
-#: From positions of devices, their smashed data and labels of one micro-batch, and its share m_k / b of the
-#: mini-batch, to gradients of `share` times the devices' mean losses.
-Serve = Callable[[Sequence[int], list[Any], list[torch.Tensor], float], ServerGradients]
+#: From numbers of clients, their smashed data and labels of micro-batch k, its share m_k / b of the mini-batch, and k,
+#: to gradients of the share times the clients' mean losses.
+Serve = Callable[[Sequence[int], list[Any], list[torch.Tensor], float, int], ServerGradients]
 
 
 def micro_batched_step(
-    devices: Sequence[Stage],
-    batches: Iterable[Batch],
+    devices: Devices,
+    clients: Sequence[int],
+    step: int,
     serve: Serve,
     bits: BitCounter,
     *,
+    batch_size: int,
     size: int,
     slots: bool = False,
-    before_server: Callable[[], None] = lambda: None,
-    defence: Defence | None = None,
-) -> torch.Tensor:
+    bits_of: Callable[[torch.Tensor], int] | None = None,
+) -> torch.Tensor | float:
     """Train devices on one mini-batch per device, in micro-batches, and return Σ_i λ_i ℓ̄_i; the server steps outside.
 
     Micro-batch k of m_k samples counts m_k / b, so that the gradients of all add up to the mini-batch's; the last may
@@ -36,49 +36,95 @@ def micro_batched_step(
     takes one micro-batch of one device at a time or, in slots, micro-batch k of all devices at once. The
     result does not depend on the order, but for float summation and BatchNorm: that normalises what the server takes at
     a time, and every micro-batch of a device, by its own statistics, and updates its running statistics each time, as
-    in `psl.training.frameworks.pipeline`.
+    in `psl.training.frameworks.pipeline`. A device that is lost on the way leaves what the server has taken of it.
 
     Args:
-        devices: the device-side parts.
-        batches: inputs and labels for each, all of b samples.
+        devices: the clients.
+        clients: numbers of those that train.
+        step: local step of the round.
         serve: runs the server forward and backward; its parameters' gradients add up.
         bits: counts what crosses.
+        batch_size: b.
         size: samples at a time.
         slots: whether the server takes micro-batch k of all devices at once.
-        before_server: called when the devices are through their forward passes.
-        defence: what the devices do to their smashed data.
+        bits_of: the bits of a tensor of smashed data; default the size of its dtype.
+
+    Returns:
+        The loss, NaN if nothing arrived.
 
     Raises:
         CutError: the tensor at the cut does not have one row per sample.
 
     Source: ours [B], for the round of EPSL (arXiv 2303.15991) [R].
     """
-    defence, arrived, shares = defence or Defence(), [], []
-    for device, (inputs, targets) in zip(devices, batches, strict=True):
-        device.zero_grad()
-        labels = targets.split(size)
-        shares = [len(part) / len(targets) for part in labels]
-        sent = []
-        for k, (part, marks) in enumerate(zip(split_rows(inputs, size), labels, strict=True)):
-            n_rows = rows_of(part)
-            smashed = device.forward(part, k)
-            check_rows(smashed, n_rows)
-            sent.append((bits.up(defence.sent(smashed), defence.bits_of), bits.up(marks)))
-        arrived.append(sent)
-    before_server()
-    total = torch.zeros(())
-    for k, share in enumerate(shares):
-        for which in [range(len(devices))] if slots else [[i] for i in range(len(devices))]:
-            found = serve(which, [arrived[i][k][0] for i in which], [arrived[i][k][1] for i in which], share)
-            total = total + found.loss
-            needed = devices[which[0]].needs_gradient(k)
-            shared = None if found.shared is None else bits.broadcast(only_needed(found.shared, needed))
-            for i, own in zip(which, found.own, strict=True):
-                received = bits.down(only_needed(own, needed))
-                devices[i].backward(received if shared is None else stacked(shared, received), k)
-    for device in devices:
-        device.step()
+    server = _Server(serve, bits, bits_of, _shares(batch_size, size))
+    if not slots:
+        losses = [loss for _, loss in devices.each(clients, lambda device: server.takes_all_of(device, step, size))]
+        return torch.stack(losses).sum() if losses else float("nan")
+    there, total = list(clients), torch.zeros(())
+    for _ in devices.each(there, lambda device: device.begin(step, size)):
+        pass
+    for k in range(len(server.shares)):
+        arrived = dict(devices.each(there, partial(_part, k)))
+        if not arrived:
+            return float("nan")
+        there, (loss, answers) = list(arrived), server.takes(k, arrived)
+        total = total + loss
+        for _ in devices.each(there, partial(_answer, k, answers)):
+            pass
+    for _ in devices.each(there, lambda device: device.finish()):
+        pass
     return total
+
+
+def alone_in_micro_batches(
+    device: Device, step: int, serve: Serve, bits: BitCounter, *, batch_size: int, size: int
+) -> torch.Tensor:
+    """Train one device on one mini-batch in micro-batches; arguments and errors as of `micro_batched_step`."""
+    return _Server(serve, bits, None, _shares(batch_size, size)).takes_all_of(device, step, size)
+
+
+@dataclass(frozen=True)
+class _Server:
+    serve: Serve
+    bits: BitCounter
+    bits_of: Callable[[torch.Tensor], int] | None
+    shares: list[float]
+
+    def takes(self, k: int, arrived: dict[int, Upload]) -> tuple[torch.Tensor, dict[int, tuple[Any, Any]]]:
+        """Serve micro-batch k of some clients; returns the loss and each client's gradients, shared and own."""
+        bits = self.bits
+        smashed = [bits.up(sent.smashed, self.bits_of) for sent in arrived.values()]
+        labels = [bits.up(sent.labels) for sent in arrived.values()]
+        found = self.serve(list(arrived), smashed, labels, self.shares[k], k)
+        needed = next(iter(arrived.values())).needed
+        shared = None if found.shared is None else bits.broadcast(only_needed(found.shared, needed))
+        own = zip(arrived, found.own, strict=True)
+        return found.loss, {i: (shared, bits.down(only_needed(part, needed))) for i, part in own}
+
+    def takes_all_of(self, device: Device, step: int, size: int) -> torch.Tensor:
+        """Serve all micro-batches of one client; returns its loss times its weight."""
+        total = torch.zeros(())
+        device.begin(step, size)
+        for k in range(len(self.shares)):
+            loss, answers = self.takes(k, {device.number: device.part(k)})
+            _answer(k, answers, device)
+            total = total + loss
+        device.finish()
+        return total
+
+
+def _part(k: int, device: Device) -> Upload:
+    return device.part(k)
+
+
+def _answer(k: int, answers: dict[int, tuple[Any, Any]], device: Device) -> None:
+    device.part_backward(k, *answers[device.number])
+
+
+def _shares(batch_size: int, size: int) -> list[float]:
+    """Return m_k / b of each micro-batch."""
+    return [min(size, batch_size - start) / batch_size for start in range(0, batch_size, size)]
 
 
 def weighted(loss: Callable[..., torch.Tensor], share: float) -> Callable[..., torch.Tensor]:

@@ -99,17 +99,18 @@ class Pipeline(Framework):
         *before, last = self.stages
         for k, stage in enumerate(before):
             seed_for("stage", k, number)
-            inputs = self.bits.up(self._forward(stage, inputs, number))
+            inputs = self.bits.up(self.stage_forward(stage, inputs, number))
         labels = self.bits.up(labels) if before else labels  # from the source to the last stage
         seed_for("stage", len(before), number)
-        value, gradient = loss_and_gradient(self._forward(last, inputs, number), labels, self.config.loss, share)
+        value, gradient = loss_and_gradient(self.stage_forward(last, inputs, number), labels, self.config.loss, share)
         for before_it, stage in reversed(list(zip(self.stages, self.stages[1:], strict=False))):
             needed = before_it.needs_gradient(number)
             gradient = self.bits.down(only_needed(stage.backward(gradient, number), needed))
         self.stages[0].backward(gradient, number)
         return value
 
-    def _forward(self, stage: Stage, inputs: Any, number: int) -> Any:
+    def stage_forward(self, stage: Stage, inputs: Any, number: int) -> Any:
+        """Run a stage forward; an error of BatchNorm about single rows says what to do."""
         fix = "take a micro_batch that leaves more than one sample for the last, or another batch_size"
         want = "2 samples or more for this model's BatchNorm"
         with one_row_refused("micro_batch", want, fix):

@@ -1,15 +1,15 @@
 """Parallel split learning: all clients at once, with one server-side model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from psl.training.frameworks.base import Batch, Round
+from psl.training.frameworks.base import Round
 from psl.training.frameworks.micro_batched import micro_batched_step, weighted
 from psl.training.frameworks.resampled_server import resampled_step
-from psl.training.frameworks.split_step import ServerGradients, SplitFramework
+from psl.training.frameworks.split_step import ServerGradients, SplitFramework, normalised
 
 
 class PSL(SplitFramework):
@@ -43,38 +43,39 @@ class PSL(SplitFramework):
         """Train all clients at once."""
         losses = []
         for k in range(self.steps):
-            clients, weights = list(range(self.config.n_clients)), self.weights
+            clients, weights = this.devices.present, self.weights
             if this.sizes is not None:
-                self.rows = this.sizes(k)
-                clients = np.flatnonzero(self.rows).tolist()
-                weights = self.rows[clients] / self.rows.sum()
+                weights = self.rows = this.sizes(k)
+                clients = [i for i in clients if self.rows[i]]
+            if this.sizes is not None or len(clients) < len(weights):
+                weights = normalised(weights[clients])
             losses.append(self.train_clients(clients, weights, k, this))
         return sum(losses) / self.steps
 
-    def train_clients(self, clients: Sequence[int], weights: np.ndarray, step: int, this: Round) -> torch.Tensor:
+    def train_clients(
+        self, clients: Sequence[int], weights: np.ndarray, step: int, this: Round
+    ) -> torch.Tensor | float:
         """Train some clients, by number, and the server on one mini-batch each; returns Σ_i λ_i ℓ̄_i."""
         size = self.config.micro_batch
         if size is None or not self.micro_batched:
             return super().train_clients(clients, weights, step, this)
 
-        def batches() -> Iterator[Batch]:
-            for i in clients:
-                this.seed_for("device", i, step)
-                yield this.draw(i, step)
+        known = dict(zip(clients, weights, strict=True))
+        n_micro = -(-self.config.batch_size // size)
 
         def serve(
-            which: Sequence[int], smashed: list[Any], labels: list[torch.Tensor], share: float
+            which: Sequence[int], smashed: list[Any], labels: list[torch.Tensor], share: float, k: int
         ) -> ServerGradients:
             loss = weighted(self.config.loss, share)
-            return self.server_gradients(smashed, labels, weights[list(which)], this.rng, loss)
+            with this.at_server(which[0], step * n_micro + k):
+                return self.server_gradients(smashed, labels, np.array([known[i] for i in which]), this.rng, loss)
 
         optimizer = self.optimizers["server"]
         if optimizer is not None:
             optimizer.zero_grad(set_to_none=True)
-        devices = [self.devices[i] for i in clients]
-        options: dict[str, Any] = {"size": size, "slots": self.slots}
-        options |= {"before_server": lambda: this.seed_for("server", clients[0], step), "defence": self.config.defence}
-        loss = micro_batched_step(devices, batches(), serve, self.bits, **options)
+        options: dict[str, Any] = {"batch_size": self.config.batch_size, "size": size, "slots": self.slots}
+        options["bits_of"] = None if self.config.defence is None else self.config.defence.bits_of
+        loss = micro_batched_step(this.devices, clients, step, serve, self.bits, **options)
         if optimizer is not None:
             optimizer.step()
         return loss

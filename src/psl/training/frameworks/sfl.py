@@ -5,7 +5,7 @@ from torch import nn
 
 from psl.training.communication import exchanged
 from psl.training.frameworks.base import Round
-from psl.training.frameworks.local_training import Average, copy_into
+from psl.training.frameworks.local_training import Average
 from psl.training.frameworks.psl import PSL
 
 
@@ -24,11 +24,14 @@ class SFL(PSL):
     def train_round(self, this: Round) -> torch.Tensor | float:
         """Train all clients at once, then average their models."""
         loss = super().train_round(this)
-        for copies in zip(*map(exchanged, self.clients), strict=True):  # one tensor of every client
-            average = Average(copies[:1])
-            for weight, tensor in zip(self.weights, copies, strict=True):
-                average.add([self.bits.up(tensor)], weight)
-            copy_into(copies, [self.bits.broadcast(average.tensors[0])] * len(copies))
+        average = Average(exchanged(self.clients[0]))
+        for client, model in this.devices.each(this.devices.present, lambda device: device.give()):
+            average.add([self.bits.up(tensor) for tensor in model], self.weights[client])
+        if average.weight:
+            mean = average.means(whole=len(this.devices.present) == len(self.weights))
+            self.at_server = [self.bits.broadcast(tensor) for tensor in mean]
+            for _ in this.devices.each(this.devices.present, lambda device: device.take(mean, broadcast=True)):
+                pass
         return loss
 
     def client_models(self) -> list[nn.Module]:

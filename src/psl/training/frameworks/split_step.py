@@ -1,21 +1,22 @@
 """The step of client and server in split learning: activations up, gradients down. All split frameworks take it."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from psl.models import split
-from psl.models.values import call, copied
+from psl.models.values import call
 from psl.training.communication import BitCounter
 from psl.training.config import TrainingConfig, check_cut
-from psl.training.defences import Defence, added
-from psl.training.frameworks.base import Batch, Framework, Round, refuse_raw_data
-from psl.training.messages import Gradients, check_rows, each, entries, joined, leaves, rows_of
+from psl.training.defences import Defence
+from psl.training.devices import Devices
+from psl.training.frameworks.base import Framework, Round, refuse_raw_data
+from psl.training.messages import Gradients, entries, joined, leaves
 from psl.training.scores import cross_entropy
 from psl.training.stage import Stage
 
@@ -38,41 +39,46 @@ class ServerGradients:
 
 
 def split_step(
-    devices: Sequence[Stage],
-    batches: Iterable[Batch],
-    server: Callable[[list[torch.Tensor], list[torch.Tensor]], ServerGradients],
+    devices: Devices,
+    clients: Sequence[int],
+    step: int,
+    server: Callable[[list[int], list[Any], list[torch.Tensor]], ServerGradients],
     bits: BitCounter,
-    defence: Defence | None = None,
-) -> torch.Tensor:
+    bits_of: Callable[[torch.Tensor], int] | None = None,
+) -> torch.Tensor | float:
     """Train devices and server on one mini-batch per device and return Σ_i λ_i ℓ̄_i.
 
-    It has three parts: `device_forward`, the server's `server_step`, and `device_backward`. They exchange nothing but
-    tensors, so they may run in different processes (`psl.distributed`).
+    It has three parts: the devices' forward pass, the server's `server_step`, and the devices' backward pass. They
+    exchange nothing but tensors, so they may run in different processes (`psl.distributed`).
 
     Args:
-        devices: the device-side parts.
-        batches: inputs and labels for each.
-        server: takes the server's step, from activations and labels of all devices as received.
+        devices: the clients.
+        clients: numbers of those that train.
+        step: local step of the round.
+        server: takes the server's step, from the numbers of those whose activations and labels arrived, and these.
         bits: counts what crosses.
-        defence: what the devices do to their smashed data.
+        bits_of: the bits of a tensor of smashed data; default the size of its dtype.
+
+    Returns:
+        The loss, NaN if nothing arrived.
 
     Raises:
         CutError: the tensor at the cut does not have one row per sample.
     """
-    defence = defence or Defence()
-    smashed, labels, more = [], [], []
-    for device, (inputs, targets) in zip(devices, batches, strict=True):
-        received, penalty = defended_forward(device, inputs, defence, bits)
-        smashed.append(received)
-        more.append(penalty)
-        labels.append(bits.up(targets))
-    found = server(smashed, labels)
+    arrived = dict(devices.each(clients, lambda device: device.forward(step)))
+    if not arrived:
+        return float("nan")
+    there = list(arrived)
+    smashed = [bits.up(sent.smashed, bits_of) for sent in arrived.values()]
+    found = server(there, smashed, [bits.up(sent.labels) for sent in arrived.values()])
     # Of what crossed, a gradient goes back where the devices have a use for one.
-    needed = devices[0].needs_gradient()
+    needed = arrived[there[0]].needed
     shared = None if found.shared is None else bits.broadcast(only_needed(found.shared, needed))  # (n_A, …)
-    for i, (device, own) in enumerate(zip(devices, found.own, strict=True)):
-        rows = None if found.rows is None else bits.down(found.rows[i])
-        device_backward(device, shared, bits.down(only_needed(own, needed)), rows, more[i])
+    own = {i: bits.down(only_needed(part, needed)) for i, part in zip(there, found.own, strict=True)}
+    rows = {} if found.rows is None else {i: bits.down(mask) for i, mask in zip(there, found.rows, strict=True)}
+    answer = lambda device: device.backward(step, shared, own[device.number], rows.get(device.number))  # noqa: E731
+    for _ in devices.each(there, answer):
+        pass
     return found.loss
 
 
@@ -80,62 +86,6 @@ def only_needed(gradient: Any, needed: list[bool]) -> Any:
     """Return a gradient message without the parts that are not needed."""
     parts = [part if yes else None for part, yes in zip(entries(gradient), needed, strict=True)]
     return tuple(parts) if isinstance(gradient, tuple) else parts[0]
-
-
-def device_forward(device: Stage, inputs: Any) -> Any:
-    """Start a device's step: returns the activations at the cut, one row per sample.
-
-    Raises:
-        CutError: they have another number of rows.
-    """
-    device.zero_grad()
-    smashed = device.forward(inputs)
-    check_rows(smashed, rows_of(inputs))
-    return smashed
-
-
-def defended_forward(device: Stage, inputs: Any, defence: Defence, bits: BitCounter) -> tuple[Any, Any]:
-    """Return what the server receives of a device's smashed data, and the gradient of its penalty or None."""
-    kept = copied(inputs) if defence.penalises else inputs  # forward may overwrite its inputs
-    smashed = device_forward(device, inputs)
-    penalty = defence.penalty_gradient(kept, smashed)
-    return bits.up(defence.sent(smashed), defence.bits_of), penalty
-
-
-def device_backward(device: Stage, shared: Any, own: Any, rows: torch.Tensor | None = None, more: Any = None) -> None:
-    """End a device's step.
-
-    Args:
-        device: the device-side part.
-        shared: (n_A, …) gradients of the slots that all devices share, None if there are none.
-        own: (b - n_A, …) gradients of its other slots.
-        rows: (b,) mask of the rows that `own` belongs to, None for all.
-        more: (b, …) gradients of the device's own penalty on its smashed data, None without one.
-    """
-    if rows is not None:
-        own = among_zeros(own, rows)
-    device.backward(added(own if shared is None else stacked(shared, own), more))
-    device.step()
-
-
-def among_zeros(gradient: Any, rows: torch.Tensor) -> Any:
-    """Return a gradient message of some rows as one of all rows, 0 where the (b,) mask is False."""
-
-    def placed(part: torch.Tensor) -> torch.Tensor:
-        whole = part.new_zeros(len(rows), *part.shape[1:])
-        whole[rows] = part
-        return whole
-
-    return each(placed, gradient)
-
-
-def stacked(first: Any, second: Any) -> Any:
-    """Return two gradient messages one under the other."""
-    parts = [
-        None if a is None or b is None else torch.cat([a, b])
-        for a, b in zip(entries(first), entries(second), strict=True)
-    ]
-    return tuple(parts) if isinstance(second, tuple) else parts[0]
 
 
 def server_step(optimizer: torch.optim.Optimizer | None, gradients: Callable[[], ServerGradients]) -> ServerGradients:
@@ -216,12 +166,10 @@ class SplitFramework(Framework):
     Attributes:
         cut: its number; its name if several tensors cross there; of a U-shaped split the numbers of both.
         clients: the distinct client-side models.
-        devices: the client-side part of each client with its optimizer.
     """
 
     splits = True
     defends = True
-    one_client_model: ClassVar[bool] = False  # which all clients train one after the other
 
     def __init__(self, model: nn.Module, config: TrainingConfig, weights: np.ndarray | None = None):
         super().__init__(model, config, weights)
@@ -272,26 +220,26 @@ class SplitFramework(Framework):
         """Return the arguments that bear on this framework but not on all, by name."""
         return super().settings() | {"cut": self.cut}
 
-    def train_clients(self, clients: Sequence[int], weights: np.ndarray, step: int, this: Round) -> torch.Tensor:
+    def train_clients(
+        self, clients: Sequence[int], weights: np.ndarray, step: int, this: Round
+    ) -> torch.Tensor | float:
         """Train some clients, by number, and the server on one mini-batch each; returns Σ_i λ_i ℓ̄_i.
 
         Args:
             clients: their numbers.
-            weights: λ_i of these clients, summing to 1.
+            weights: λ_i of these clients, summing to 1; if one is lost, those of the others are divided by their sum.
             step: local step of the round.
             this: the round.
         """
+        known = dict(zip(clients, weights, strict=True))
 
-        def batches() -> Iterator[Batch]:
-            for i in clients:
-                this.seed_for("device", i, step)
-                yield this.draw(i, step)
+        def server(there: list[int], smashed: list[Any], labels: list[torch.Tensor]) -> ServerGradients:
+            kept = weights if len(there) == len(known) else normalised(np.array([known[i] for i in there]))
+            with this.at_server(there[0], step):
+                return self.update_server(smashed, labels, kept, this.rng)
 
-        def server(smashed: list[Any], labels: list[torch.Tensor]) -> ServerGradients:
-            this.seed_for("server", clients[0], step)
-            return self.update_server(smashed, labels, weights, this.rng)
-
-        return split_step([self.devices[i] for i in clients], batches(), server, self.bits, self.config.defence)
+        bits_of = None if self.config.defence is None else self.config.defence.bits_of
+        return split_step(this.devices, clients, step, server, self.bits, bits_of)
 
     def update_server(
         self, smashed: list[Any], labels: list[torch.Tensor], weights: np.ndarray, rng: np.random.Generator
@@ -309,6 +257,11 @@ class SplitFramework(Framework):
     ) -> ServerGradients:
         """Run the server forward and backward with a loss, default the run's; see `server_backward`."""
         return server_backward(self.server, smashed, labels, weights, loss or self.config.loss)
+
+
+def normalised(weights: np.ndarray) -> np.ndarray:
+    """Return weights divided by their sum."""
+    return weights / weights.sum()
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -23,17 +23,12 @@ from psl.models.tracing import trace
 from psl.models.values import call
 from psl.training.config import TrainingConfig, check_cuts
 from psl.training.defences import Defence
+from psl.training.devices import defended_forward, device_backward
 from psl.training.frameworks.base import Framework, Round
 from psl.training.frameworks.psl import PSL
 from psl.training.frameworks.sfl import SFL
 from psl.training.frameworks.sl import SL
-from psl.training.frameworks.split_step import (
-    SplitFramework,
-    defended_forward,
-    device_backward,
-    only_needed,
-    own_gradients,
-)
+from psl.training.frameworks.split_step import SplitFramework, only_needed, own_gradients
 from psl.training.messages import check_rows, entries, joined
 from psl.training.stage import Stage, loss_and_gradient
 
@@ -67,6 +62,10 @@ class UShape(SplitFramework):
         head, middle, tail = stages(traced, places)
         return nn.ModuleList([head, tail]), middle, [traced.number(place) for place in places]
 
+    def device_model(self, client: int) -> nn.Module:
+        """Return a client's head and tail."""
+        return self.clients[client % len(self.clients)]
+
     def outputs(self, client: nn.Module, inputs: Any) -> Any:
         """Return what a client's head, the server and the client's tail make of inputs."""
         head, tail = entries_of(client)
@@ -80,8 +79,8 @@ class UShape(SplitFramework):
         for i, device in zip(clients, devices, strict=True):
             this.seed_for("device", i, step)
             inputs, targets = this.draw(i, step)
-            received, penalty = defended_forward(device, inputs, defence, bits)
-            smashed.append(received)
+            sent, penalty = defended_forward(device, inputs, defence)
+            smashed.append(bits.up(sent, defence.bits_of))
             more.append(penalty)
             labels.append(targets)
         this.seed_for("server", clients[0], step)
