@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
         elif item.path.name.startswith("test_distributed"):
             item.add_marker(pytest.mark.xdist_group("processes"))
-            if "nursery" in item.fixturenames:
+            if "processes" in item.fixturenames:
                 item.add_marker(pytest.mark.slow)
 
 
@@ -38,13 +38,9 @@ def data():
 
 
 @pytest.fixture(scope="session")
-def nursery(tmp_path_factory, worker_id):
-    """Where the worker processes of all tests start."""
-    from psl.distributed import Nursery
-
+def processes(tmp_path_factory, worker_id):
+    """For tests of real processes, which run in one worker: they would disturb each other."""
     if worker_id != "master":  # pytest-xdist's workers have folders beside each other
-        mark = tmp_path_factory.getbasetemp().parent / "nursery"
+        mark = tmp_path_factory.getbasetemp().parent / "processes"
         assert not mark.exists(), "expected tests of real processes in one worker, found them in two"
         mark.touch()
-    with Nursery() as nursery:
-        yield nursery

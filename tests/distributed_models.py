@@ -1,6 +1,7 @@
 """Models, data and functions that worker processes import by name, and how tests use them."""
 
 import os
+import pickle
 import tempfile
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from psl.distributed import Job, run
+from psl.distributed.wire import links
 from psl.distributed.wire.messages import Kind
-from psl.distributed.wire.transport import Channel
+from psl.distributed.workers import start_fork_server
 from psl.models import thin_resnet
 from psl.training import train
 from psl.training.scores import cross_entropy
@@ -70,9 +72,9 @@ def pixel_loss(outputs, labels):
     return 2 * cross_entropy(outputs, labels)
 
 
-def in_processes(framework, nursery, **options):
+def in_processes(framework, **options):
     """Run with real processes."""
-    return run(framework, nursery=nursery, **{"progress": False, "timeout": 20.0} | OPTIONS | options)
+    return run(framework, **{"progress": False, "timeout": 20.0} | OPTIONS | options)
 
 
 def in_one_process(framework, **options):
@@ -81,9 +83,10 @@ def in_one_process(framework, **options):
     names = {"model", "dataset", "model_seed", "model_options", "optimizer", "timeout", "record", "loss", "save_every"}
     rest = {name: value for name, value in given.items() if name not in names}
     job = Job.of(framework, **{name: value for name, value in given.items() if name != "checkpoint"})
+    sets = {"small_data": small_data, "dict_data": dict_data}
     loss = None if job.loss is None else globals()[job.loss.partition(":")[2]]
     optimizer = momentum if ":" in job.optimizer else job.optimizer
-    dataset = small_data() if ":" in job.dataset else job.dataset
+    dataset = sets.get(job.dataset.partition(":")[2], small_data)() if ":" in job.dataset else job.dataset
     return train(framework, job.build_model(), dataset, optimizer=optimizer, loss=loss, progress=False, **rest)
 
 
@@ -115,48 +118,143 @@ def noted_data():
 LIE_AT = 4
 
 
-def lying_data(tensors=None, parts=None):
-    """The data; the first process of the run that opens it lies in the step `LIE_AT`.
-
-    It sends ``tensors(kind, tensor)`` in place of a tensor, or ``parts(bytes)`` in place of an activation's.
-    """
+def first_of_the_run():
+    """Whether this process is the first that asks, since the file `noted` was deleted."""
     try:
         os.close(os.open(noted(os.getppid()), os.O_CREAT | os.O_EXCL))
     except FileExistsError:
-        return small_data()
-    send, transmit, lying = Channel.send, Channel._transmit, []
+        return False
+    return True
 
-    def lying_send(self, kind, step, tensor):
-        lying[:] = [kind] if step == LIE_AT and kind == Kind.ACTIVATION else []
-        send(self, kind, step, tensors(kind, tensor) if tensors is not None and step == LIE_AT else tensor)
 
-    def lying_transmit(self, pieces):
-        if lying and parts is not None:
-            pieces = [pieces[0], *((parts(piece), tag) for piece, tag in pieces[1:])]
-        transmit(self, pieces)
+def lying(tensors=None, data=None, word=None):
+    """The data; the first process of the run that opens it lies in the step `LIE_AT`.
 
-    Channel.send, Channel._transmit = lying_send, lying_transmit
+    It sends ``tensors(kind, content)`` in place of a content, ``data(bytes)`` in place of an activation's message, or
+    puts ``word(kind, word)`` in place of what stands beside.
+    """
+    if first_of_the_run():
+        true = links.encode
+
+        def lie(kind, step, content=None, said=None, **more):
+            if step == LIE_AT and tensors is not None:
+                content = tensors(kind, content)
+            if step == LIE_AT and word is not None:
+                said = word(kind, said)
+            found = true(kind, step, content, said, **more)
+            return data(found) if step == LIE_AT and data is not None and kind == Kind.ACTIVATION else found
+
+        links.encode = lie
     return small_data()
 
 
-def data_with_a_wrong_header():
-    """One client announces activations of fewer samples than it should."""
-    return lying_data(tensors=lambda kind, tensor: tensor[1:] if kind == Kind.ACTIVATION else tensor)
+def activation(change):
+    """Return what changes activations alone."""
+    return lambda kind, content: change(content) if kind == Kind.ACTIVATION else content
+
+
+def data_with_fewer_rows():
+    """One client sends activations of fewer samples than it should."""
+    return lying(tensors=activation(lambda x: x[1:]))
+
+
+def data_of_another_type():
+    """One client sends activations of another number type."""
+    return lying(tensors=activation(lambda x: x.double()))
+
+
+def data_as_a_tuple():
+    """One client sends two tensors in place of one."""
+    return lying(tensors=activation(lambda x: (x, x)))
+
+
+def data_with_nothing():
+    """One client sends no activations."""
+    return lying(tensors=activation(lambda x: None))
 
 
 def data_with_impossible_labels():
     """One client sends a label of no class."""
-    return lying_data(tensors=lambda kind, tensor: tensor + 7 if kind == Kind.LABELS else tensor)
+    return lying(tensors=lambda kind, x: x + 7 if kind == Kind.LABELS else x)
 
 
-def data_sent_too_short():
-    """One client sends half the bytes that it announces."""
-    return lying_data(parts=lambda piece: piece[: len(piece) // 2])
+def data_with_negative_labels():
+    """One client sends labels below 0."""
+    return lying(tensors=lambda kind, x: x - 9 if kind == Kind.LABELS else x)
 
 
-def data_sent_too_long():
-    """One client sends more bytes than it announces."""
-    return lying_data(parts=lambda piece: torch.cat([piece, piece]))
+def data_cut_short():
+    """One client sends half a message."""
+    return lying(data=lambda found: found[: len(found) // 2])
+
+
+def data_without_a_header():
+    """One client sends a message without its first bytes."""
+    return lying(data=lambda found: found[8:])
+
+
+def data_of_garbage():
+    """One client sends random bytes."""
+    return lying(data=lambda found: os.urandom(len(found)))
+
+
+def data_of_an_impossible_length():
+    """One client announces a header of 2⁶⁰ bytes."""
+    return lying(data=lambda found: (1 << 60).to_bytes(8, "little") + found[8:])
+
+
+def data_of_another_kind():
+    """One client sends labels twice in place of activations."""
+    return lying(data=lambda found: found.replace(b'\\"kind\\": 5', b'\\"kind\\": 6'))
+
+
+def data_pickled():
+    """One client sends a pickle that would write a file."""
+    return lying(data=lambda found: pickle.dumps(Evil()))
+
+
+def data_too_long():
+    """One client sends a message that is longer than any may be."""
+    return lying(data=lambda found: found + bytes((1 << 28) + (1 << 24)))
+
+
+def data_that_answers_nothing_of_use():
+    """One client does not say which gradients it needs."""
+    return lying(word=lambda kind, said: {} if kind == Kind.REPORT else said)
+
+
+class Evil:
+    """Writes a file when it is unpickled."""
+
+    def __reduce__(self):
+        return (open, (str(noted("evil")), "w"))
+
+
+def data_that_raises():
+    """One client's samples cannot be read from the step `LIE_AT` on."""
+    train, test = small_data()
+    return Broken(train, 78 if first_of_the_run() else 10**9), test  # 34 reads come before round 1
+
+
+class Broken(torch.utils.data.Dataset):
+    """Samples of which the first few can be read."""
+
+    def __init__(self, found, left):
+        self.tensors, self.left = found.tensors, left
+
+    def __len__(self):
+        return len(self.tensors[0])
+
+    def __getitem__(self, index):
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(f"sample {index} cannot be read:\nthe card is gone")
+        return self.tensors[0][index], self.tensors[1][index]
+
+
+def data_with_nan():
+    """One client sends activations that are no numbers."""
+    return lying(tensors=activation(lambda x: x * float("nan")))
 
 
 def other_data_for_whoever_comes_back():
@@ -177,6 +275,58 @@ def data_that_may_change():
     return train, test
 
 
-def noted(parent):
+class Pairs(nn.Module):
+    """Takes two inputs by name, of which the second, a mask, crosses every cut beside the activations."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(64, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, pixels, mask):
+        x = torch.relu(self.first(pixels)) * mask
+        x = torch.relu(self.second(x)) * mask
+        return self.last(x)
+
+
+def pairs():
+    """A model with dict inputs and a mask."""
+    return Pairs()
+
+
+class Dicts(torch.utils.data.Dataset):
+    """Samples that are dicts."""
+
+    def __init__(self, images, labels):
+        self.images, self.labels = images.flatten(1), labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        mask = (torch.arange(16) % (2 + index % 3) > 0).float()
+        return {"pixels": self.images[index], "mask": mask, "label": int(self.labels[index])}
+
+
+def dict_data():
+    """The data as dicts with a mask."""
+    return tuple(Dicts(*part.tensors) for part in small_data())
+
+
+def wide_chain():
+    """Large activations at cut 1 for little computing: 64 × 64 numbers per sample."""
+    return nn.Sequential(nn.Conv2d(1, 64, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 4))
+
+
+def noted(key):
     """File where the children of a process note that they opened the data."""
-    return Path(tempfile.gettempdir()) / f"psl-opened-{parent}"
+    return Path(tempfile.gettempdir()) / f"psl-opened-{os.getuid()}-{key}"
+
+
+def fork_server():
+    """Number of the process that this one's workers are forked from, their parent."""
+    start_fork_server(Job.of("psl", **OPTIONS | {"partition": "iid"}).to_dict())
+    for path in Path("/proc/self/task").glob("*/children"):
+        for child in path.read_text().split():
+            if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+    raise AssertionError("expected a fork server among the children")

@@ -1,157 +1,195 @@
-"""The command line of distributed runs, under torchrun and alone."""
+"""The command line: processes of this machine, one per host with keys, and two hosts as the documentation says."""
 
 import functools
-import json
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import psl
 from distributed_models import assert_same_run
+from marks import some
 from psl.distributed import __main__ as cli
 from psl.distributed import run
+from psl.distributed.edge.namespaces import Namespaces, VirtualLink, unavailable
 from psl.distributed.job import Job
-from psl.errors import PSLError
 from psl.models import cnn, profile
 from psl.networks import WirelessCell
 from psl.schedulers import epsl
 from psl.training import History, train
 
 ARGUMENTS = ["--dataset", "digits", "--model", "psl.models:cnn", "--model-option", "width=4", "--batch-size", "16"]
+START = [sys.executable, "-m", "psl.distributed"]
 
 
 @pytest.fixture
-def launcher(nursery, monkeypatch):
-    """`main` without torchrun, with processes that start at once."""
-    monkeypatch.setattr(cli, "run", functools.partial(run, nursery=nursery, progress=False))
+def launcher(processes, monkeypatch):
+    """`main`, without a progress bar."""
+    monkeypatch.setattr(cli, "run", functools.partial(run, progress=False))
 
 
-@pytest.fixture
-def torchrun(monkeypatch):
-    """The variables that torchrun sets."""
-    values = {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    for name, value in values.items():
-        monkeypatch.setenv(name, value)
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+class Hosts:
+    """Processes that somebody starts by hand; ends them all."""
+
+    def __init__(self, folder):
+        self.folder, self.running = folder, {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.running.values():
+            process.kill()
+            process.wait()
+
+    def start(self, name, command, prefix=(), **environment):
+        more = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environment
+        arguments = [*map(str, prefix), *map(str, command)]
+        if name in self.running:
+            self.running[name].wait()
+        with open(self.folder / f"log-{name}", "a") as log:
+            self.running[name] = subprocess.Popen(arguments, stdout=log, stderr=log, env=more)
+
+    def said(self, name):
+        file = self.folder / f"log-{name}"
+        return file.read_text() if file.exists() else ""
+
+    def wait(self, until, seconds=150):
+        end = time.monotonic() + seconds
+        while not until():
+            assert time.monotonic() < end, {name: self.said(name)[-800:] for name in self.running}
+            time.sleep(0.1)
+
+    def ended(self, *names):
+        return all(self.running[name].poll() is not None for name in names)
 
 
 @pytest.mark.slow
-def test_torchrun_starts_a_server_and_clients(tmp_path):
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
-    command = ["-m", "psl.distributed", "edgesplit", *ARGUMENTS, "--cut", "pool1", "linear1", "10", "--rounds", "2"]
-    done = subprocess.run(
-        [*start, *command, "--out", str(tmp_path)], capture_output=True, text=True, timeout=240,
-        env=os.environ | {"TMPDIR": str(tmp_path)},  # torchrun leaves a folder
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "edgesplit: server and 3 clients, links emulated by: none" in done.stdout
-    assert "round 2/2: loss" in done.stdout and "History(edgesplit: 2 rounds" in done.stdout
-    found = History.load(tmp_path / "history.json")
-    options = {"rounds": 2, "n_clients": 3, "batch_size": 16, "cut": ["pool1", "linear1", 10]}
-    model = Job.of("edgesplit", "psl.models:cnn", model_options={"width": 4}, **options).build_model()
-    want = train("edgesplit", model, "digits", progress=False, **options)
-    want.models.clear()
-    want.settings["cut"] = tuple(want.settings["cut"])
-    assert_same_run(found, want)
-    assert sorted(path.name for path in tmp_path.glob("client-*.pt")) == [f"client-{i}.pt" for i in range(3)]
+def test_hosts_are_started_by_hand_a_killed_client_comes_back_and_strangers_are_told(processes, tmp_path):
+    assert cli.main(["keys", str(tmp_path / "keys"), "--ranks", "4"]) == 0
+    port, options = free_port(), ["--cut", "pool1", "--timeout", 5, "--lr", 0.05, "--clients", 3]
+    options += ["--rounds", 100_000, "--eval-every", 100_000]
 
+    def start(hosts, rank, name=None, more=(), keys=None):
+        place = ["--rank", rank, "--out", tmp_path / "out", "--keys", tmp_path / "keys" / f"rank-{keys or rank}"]
+        where = ["--listen", f"127.0.0.1:{port}"] if rank == 0 else ["--server", f"127.0.0.1:{port}"]
+        hosts.start(name or rank, [*START, "sfl", *ARGUMENTS, *options, *place, *where, *more])
 
-def test_processes_started_by_hand_need_no_torchrun_and_a_killed_client_comes_back(nursery, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        where = f"127.0.0.1:{listener.getsockname()[1]}"
-    options = ["--cut", "pool1", "--rounds", "100", "--eval-every", "100", "--timeout", "5", "--lr", "0.05"]
-
-    def start(rank):
-        place = ["--rank", rank, "--world-size", 4, "--server", where, "--out", tmp_path]
-        return nursery.start(
-            "psl.distributed.__main__", ["sfl", *ARGUMENTS, *options, *place], tmp_path / f"log-{rank}"
-        )
-
-    def news():
-        file = tmp_path / "progress.json"
-        return json.loads(file.read_text()) if file.exists() else {"rounds": 0, "faults": []}
-
-    def wait(until):
-        end = time.monotonic() + 60
-        while not until():
-            assert time.monotonic() < end, [worker.last_words() for worker in workers]
-            time.sleep(0.02)
-
-    workers = [start(rank) for rank in (2, 0, 3, 1)]  # in any order
-    try:
-        wait(lambda: news()["rounds"] >= 3)
-        workers[0].signal(signal.SIGKILL)
-        wait(lambda: news()["faults"])
-        workers.append(start(2))
-        wait(lambda: news().get("finished") and not any(worker.running for worker in workers))
-    finally:
-        for worker in workers:
-            worker.signal(signal.SIGKILL)
-            worker.wait(5)
-    history, found = History.load(tmp_path / "history.json"), news()
-    assert [worker.code for worker in workers] == [-signal.SIGKILL, 0, 0, 0, 0]
+    with Hosts(tmp_path) as hosts:
+        for rank in (2, 0, 3, 1):  # in any order
+            start(hosts, rank)
+        hosts.wait(lambda: "round 3/100000: loss" in hosts.said(0))
+        hosts.running[2].send_signal(signal.SIGKILL)
+        hosts.wait(lambda: "left out client 1" in hosts.said(0))
+        start(hosts, 2, "other seed", ["--seed", 7])
+        start(hosts, 2, "other keys", keys=3)
+        hosts.wait(lambda: hosts.ended("other seed", "other keys"))
+        said = "ProtocolError: server refuses: rank 2: seed: expected 0, got 7. Fix: start all processes with the same"
+        assert said in hosts.said("other seed")
+        assert "rank 2: expected a certificate for rank-2, got rank-3" in hosts.said("other keys")
+        start(hosts, 2)
+        hosts.wait(lambda: "client 1 came back in round" in hosts.said(0))
+        hosts.running[0].send_signal(signal.SIGTERM)
+        hosts.wait(lambda: hosts.ended(0, 1, 2, 3))
+        codes = [hosts.running[rank].returncode for rank in range(4)]
+    history = History.load(tmp_path / "out" / "history.json")
+    assert codes == [0] * 4, {rank: hosts.said(rank)[-500:] for rank in range(4)}
     assert history.participants.min() == 2 and history.participants[[0, -1]].tolist() == [3, 3]
-    assert "left out client 1" in found["faults"][0] and "client 1 came back in round" in found["faults"][1]
-    assert len(found["faults"]) == 2 and np.mean(history.train_loss[-20:]) < history.train_loss[0]
-    assert "round 100/100: loss" in workers[1].last_words() and workers[2].last_words() == ""
+    assert np.mean(history.train_loss[-20:]) < history.train_loss[0]
+    assert re.search(r"not let in: ipv4:127.0.0.1:\d+: rank 2: seed: expected 0, got 7", hosts.said(0))
 
 
-def test_flags_and_variables_mean_the_same(torchrun, monkeypatch):
-    names = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
-    assert cli._is_one(None, None, None) and [os.environ[name] for name in names] == ["0", "4", "127.0.0.1", "1"]
-    assert cli._is_one(2, 5, "localhost:29500") and [os.environ[name] for name in names] == [
-        "2",
-        "5",
-        "localhost",
-        "29500",
-    ]
-    for name in names:
-        monkeypatch.delenv(name)
-    assert not cli._is_one(None, None, None)
+@pytest.mark.slow
+def test_a_server_without_data_and_stages_by_hand_and_sigterm_saves(processes, tmp_path):
+    cli.main(["keys", str(tmp_path / "keys"), "--ranks", "3"])
+    ports, stages = [free_port(), free_port()], ["--cut", "pool1", "linear1", "--clients", 2, "--micro-batch", 8]
+    stages += ["--rounds", 100_000, "--eval-every", 100_000, "--timeout", 10]
+
+    def place(rank):
+        return ["--rank", rank, "--keys", tmp_path / "keys" / f"rank-{rank}", "--checkpoint", tmp_path / "run"]
+
+    with Hosts(tmp_path) as hosts:
+        for rank in range(3):
+            more = [] if rank == 2 else ["--listen", f"127.0.0.1:{ports[rank]}"]
+            more += [] if rank == 0 else ["--server", f"127.0.0.1:{ports[rank - 1]}"]
+            hosts.start(rank, [*START, "pipeline", *ARGUMENTS, *stages, *place(rank), *more])
+        hosts.wait(lambda: "round 3/100000" in hosts.said(0))
+        hosts.running[0].send_signal(signal.SIGTERM)
+        hosts.wait(lambda: hosts.ended(0, 1, 2))
+    assert "asked to end: after this round" in hosts.said(0) and "History(pipeline" in hosts.said(0)
+    saved = {re.sub(r"stage-\d-", "", path.name) for path in (tmp_path / "run").glob("stage-*.pt")}
+    assert len(saved) == 1, "all saved the round after which it was asked to end"
 
 
-def test_a_process_started_by_hand_listens_on_loopback_unless_the_server_is_elsewhere(torchrun, monkeypatch):
-    assert cli._address(None) == "127.0.0.1" and cli._ranks_here(2, 4) == [0, 1, 2, 3]
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert cli._address("lo") == "lo" and cli._ranks_here(3, 4) == [2, 3]
-    monkeypatch.delenv("LOCAL_WORLD_SIZE")
-    assert cli._address(None) == "127.0.0.1" and cli._ranks_here(2, 4) == [0, 1, 2, 3]
-    monkeypatch.setenv("MASTER_ADDR", "192.0.2.7")
-    assert cli._ranks_here(2, 4) == [2]
-    with pytest.raises(PSLError, match="--bind: expected this machine's address on the network of the run, got none"):
-        cli._address(None)
-    with pytest.raises(
-        PSLError, match="--bind: expected an address of this machine, or an interface: .*lo.*, got 'eth77'"
-    ):
-        cli._address("eth77")
+HOSTS = pytest.mark.skipif(unavailable() is not None, reason=f"no network namespaces: {unavailable()}")
+DOCUMENTED = Path(__file__).parent.parent / "docs" / "real-processes.md"
 
 
-def test_a_port_that_is_taken_and_an_address_of_another_machine_are_said(torchrun, monkeypatch, capsys):
-    start = ["psl", *ARGUMENTS, "--cut", "pool1", "--rounds", "1"]
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        assert cli.main([*start, "--server", f"127.0.0.1:{port}"]) == 1
-    message = f"ChannelError: server: expected a port to listen on at 127.0.0.1:{port}, got Address already in use"
-    assert message in capsys.readouterr().err
-    assert cli.main([*start, "--server", "192.0.2.7:1", "--bind", "lo"]) == 1
-    assert "at 192.0.2.7:1, got Cannot assign requested address" in capsys.readouterr().err
-    monkeypatch.setattr(cli, "START", 0.2)
-    assert cli.main([*start, "--rank", "1", "--server", f"127.0.0.1:{port}"]) == 1
-    message = f"server: expected a store at 127.0.0.1:{port} within 0.2 s, got nothing. Fix: start the server first"
-    assert message in capsys.readouterr().err
+def documented(marker):
+    """Return the commands of the documentation's block that follows a marker, one list of words per line."""
+    text = DOCUMENTED.read_text().partition(f"<!-- {marker} -->")[2]
+    block = re.search(r"```bash\n(.*?)```", text, re.S)[1].replace("\\\n", " ")
+    return [shlex.split(line.partition("  #")[0]) for line in block.splitlines() if line.strip()]
+
+
+@HOSTS
+@pytest.mark.slow
+@pytest.mark.parametrize("marker", some(["two hosts", "a pipeline on two hosts"], lambda name: name == "two hosts"))
+def test_two_hosts_by_the_documented_commands(processes, tmp_path, marker):
+    make_keys, *commands = documented(marker)
+    with Namespaces(2, [VirtualLink(0, 1, 100e6, 100e6)]) as network, Hosts(tmp_path) as hosts:
+        addresses = {"10.0.0.1": network.address(0), "10.0.0.2": network.address(1)}
+
+        def here(words):
+            words = [functools.reduce(lambda w, pair: w.replace(*pair), addresses.items(), word) for word in words]
+            assert words[:3] == ["python", "-m", "psl.distributed"]
+            return [sys.executable, *words[1:]]
+
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(here(make_keys), cwd=tmp_path, check=True, env=environment)
+        where = {rank: 0 if rank == 0 else 1 for rank in range(len(commands))}
+        for rank, command in enumerate(commands):
+            words = here(command)
+            words[words.index("--keys") + 1] = str(tmp_path / words[words.index("--keys") + 1])
+            hosts.start(rank, words, network.command(where[rank], []))
+        hosts.wait(lambda: hosts.ended(*range(len(commands))))
+        codes = [hosts.running[rank].returncode for rank in range(len(commands))]
+        assert codes == [0] * len(commands), {rank: hosts.said(rank)[-600:] for rank in range(len(commands))}
+    framework = commands[0][3]
+    options = {"rounds": 5, "n_clients": 2}
+    options |= {"cut": ["relu1", "pool1"], "micro_batch": 8} if framework == "pipeline" else {"cut": "pool1"}
+    torch.manual_seed(0)
+    want = train(framework, cnn(), "digits", progress=False, **options)
+    assert f"History({framework}: 5 rounds, train loss {want.train_loss[-1]:.4g}" in hosts.said(0)
 
 
 def test_alone_it_starts_the_processes_itself(launcher, tmp_path, capsys):
     options = ["--clients", "2", "--cut", "pool1", "--rounds", "2", "--out", str(tmp_path), "--partition", "0.9"]
     assert cli.main(["psl", *ARGUMENTS, *options]) == 0
     assert "Run(History(psl: 2 rounds" in capsys.readouterr().out
-    assert History.load(tmp_path / "history.json").settings["partition"] == 0.9
-    assert "uplink of client 1" in (tmp_path / "events.csv").read_text()
+    history = History.load(tmp_path / "history.json")
+    assert history.settings["partition"] == 0.9 and "uplink of client 1" in (tmp_path / "events.csv").read_text()
+    job = Job.of("psl", "psl.models:cnn", model_options={"width": 4}, rounds=2, n_clients=2, cut="pool1")
+    want = train(
+        "psl", job.build_model(), "digits", rounds=2, n_clients=2, cut="pool1", batch_size=16, partition=0.9,
+        progress=False,
+    )  # fmt: skip
+    want.models.clear()
+    assert_same_run(history, want)
 
 
 def test_a_plan_from_a_file_supplies_cut_and_time(launcher, tmp_path, capsys):
@@ -165,54 +203,54 @@ def test_a_plan_from_a_file_supplies_cut_and_time(launcher, tmp_path, capsys):
     assert (history.settings["phi"], history.settings["cut"], history.settings["n_clients"]) == (0.25, plan.cut, 3)
 
 
+ONE = ["psl", "--rounds", "1", "--cut", "pool1", "--clients", "3", "--rank"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["psl", "--rounds", "1"], "CutError: cut: expected number or name of a cut, got none"),
-        (["psl", "--rounds", "1", "--rank", "4"], "--rank: expected less than 4, the number of processes, got 4"),
-        (["psl", "--rounds", "1", "--rank", "-1"], "RANK: expected a whole number, got '-1'"),
-        (["psl", "--rounds", "1", "--server", "here"], "--server: expected ADDRESS:PORT, got 'here'"),
-        (["psl", "--rounds", "1", "--server", "here:x"], "--server: expected ADDRESS:PORT, got 'here:x'"),
-        (["psl", "--rounds", "1", "--server", "127.0.0.1:99999"], "--server: expected ADDRESS:PORT, got '127.0.0.1:9"),
-        (["psl", "--rounds", "1", "--clients", "5"], "processes: expected 6, got 4"),
+        ([*ONE, "4", "--server", "a:1"], "--rank: expected 0..3, as the run has ['server', 'client 0', 'client 1'"),
+        ([*ONE, "-1"], "--rank: expected 0..3"),
+        ([*ONE, "1", "--server", "here"], "--server: expected ADDRESS:PORT, got 'here'"),
+        ([*ONE, "1", "--server", "127.0.0.1:99999"], "--server: expected ADDRESS:PORT, got '127.0.0.1:9"),
+        ([*ONE, "1"], "--server: expected ADDRESS:PORT, got None"),
+        ([*ONE, "0"], "--listen: expected ADDRESS:PORT, got None. Fix: as in --listen 10.0.0.1:29500"),
+        ([*ONE, "0", "--listen", "a:1", "--server", "a:1"], "--server: expected nothing for server, got 'a:1'"),
+        ([*ONE, "1", "--server", "a:1"], "--keys: expected a folder with this rank's keys, or --insecure, got neither"),
+        ([*ONE, "1", "--server", "a:1", "--keys", "x", "--insecure"], "or --insecure, got both"),
+        ([*ONE, "1", "--server", "a:1", "--keys", "nowhere"], "--keys: expected a folder with authority.pem, got now"),
+        ([*ONE, "1", "--server", "a:1", "--restarts", "1"], "--restarts: expected nothing with --rank"),
+        ([*ONE, "1", "--emulate", "kernel"], "--emulate: expected 'pacing' or 'none' with --rank"),
+        ([*ONE, "1", "--emulate", "auto"], "a plan to emulate, got none. Fix: pass --plan FILE"),
+        (["psl", "--rounds", "1", "--cut", "1", "--insecure"], "--insecure: expected nothing without --rank"),
+        (["psl", "--rounds", "1", "--cut", "1", "--listen", "a:1"], "--listen: expected nothing without --rank"),
         (["psl", "--rounds", "1", "--plan", "nofile"], "--plan: expected a file written by plan.save(), got 'nofile'"),
         (["psl", "--rounds", "1", "--out", __file__], "--out: expected a folder, or a place for one, got"),
         (["psl", "--rounds", "1", "--checkpoint", f"{__file__}/x"], "--checkpoint: expected a folder, or a place for"),
         (
-            ["psl", "--rounds", "1", "--micro-batch", "4"],
-            "micro_batch: expected none for 'psl', as it is for",
+            ["psl", "--rounds", "1", "--schedule", "gpipe"],
+            "schedule, which is for pipelines: expected none for ",
         ),
-        (["psl", "--rounds", "1", "--emulate", "kernel"], "--emulate: expected 'pacing' or 'none' for torchrun"),
-        (["psl", "--rounds", "1", "--emulate", "auto"], "a plan to emulate, got none. Fix: pass --plan FILE"),
         (["psl", "--rounds", "1", "--cut", "1", "--model", "x"], "got 'x' (No module named 'x'). Fix"),
+        (["keys", __file__, "--ranks", "2"], "keys: expected a folder to write into, got "),
+        (["keys", "x", "--ranks", "0"], "n_ranks: expected at least 1, got 0"),
     ],
 )
-def test_what_torchrun_cannot_do_is_said(torchrun, capsys, options, message):
+def test_what_cannot_be_done_is_said(capsys, options, message):
     assert cli.main(options) == 1
     assert message in capsys.readouterr().err
 
 
-def test_processes_started_by_hand_are_not_told_of_torchrun(torchrun, monkeypatch, capsys):
-    monkeypatch.delenv("LOCAL_WORLD_SIZE")
-    start = ["psl", "--rounds", "1", "--cut", "1"]
-    for more in (
-        ["--restarts", "1"],
-        ["--clients", "5"],
-        ["--emulate", "kernel"],
-        ["--server", "here"],
-        ["--rank", "11"],
-    ):
-        assert cli.main([*start, *more]) == 1
-        assert "torchrun" not in capsys.readouterr().err
-    monkeypatch.setenv("MASTER_PORT", "65536")
-    assert cli.main(start) == 1
-    assert "MASTER_PORT: expected a port, 1 to 65535, got 65536" in capsys.readouterr().err
-
-
-def test_over_several_machines_the_address_must_be_given(torchrun, monkeypatch, capsys):
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert cli.main(["psl", "--rounds", "1", "--cut", "1"]) == 1
-    assert "--bind: expected this machine's address on the network of the run, got none" in capsys.readouterr().err
+def test_plain_text_is_warned_of_and_a_port_that_is_taken_is_said(capsys, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        start = ["psl", *ARGUMENTS, "--cut", "pool1", "--rounds", "1", "--rank", "0", "--insecure", "--listen"]
+        assert cli.main([*start, f"127.0.0.1:{port}"]) == 1
+    said = capsys.readouterr().err
+    assert "--insecure: nothing is encrypted. Whoever reaches the port" in said
+    assert f"ChannelError: --listen: expected a free port at 127.0.0.1:{port}, got none" in said
 
 
 def test_options_that_are_none(capsys):
@@ -222,9 +260,14 @@ def test_options_that_are_none(capsys):
     assert "expected NAME=VALUE, got 'width'" in capsys.readouterr().err
 
 
-def test_options_without_effect_are_refused(torchrun, monkeypatch, capsys):
-    assert cli.main(["psl", "--cut", "pool1", "--restarts", "1", "--rounds", "1"]) == 1
-    assert "--restarts: expected nothing for torchrun" in capsys.readouterr().err
-    monkeypatch.delenv("RANK")
-    assert cli.main(["psl", "--cut", "pool1", "--bind", "eth0", "--rounds", "1"]) == 1
-    assert "--bind: expected nothing for processes of one machine" in capsys.readouterr().err
+def test_the_version_is_part_of_what_a_process_says(monkeypatch):
+    from psl.distributed.place import Place
+
+    job = Job.of("psl", "psl.models:cnn", rounds=1, n_clients=2, cut="pool1")
+    place = Place(job, 1, None, Path("/tmp"))
+    hello = place.hello()
+    place.check_hello(hello)
+    with pytest.raises(psl.distributed.ProtocolError, match=f"rank 1: expected psl {psl.__version__}, got 0.1"):
+        place.check_hello(hello | {"version": "0.1"})
+    with pytest.raises(psl.distributed.ProtocolError, match='rank 1: framework: expected "psl", got None'):
+        place.check_hello(hello | {"job": None})

@@ -9,31 +9,32 @@ import pytest
 import torch
 
 import psl
-from psl.distributed.comparison import TERMS, compare, experiment, make_plan
+from marks import some
+from notebook_helper import BATCHES, experiment, make_plan, sample_network
+from psl.distributed.comparison import TERMS, compare
 from psl.distributed.edge import emulate
 from psl.distributed.edge.emulate import Compute, on_own_core, warm_up
 from psl.distributed.edge.namespaces import unavailable
 from psl.distributed.measure import measured_profile
-from psl.distributed.scenarios import BATCHES, sample_network
 from psl.errors import PSLError, ScenarioError
 from psl.models.timing import UnitTimer
 from psl.profiles import Profile
 from psl.schedulers import edgesplit, epsl, pipeline
 
 
-def test_a_profile_is_measured_in_a_process_of_its_own(nursery):
-    found = measured_profile("psl.models:cnn", batch_size=8, repeats=3, nursery=nursery)
+def test_a_profile_is_measured_in_a_process_of_its_own(processes):
+    found = measured_profile("psl.models:cnn", batch_size=8, repeats=3)
     counted = psl.profile(psl.models.cnn(), (1, 8, 8))
     assert found.unit == "s" and found.names == counted.names
     np.testing.assert_array_equal(found.act_bits, counted.act_bits)
     assert 0 < found.fwd_cost[-1] < 0.1
     with pytest.raises(PSLError, match=r"measurement.*no_such"):
-        measured_profile("psl.models:no_such", batch_size=8, nursery=nursery)
+        measured_profile("psl.models:no_such", batch_size=8)
 
 
 @pytest.mark.parametrize("scheduler", [epsl, edgesplit, pipeline], ids=list(TERMS))
-def test_measured_seconds_stand_beside_predicted_and_simulated_ones(nursery, scheduler):
-    table = experiment(scheduler, [0], rounds=1, progress=False, nursery=nursery)
+def test_measured_seconds_stand_beside_predicted_and_simulated_ones(processes, scheduler):
+    table = experiment(scheduler, [0], rounds=1, progress=False)
     name = table["scheduler"][0]
     assert list(table["term"]) == list(TERMS[name])
     assert set(table["emulation"]) == {"pacing" if unavailable() else "kernel"}
@@ -45,7 +46,14 @@ def test_measured_seconds_stand_beside_predicted_and_simulated_ones(nursery, sch
     for column in ("simulated_s", "measured_s"):
         parts = table[table["term"] != "round"][column].sum()
         assert name == "pipeline" or parts == pytest.approx(whole[column], rel=0.05), column  # medians do not add up
-    assert not nursery._workers
+
+
+@pytest.mark.parametrize("scheduler", some([epsl, edgesplit], lambda scheduler: scheduler is epsl))
+def test_a_plan_in_micro_batches_is_run_and_its_round_compared(processes, scheduler):
+    table = experiment(scheduler, [0], rounds=1, micro_batches=4, progress=False)
+    assert list(table["term"]) == ["round"]
+    assert 0.6 * table["predicted_s"][0] < table["measured_s"][0], table.to_string()
+    np.testing.assert_allclose(table["simulated_s"], table["predicted_s"], rtol=1e-9)
 
 
 def test_scenarios_follow_from_their_seed():
@@ -57,7 +65,7 @@ def test_scenarios_follow_from_their_seed():
     plan = make_plan(pipeline, profile, sample_network("pipeline", 4))
     assert plan.n_micro_batches * plan.micro_batch == plan.batch_size > plan.micro_batch == BATCHES["pipeline"]
     with pytest.raises(ScenarioError, match=r"plan\.scheduler.*'edgesplit'"):
-        compare(pd.DataFrame())
+        compare(pd.DataFrame(), "psl.models:cnn")
     with pytest.raises(ScenarioError, match=r"scheduler.*pass the module"):
         experiment("epsl", [0])
 

@@ -1,5 +1,6 @@
 """The emulated edge: rates that the kernel or the sender keeps, slower computing, and nothing left behind."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -271,7 +272,13 @@ def test_emulation_of_an_edgesplit_plan_slows_a_slice_of_the_server():
     found = emulation_for(plan, "pacing")
     np.testing.assert_allclose(found.slowdown, [2.0, 10.0, 5.0])
     np.testing.assert_allclose(found.forward, cluster.spectral_efficiency * plan.bandwidth)
-    assert found.broadcast is None and found.links == "pacing"
+    assert found.broadcast is None and found.links == "pacing" and (found.forward_latency == 0).all()
+    plan = edgesplit.solve(SECONDS, dataclasses.replace(cluster, message_overhead=0.002), batch_size=4)
+    found = emulation_for(plan, "pacing")
+    np.testing.assert_array_equal([found.forward_latency, found.backward_latency], np.full((2, 2), 0.002))
+    plan = edgesplit.solve(SECONDS, dataclasses.replace(cluster, round_overhead=0.002), batch_size=4)
+    with pytest.raises(ScenarioError, match="no time per round beside what is emulated, got 0.002"):
+        emulation_for(plan)
 
 
 def relayed_plan():

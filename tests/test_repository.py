@@ -78,6 +78,7 @@ def test_binder_installs_what_the_notebooks_need_at_the_same_versions():
 def test_everything_that_notebooks_import_comes_with_them():
     needs = [*project()["dependencies"], *project()["optional-dependencies"]["notebooks"]]
     needs = {normal(re.split(">=", line)[0]) for line in needs} | {"psl"}
+    needs |= {path.stem for path in (ROOT / "notebooks").glob("*.py")}  # what stands beside them
     for path in sorted((ROOT / "notebooks").rglob("[0-9]*.ipynb")):
         cells = (cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
         used = {name for cell in cells for name in re.findall(r"^ *(?:import|from) (\w+)", cell.source, re.MULTILINE)}

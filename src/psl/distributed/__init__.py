@@ -1,12 +1,11 @@
-"""Plans as real processes that exchange real tensors: on one machine from Python, on one or many by torchrun."""
+"""Plans as real processes that exchange real tensors over encrypted streams: on one machine from Python, or on many."""
 
-from psl.distributed.comparison import compare, experiment
+from psl.distributed.comparison import compare
 from psl.distributed.edge.emulate import EdgeEmulation, emulation_for
 from psl.distributed.job import Job
 from psl.distributed.launch import Launch, Run, run
 from psl.distributed.measure import measured_profile
-from psl.distributed.nursery import Nursery
-from psl.distributed.pipeline.job import PipelineJob
+from psl.distributed.wire.keys import write_keys
 from psl.distributed.wire.messages import ChannelError, ProtocolError
 
 __all__ = [
@@ -14,13 +13,11 @@ __all__ = [
     "EdgeEmulation",
     "Job",
     "Launch",
-    "Nursery",
-    "PipelineJob",
     "ProtocolError",
     "Run",
     "compare",
     "emulation_for",
-    "experiment",
     "measured_profile",
     "run",
+    "write_keys",
 ]

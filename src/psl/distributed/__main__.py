@@ -1,72 +1,68 @@
-"""``torchrun --nproc-per-node P -m psl.distributed FRAMEWORK --rounds R …``: be one of the P processes of a run.
+"""The command line: run a plan with processes of this machine, be one process of a run on several hosts, make keys.
 
-Rank 0 is the server of N = P − 1 clients; in a pipeline, of P stages and relays, it is the first stage.
-Without torchrun each process of a run can also be started by hand, with ``--rank``, ``--world-size`` and ``--server``,
-and a client that has died again; or, without these, all of them from here.
+``python -m psl.distributed FRAMEWORK --rounds R …`` starts all processes here. With ``--rank K`` it is one of them;
+rank 0 is the server, or a pipeline's first stage. ``python -m psl.distributed keys FOLDER --ranks P`` makes keys.
 """
 
 import argparse
 import os
 import sys
-from datetime import timedelta
 from pathlib import Path
-
-from torch.distributed import PrefixStore, Store, TCPStore
 
 from psl.distributed.job import STAR, Job
 from psl.distributed.launch import emulation_of, run
 from psl.distributed.leftovers import run_folder
-from psl.distributed.pipeline.torchrun import attend
-from psl.distributed.star.worker import World, work
-from psl.distributed.wire.groups import listen
-from psl.distributed.wire.transport import LOOPBACK, START, open_store, serve_store
+from psl.distributed.place import Place, Terminal
+from psl.distributed.wire.keys import Bundle, write_keys
+from psl.distributed.worker import work
 from psl.errors import PSLError, expected
 from psl.records import Record
+from psl.training.config import ROW_RULES
+from psl.training.defences import Defence, Noise, NoPeek, Quantise
 from psl.training.history import History
+
+_PLAIN = (
+    "--insecure: nothing is encrypted. Whoever reaches the port, or is on the way, can read labels and activations, "
+    "change them, and pose as the server or a client."
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    asked = vars(_parser().parse_args(arguments))
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        if arguments[:1] == ["keys"]:
+            _make_keys(arguments[1:])
+            return 0
+        asked = vars(_parser().parse_args(arguments))
         for name in ("out", "checkpoint"):
             _check_folder(name, asked[name])
-        if _is_one(*(asked.pop(name) for name in ("rank", "world_size", "server"))):
-            _as_one(asked)
+        one = {name: asked.pop(name) for name in ("rank", "listen", "server", "keys", "insecure")}
+        if one["rank"] is None:
+            for name, value in one.items():
+                if value:
+                    raise expected(
+                        f"--{name}", "nothing without --rank", repr(value), "say --rank too, or leave it out"
+                    )
+            _all_here(asked)
         else:
-            _alone(asked)
+            _one_of_many(asked, **one)
     except PSLError as failure:
         print(f"{type(failure).__name__}: {failure}", file=sys.stderr, flush=True)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
-def _is_one(rank: int | None, count: int | None, server: str | None) -> bool:
-    """Tell whether to be one process of a run, whose place torchrun's variables then hold."""
-    here = {"RANK": rank, "WORLD_SIZE": count}
-    if server is not None:
-        address, _, port = server.rpartition(":")
-        here["MASTER_ADDR"], here["MASTER_PORT"] = address, port
-        if not (address and _is_port(port)):
-            raise expected("--server", "ADDRESS:PORT", repr(server), "pass it as in --server 127.0.0.1:29500")
-    os.environ.update({name: str(value) for name, value in here.items() if value is not None})
-    if "RANK" not in os.environ and count is None and server is None:
-        return False
-    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        value = os.environ.get(name, "")
-        if not value or not (value.isdecimal() or name == "MASTER_ADDR"):
-            fix = "pass all three, as in --rank 1 --world-size 4 --server 127.0.0.1:29500, or set these variables"
-            raise expected(name, "a whole number" if name != "MASTER_ADDR" else "an address", repr(value), fix)
-    if not _is_port(os.environ["MASTER_PORT"]):
-        raise expected("MASTER_PORT", "a port, 1 to 65535", os.environ["MASTER_PORT"], "set it to one")
-    if int(os.environ["RANK"]) >= int(os.environ["WORLD_SIZE"]):
-        want, fix = f"less than {os.environ['WORLD_SIZE']}, the number of processes", "count from 0"
-        raise expected("--rank", want, os.environ["RANK"], fix)
-    return True
-
-
-def _is_port(text: str) -> bool:
-    return text.isdecimal() and 1 <= int(text) <= 65535
+def _make_keys(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m psl.distributed keys", description="Make the keys of a run.")
+    parser.add_argument("folder", help="a new folder; it gets one folder per rank, to be copied to the rank's host")
+    parser.add_argument("--ranks", type=int, required=True, help="processes of the run: server and clients, or stages")
+    parser.add_argument("--days", type=float, default=30.0, help="how long they hold; default 30")
+    asked = parser.parse_args(arguments)
+    for place in write_keys(asked.folder, asked.ranks, asked.days):
+        print(place)
 
 
 def _check_folder(name: str, path: str | None) -> None:
@@ -80,117 +76,75 @@ def _check_folder(name: str, path: str | None) -> None:
         raise expected(f"--{name}", "a folder, or a place for one", got, "name another")
 
 
-def _starter() -> str:
-    """Return who started this process of a run, for messages."""
-    return "torchrun" if "LOCAL_WORLD_SIZE" in os.environ else "processes started by hand"
-
-
-def _alone(asked: dict) -> None:
+def _all_here(asked: dict) -> None:
     """Launch the processes from here."""
     framework, emulate = asked.pop("framework"), asked.pop("emulate")
     out, restarts = asked.pop("out"), asked.pop("restarts")
-    _refuse("processes of one machine", bind=asked.pop("bind"))
     plan = _plan(asked.pop("plan"), emulate)
-    options = _given(asked)
-    found = run(framework, plan=plan, emulate=emulate, restarts=restarts, **options)
-    print(found)
+    found = run(framework, plan=plan, emulate=emulate, restarts=restarts, **_given(asked))
+    print(*found.faults, found, sep="\n")
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
         found.history.save(Path(out) / "history.json")
         found.events.to_csv(Path(out) / "events.csv")
 
 
-def _refuse(where: str, **options) -> None:
-    """Raise for an option that would have no effect there."""
-    for name, value in options.items():
-        if value:
-            raise expected(f"--{name}", f"nothing for {where}, which cannot", repr(value), "leave it out")
-
-
-def _as_one(asked: dict) -> None:
-    """Be one process of a run, which torchrun started, or somebody by hand."""
-    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    framework, emulate = asked.pop("framework"), asked.pop("emulate")
-    out, bind = asked.pop("out"), asked.pop("bind")
-    _refuse(_starter(), restarts=asked.pop("restarts"))
+def _one_of_many(asked: dict, rank: int, listen: str | None, server: str | None, keys: str | None, insecure: bool):
+    """Be one process of a run that somebody started on each host."""
+    framework, emulate, out = asked.pop("framework"), asked.pop("emulate"), asked.pop("out")
+    if asked.pop("restarts"):
+        raise expected(
+            "--restarts", "nothing with --rank", "a number", "leave it out: whoever starts it starts it again"
+        )
     if emulate == "kernel":
-        fix = "let python -m psl.distributed start all of them, in namespaces of their own"
-        raise expected("--emulate", f"'pacing' or 'none' for {_starter()}", "'kernel'", fix)
-    plan = _plan(asked.pop("plan"), emulate)
-    options = _given(asked)
-    emulation = emulation_of("pacing" if emulate == "auto" else emulate, plan)
-    if framework == "pipeline":
-        history = attend(_store(rank), _address(bind), plan=plan, emulate=emulation, out=out, **options)
-        if history is not None:
-            _conclude(history, out)
-        return
-    if count < 2:
-        raise expected("processes", "2 or more", count, "start the server and at least one client")
-    if options.setdefault("n_clients", count - 1) != count - 1:
-        fix = f"start {options['n_clients'] + 1} processes in all: the server and the clients"
-        raise expected("processes", f"{options['n_clients'] + 1}", count, fix)
-    checkpoint = options.pop("checkpoint", None)
-    job = Job.of(framework, options.pop("model"), options.pop("dataset"), plan=plan, emulation=emulation, **options)
+        fix = "leave --rank out: then all are started here, in namespaces of their own"
+        raise expected("--emulate", "'pacing' or 'none' with --rank", "'kernel'", fix)
+    plan, checkpoint = _plan(asked.pop("plan"), emulate), asked.pop("checkpoint")
+    emulation, options = emulation_of("pacing" if emulate == "auto" else emulate, plan), _given(asked)
+    has_data = rank == 0 if framework == "pipeline" else rank > 0
+    job = Job.of(
+        framework,
+        options.pop("model"),
+        options.pop("dataset"),
+        plan=plan,
+        emulation=emulation,
+        has_data=has_data,
+        **options,
+    )
+    if not 0 <= rank < job.n_processes:
+        raise expected("--rank", f"0..{job.n_processes - 1}, as the run has {job.names}", rank, "count from 0")
+    listens = rank == 0 if framework != "pipeline" else rank < job.n_processes - 1
+    for name, value, wanted in (("listen", listen, listens), ("server", server, rank > 0)):
+        if wanted != (value is not None) or (value is not None and not _is_address(value)):
+            want = "ADDRESS:PORT" if wanted else f"nothing for {job.names[rank]}"
+            raise expected(
+                f"--{name}", want, repr(value), f"as in --{name} 10.0.0.1:29500" if wanted else "leave it out"
+            )
+    if (keys is None) != insecure:
+        got, fix = "both" if insecure else "neither", "make keys with python -m psl.distributed keys FOLDER --ranks P"
+        raise expected("--keys", "a folder with this rank's keys, or --insecure", got, fix)
+    if insecure:
+        print(_PLAIN, file=sys.stderr, flush=True)
     with run_folder() as own:
-        folder = own if out is None else Path(out)
-        place = None if checkpoint is None else Path(checkpoint)
-        world = World.here(folder, place, job.n_clients, _address(bind), _ranks_here(rank, count))
+        host = Terminal([] if server is None else [server])
+        folder, place = own if out is None else Path(out), None if checkpoint is None else Path(checkpoint)
+        bundle = None if keys is None else Bundle.load(keys)
+        work(Place(job, rank, host, folder, place, [] if listen is None else [listen], bundle))
         if rank == 0:
-            links = "none" if job.emulation is None else job.emulation.links
-            print(f"{framework}: server and {job.n_clients} clients, links emulated by: {links}", flush=True)
-        work(job, world, rank, _store(rank), tell=print if rank == 0 else None)
-        if rank == 0:
-            _conclude(History.load(folder / "history.json"), out)
+            print(History.load(folder / "history.json"), flush=True)
+        if out is None:
+            print("trained layers were not kept; --out FOLDER keeps those of this process", flush=True)
 
 
-def _conclude(history: History, out: str | None) -> None:
-    """Say how the run went, and what of it is not kept."""
-    print(history, flush=True)
-    if out is None:
-        print("the trained parts were not kept; --out FOLDER keeps them", flush=True)
-
-
-def _store(rank: int) -> Store:
-    """Return the store of torchrun's rendezvous, one for each of its restarts."""
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store: TCPStore
-    if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        store, _ = serve_store(address, port)
-    else:
-        store = open_store(address, port, START)
-    store.set_timeout(timedelta(seconds=START))
-    return PrefixStore(f"psl/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-
-
-def _address(bind: str | None) -> str:
-    """Return where to listen: loopback unless the run spans several machines, which must be said."""
-    if bind is None and _several_machines():
-        fix = "--bind ADDRESS or --bind INTERFACE, of a network that you trust: nothing is encrypted"
-        raise expected("--bind", "this machine's address on the network of the run", "none", fix)
-    listen(bind or LOOPBACK)
-    return bind or LOOPBACK
-
-
-def _several_machines() -> bool:
-    """Whether the run spans several machines: what torchrun says, else whether the server's address is loopback."""
-    here = os.environ.get("LOCAL_WORLD_SIZE")
-    if here is not None:
-        return here != os.environ["WORLD_SIZE"]
-    return not (os.environ["MASTER_ADDR"] == "localhost" or os.environ["MASTER_ADDR"].startswith("127."))
-
-
-def _ranks_here(rank: int, count: int) -> list[int]:
-    """Return the ranks on this machine: this one alone if nobody says how many are on which of several."""
-    if "LOCAL_WORLD_SIZE" in os.environ:
-        first = rank - int(os.environ.get("LOCAL_RANK", rank))
-        return list(range(first, first + int(os.environ["LOCAL_WORLD_SIZE"])))
-    return [rank] if _several_machines() else list(range(count))
+def _is_address(text: str) -> bool:
+    address, _, port = text.rpartition(":")
+    return bool(address) and port.isdecimal() and 0 <= int(port) <= 65535
 
 
 def _given(asked: dict) -> dict:
     """Return the options that were given, in the form of `Job`."""
     options = {name: value for name, value in asked.items() if value is not None}
-    if len(options.get("cut", ())) == 1:
+    if len(options.get("cut", ())) == 1 and options.get("micro_batch") is None:
         (options["cut"],) = options["cut"]
     if "model_options" in options:
         options["model_options"] = dict(options["model_options"])
@@ -212,8 +166,8 @@ def _plan(path: str | None, emulate: str | None):
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m psl.distributed",
-        description="Train with a server and clients as real processes. Under torchrun, or with --rank, each process "
-        "takes its rank (0 is the server, or the first stage); else all are started on this machine.",
+        description="Train with a server and clients, or with stages, as real processes: all on this machine, or with "
+        "--rank one of them. python -m psl.distributed keys makes the keys of a run.",
     )
     add = parser.add_argument
     add("framework", choices=[*STAR, "pipeline"])
@@ -221,12 +175,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--model-option", dest="model_options", action="append", type=_option, metavar="NAME=VALUE")
     add("--dataset", default="digits", help="name, or module:function that returns (train, test)")
     add("--rounds", type=int, required=True)
-    add("--clients", dest="n_clients", type=int, help="N; under torchrun its processes less one")
+    add("--clients", dest="n_clients", type=int, help="N")
     add("--batch-size", type=int)
     add("--local-steps", type=int)
     add("--cut", type=_number_or_name, nargs="+", help="number or name; several: one per client or stage boundary")
     add("--phi", type=float)
     add("--linearise")
+    add("--rows", choices=ROW_RULES, help="of epsl with --linearise sampled")
+    add("--server-steps", type=int, help="of psl, on resampled activations")
+    add("--defence", type=_defence, help="what clients do to their smashed data: noise=σ, quantise=BITS or nopeek=α")
     add("--micro-batch", type=int, help="of a pipeline")
     add("--schedule", help="of a pipeline: eager, gpipe or 1f1b")
     add("--partition", type=_number_or_name, help="iid or a Dirichlet α")
@@ -235,20 +192,28 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int)
     add("--model-seed", type=int)
     add("--eval-every", type=int)
-    add("--timeout", type=float, help="s without an answer after which a client is left out")
+    add("--timeout", type=float, help="s without a sign of life after which a process counts as gone")
     add("--device", help="cpu or cuda: the processes of a machine take its GPUs in turn")
-    add("--backend", help="gloo, nccl or auto: nccl where each process has a GPU of its own")
     add("--plan", help="file written by plan.save(); gives defaults, and what --emulate imitates")
     add("--emulate", choices=["auto", "kernel", "pacing", "none"], help="impose the plan's devices and links")
     add("--checkpoint", help="folder to save to and continue from")
     add("--save-every", type=float, help="s between two checkpoints")
-    add("--restarts", type=int, default=0, help="how often each client may be started again; not under torchrun")
-    add("--out", help="folder for history and events; under torchrun or by hand also progress and the trained parts")
-    add("--bind", help="address or interface to listen on; default this machine only")
-    add("--rank", type=int, help="be this process of a run: 0 is the server, c + 1 client c; or a pipeline's; as RANK")
-    add("--world-size", type=int, help="processes of the run: N + 1, or of the pipeline; as WORLD_SIZE")
-    add("--server", metavar="ADDRESS:PORT", help="where rank 0 is found; as MASTER_ADDR and MASTER_PORT")
+    add("--restarts", type=int, default=0, help="how often each client may be started again; not with --rank")
+    add("--out", help="folder for history and events; with --rank also for the layers of this process")
+    add("--rank", type=int, help="be this process: 0 is the server, c + 1 client c; or a pipeline's, along its path")
+    add("--listen", metavar="ADDRESS:PORT", help="with --rank: where others connect to this process")
+    add("--server", metavar="ADDRESS:PORT", help="with --rank: the server, or in a pipeline the process before")
+    add("--keys", metavar="FOLDER", help="with --rank: this rank's folder of those that keys made")
+    add("--insecure", action="store_true", help="with --rank: plain text, which anybody on the way reads and changes")
     return parser
+
+
+def _defence(text: str) -> Defence:
+    name, value = _option(text)
+    found = {kind.__name__.lower(): kind for kind in (Noise, Quantise, NoPeek)}.get(name.lower())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"expected noise=σ, quantise=BITS or nopeek=α, got {text!r}")
+    return found(float(value) if found is not Quantise else value)  # type: ignore[arg-type]
 
 
 def _option(text: str) -> tuple[str, int | float | str]:

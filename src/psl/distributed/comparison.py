@@ -1,23 +1,22 @@
 """What a plan promises, what its simulation says, and what real processes measure: term by term."""
 
-import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from psl.distributed.launch import run
 from psl.distributed.measure import measured_profile
-from psl.distributed.nursery import Nursery
-from psl.distributed.scenarios import BATCHES, DATA, MODEL, sample_network
 from psl.errors import check_choice, check_count
 from psl.profiles import Profile
 from psl.simulation import simulate
 from psl.simulation.timeline import KINDS
 
+#: A pandas.DataFrame, whose stubs do not follow selections.
+Table = Any
 #: What the rows of `compare` are, by scheduler; "round" is the whole.
 TERMS = {
     "epsl": {
@@ -52,7 +51,16 @@ _TINY = 1e-6  # s; of a shorter term no error is told
 _WARM_UP = 2  # rounds, in which processes fetch memory from the system that they keep afterwards
 
 
-def compare(plan, *, nursery: Nursery | None = None, **options) -> pd.DataFrame:
+def compare(
+    plan,
+    model: str,
+    dataset: str = "digits",
+    *,
+    rounds: int = 3,
+    links: str = "auto",
+    schedule: str = "eager",
+    timeout: float = 60.0,
+) -> pd.DataFrame:
     """Run a plan's scenario in real processes and put the measured times beside the predicted and simulated ones.
 
     The plan's profile must have been measured on this machine (`measured_profile`), with speeds relative to it. After
@@ -62,64 +70,53 @@ def compare(plan, *, nursery: Nursery | None = None, **options) -> pd.DataFrame:
 
     Args:
         plan: of `epsl.solve`, `edgesplit.solve` or `pipeline.solve`.
-        nursery: what starts the processes, to start it once for several runs; default one of its own.
-        options: model, factory "module:function", default that of `psl.distributed.scenarios`; dataset, name for
-            `psl.data.load` or "module:function", default the digits; rounds that count, default 3; links, who keeps
-            the rates: "kernel", "pacing", "none" or "auto", the kernel where it may; schedule of a pipeline, see
-            `run`, which the simulation follows: "eager" as published, "gpipe" as flush, "1f1b" with as many
-            micro-batches in flight as processes; timeout, s that a process waits for another.
+        model, dataset: names "module:function", as for `run`.
+        rounds: that count.
+        links: who keeps the rates: "kernel", "pacing", "none" or "auto", the kernel where it may.
+        schedule: of a pipeline, see `run`; the simulation follows it: "eager" as published, "gpipe" as flush, "1f1b"
+            with as many micro-batches in flight as processes.
+        timeout: s, as for `run`.
 
     Returns:
-        One row per term of `TERMS`: scheduler, term, predicted_s, simulated_s, measured_s, error (measured over
-        predicted − 1), simulated_error, error_as_planned (by the profile measured before alone), overrun_s (computing
-        that found no core in time, per round), drift (the network's computing after the run over that before − 1),
-        emulation. A round lasts from the first event that the formula covers to the last: what the formula lacks in
-        between counts, what comes after, such as a client's report, does not.
+        One row per term of `TERMS`, in micro-batches the round alone: scheduler, term, predicted_s, simulated_s,
+        measured_s, error (measured over predicted − 1), simulated_error, error_as_planned (by the profile measured
+        before alone), overrun_s (computing that found no core in time, per round), drift (the network's computing
+        after the run over that before − 1), emulation. A round lasts from the first event that the formula covers to
+        the last: what the formula lacks in between counts, what comes after, such as a client's report, does not.
 
     Source: ours [B]; the closed forms are EPSL's (arXiv 2303.15991), EdgeSplit's (arXiv 2403.15815) and pipelined
         split learning's (arXiv 2505.04368).
     """
     check_choice("plan.scheduler", getattr(plan, "scheduler", None), TERMS)
-    with contextlib.ExitStack() as stack:
-        return _compared(plan, nursery or stack.enter_context(Nursery()), **options)[0]
-
-
-def _compared(
-    plan,
-    nursery: Nursery,
-    model: str = MODEL,
-    dataset: str = DATA,
-    rounds: int = 3,
-    links: str = "auto",
-    schedule: str = "eager",
-    timeout: float = 60.0,
-) -> tuple[pd.DataFrame, object]:
-    """Return the table of `compare`, and the profile that was measured after the run."""
+    if plan.scheduler == "edgesplit":  # devices of equal names are told apart by their numbers
+        plan = replace(plan, cluster=replace(plan.cluster, device_names=None))
     total, simulation = check_count("rounds", rounds) + _WARM_UP, {}
     options = {"rounds": total, "eval_every": total, "lr": 0.01, "timeout": timeout}
     if plan.scheduler == "pipeline":
         options["schedule"] = schedule
         if schedule != "eager":
             simulation = {"gpipe": {"order": "flush"}, "1f1b": {"max_in_flight": len(plan.hops) + 1}}[schedule]
-    done = run(plan.scheduler, model, dataset, plan=plan, emulate=links, progress=False, nursery=nursery, **options)
-    b = plan.micro_batch if plan.scheduler == "pipeline" else plan.batch_size
-    before, after = plan.profile, measured_profile(model, dataset, batch_size=b, repeats=_PASSES, nursery=nursery)
+    done = run(plan.scheduler, model, dataset, plan=plan, emulate=links, progress=False, **options)
+    b = plan.training_arguments().get("micro_batch") or plan.batch_size
+    before, after = plan.profile, measured_profile(model, dataset, batch_size=b, repeats=_PASSES)
     planned, plan = plan, replace(plan, profile=_mean(before, after))
-    events = done.events[done.events["round"] >= _WARM_UP]
+    events: Table = done.events[done.events["round"] >= _WARM_UP]
     predict, measure = _terms_of(plan, events)
     measured = pd.DataFrame([measure(part) for _, part in events.groupby("round")]).median()
     predicted, simulated = predict(plan), measure(simulate(plan, **simulation).to_frame())
     whole = [profile.fwd_cost[-1] + profile.bwd_cost[-1] for profile in (before, after)]
     known = {"predicted_s": predicted, "simulated_s": simulated, "measured_s": measured}
-    table = pd.DataFrame({name: pd.Series(values) for name, values in known.items()}).loc[list(TERMS[plan.scheduler])]
+    table = pd.DataFrame({name: pd.Series(values) for name, values in known.items()}).loc[
+        [term for term in TERMS[plan.scheduler] if term in predicted]
+    ]
     sources = {"error": predicted, "simulated_error": simulated, "error_as_planned": predict(planned)}
     for name, promised in sources.items():
-        promised = pd.Series(promised)[table.index]
+        promised: Table = pd.Series(promised)[table.index]
         table[name] = table["measured_s"] / promised.where(promised > _TINY) - 1
     table = table.rename_axis("term").reset_index()
     table.insert(0, "scheduler", plan.scheduler)
     how = {"overrun_s": done.overrun / total, "drift": whole[1] / whole[0] - 1, "emulation": done.emulation}
-    return table.assign(**how), after
+    return table.assign(**how)
 
 
 def _mean(a: Profile, b: Profile) -> Profile:
@@ -128,81 +125,13 @@ def _mean(a: Profile, b: Profile) -> Profile:
     return replace(a, **{name: (getattr(a, name) + getattr(b, name)) / 2 for name in names})
 
 
-def experiment(
-    scheduler,
-    seeds: Iterable[int],
-    *,
-    methods: Iterable[str] = (),
-    progress: bool = True,
-    nursery: Nursery | None = None,
-    **options,
-) -> pd.DataFrame:
-    """Compare prediction, simulation and measurement on seeded scenarios, one after the other.
-
-    Every scenario is drawn by its seed (`sample_network`) and planned with a profile that is measured just before.
-
-    Args:
-        scheduler: the module: ``psl.schedulers.epsl``, ``edgesplit`` or ``pipeline``.
-        seeds: one scenario each.
-        methods: of the scheduler's `solve` besides its default; each is run too, to see whether methods rank as
-            predicted.
-        progress: show a progress bar.
-        nursery: what starts the processes; default one of its own.
-        options: for `compare`.
-
-    Returns:
-        The rows of `compare` with seed and method in front.
-    """
-    name, frames, methods = name_of(scheduler), [], (None, *methods)
-    with contextlib.ExitStack() as stack:
-        nursery = nursery or stack.enter_context(Nursery())
-        profile = measured_profile(MODEL, DATA, batch_size=BATCHES[name], repeats=_PASSES, nursery=nursery)
-        seeds = list(seeds)
-        bar = stack.enter_context(tqdm(total=len(seeds) * len(methods), desc=f"{name}, runs", disable=not progress))
-        for seed in seeds:
-            network = sample_network(name, seed)
-            for method in methods:
-                plan = make_plan(scheduler, profile, network, method, seed)
-                frame, profile = _compared(plan, nursery, **options)
-                frame.insert(0, "method", plan.method)
-                frame.insert(0, "seed", seed)
-                frames.append(frame)
-                bar.update()
-    return pd.concat(frames, ignore_index=True)
-
-
-def make_plan(scheduler, profile, network, method: str | None = None, seed: int = 0):
-    """Return the plan of an experiment's scenario by a method of its scheduler, None for its default.
-
-    Args:
-        scheduler, seed: as in `experiment`.
-        profile: measured with the batch size `BATCHES` names.
-        network: from `sample_network`.
-        method: see the scheduler's `solve`.
-    """
-    name, method = name_of(scheduler), {} if method is None else {"method": method}
-    b = BATCHES[name]
-    how = {
-        "epsl": {"batch_size": b, "phi": 0.5, "seed": seed},
-        "edgesplit": {"batch_size": b, "local_steps": 2},
-        "pipeline": {"batch_size": 6 * b, "micro_batch": b, "seed": seed},
-    }
-    return scheduler.solve(profile, network, **how[name], **method)
-
-
-def name_of(scheduler) -> str:
-    """Return the name of a scheduler's module; raises `ScenarioError` if it is none."""
-    name = getattr(scheduler, "__name__", repr(scheduler)).rpartition(".")[2]
-    return check_choice("scheduler", name, TERMS, "pass the module, such as psl.schedulers.epsl")
-
-
 def _epsl_predicted(plan, first: int, last: int) -> dict[str, float]:
     """Each client's part of the closed form: the event simulation has it, and ends when the formula does."""
     terms = _epsl_measured(plan, simulate(plan).to_frame(), first, last)
     return terms | {"rest": 0.0, "round": plan.latency().total}
 
 
-def _epsl_measured(plan, events: pd.DataFrame, first: int, last: int) -> dict[str, float]:
+def _epsl_measured(plan, events: Table, first: int, last: int) -> dict[str, float]:
     kinds, seconds = events["kind"].astype(str), events["end_s"] - events["start_s"]
     at_server = events["resource"].astype(str) == "server"
     computing = kinds.isin(["forward", "backward"])
@@ -220,7 +149,7 @@ def _epsl_measured(plan, events: pd.DataFrame, first: int, last: int) -> dict[st
     return {**terms, "rest": whole - sum(terms.values()), "round": whole}
 
 
-def _slowest_clients(events: pd.DataFrame) -> tuple[int, int]:
+def _slowest_clients(events: Table) -> tuple[int, int]:
     """The client whose activations come last, and the one whose backward pass ends last, by the median round."""
     clients = events[events["resource"].astype(str) != "server"]
     ends = clients.groupby(["kind", "stage", "round"])["end_s"].max() - events.groupby("round")["start_s"].min()
@@ -234,7 +163,7 @@ def _edgesplit_predicted(plan, device: int) -> dict[str, float]:
     return terms | {"rest": 0.0, "round": float(frame["total"].max())}
 
 
-def _edgesplit_measured(plan, events: pd.DataFrame, device: int) -> dict[str, float]:
+def _edgesplit_measured(plan, events: Table, device: int) -> dict[str, float]:
     kinds, computing = events["kind"].astype(str), ["forward", "backward"]
     seconds = events["end_s"] - events["start_s"]
     resource = events["resource"].astype(str)
@@ -252,7 +181,7 @@ def _edgesplit_measured(plan, events: pd.DataFrame, device: int) -> dict[str, fl
     return terms | {"rest": whole - sum(terms.values()), "round": whole}
 
 
-def _slowest_device(plan, events: pd.DataFrame) -> int:
+def _slowest_device(plan, events: Table) -> int:
     """The device whose own terms add up to most, over all rounds measured: in an optimum all are predicted equal."""
     totals = [_edgesplit_measured(plan, events, i) for i in range(plan.cluster.n_devices)]
     return int(np.argmax([sum(terms[term] for term in _OF_ONE_DEVICE) for terms in totals]))
@@ -264,7 +193,7 @@ def _pipeline_predicted(plan) -> dict[str, float]:
     return {"stages": linear["stage"], "hops": linear.get("hop", 0.0), "round": plan.round_time}
 
 
-def _pipeline_measured(plan, events: pd.DataFrame) -> dict[str, float]:
+def _pipeline_measured(plan, events: Table) -> dict[str, float]:
     seconds = (events["end_s"] - events["start_s"]).groupby([events["resource"], events["kind"]], observed=True).mean()
     kinds = seconds.index.get_level_values("kind").astype(str)
     inner = events[events["kind"].isin(KINDS) & (events["kind"] != "step")]  # measured profiles have no steps
@@ -279,11 +208,22 @@ def _pipeline_measured(plan, events: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def _terms_of(plan, events: pd.DataFrame) -> tuple[Callable, Callable]:
+def _round_measured(of_clients: bool, events: Table) -> dict[str, float]:
+    """Seconds from the first event to the last, or from the clients' first computation to their last."""
+    if of_clients:
+        kinds = events["kind"].astype(str).isin(["forward", "backward"])
+        events = events[kinds & (events["resource"].astype(str) != "server")]
+    return {"round": float(events["end_s"].max() - events["start_s"].min())}
+
+
+def _terms_of(plan, events: Table) -> tuple[Callable, Callable]:
     """Return what predicts the terms of a plan, and what measures them in the events of one round.
 
     Whose terms they are is asked of the measured events: in a good plan several clients are predicted to end at once.
+    In micro-batches machines work side by side, and the round is the only term.
     """
+    if getattr(plan, "micro_batches", None) is not None:
+        return lambda plan: {"round": plan.round_time}, partial(_round_measured, plan.scheduler == "epsl")
     if plan.scheduler == "edgesplit":
         device = _slowest_device(plan, events)
         return partial(_edgesplit_predicted, device=device), partial(_edgesplit_measured, plan, device=device)

@@ -45,8 +45,8 @@ def collect(files: Iterable[Path]) -> tuple[pd.DataFrame, float]:
     """
     found = [json.loads(file.read_text()) for file in files if file.exists()]
     rows = [row for process in found for row in process["rows"]]
-    table = pd.DataFrame(rows, columns=list(_COLUMNS))
-    table = table[table["round"] >= 0].sort_values(["start_s", "end_s"], ignore_index=True)
+    table = pd.DataFrame([row for row in rows if row[0] >= 0], columns=list(_COLUMNS))
+    table = table.sort_values(["start_s", "end_s"], ignore_index=True)
     if len(table):
         table[["start_s", "end_s"]] -= table["start_s"].iloc[0]
     return table.rename_axis("event"), sum(process["overrun"] for process in found)

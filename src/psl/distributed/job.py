@@ -1,47 +1,43 @@
-"""What all processes of a run know, as plain values: every worker builds model, data and framework from it."""
+"""What all processes of a run know, as plain values: every process builds model, data and framework from it."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from psl.distributed.edge.emulate import EdgeEmulation
-from psl.distributed.names import find, find_dataset, open_named
+from psl.distributed.names import check_device, find, find_dataset, open_named
+from psl.distributed.pipeline.orders import relays
 from psl.distributed.segments import Segments
-from psl.distributed.wire.groups import BACKENDS, check_device
-from psl.errors import CutError, DataError, check_choice, check_count, check_number, expected
+from psl.distributed.wire.messages import described, ones_like
+from psl.errors import check_choice, check_count, check_number, expected
 from psl.gradient_aggregation import aggregated_rows
 from psl.records import Record
 from psl.training.config import TrainingConfig, optimizer_factory
+from psl.training.defences import Defence
 from psl.training.first_batch import checked_samples
 from psl.training.frameworks import FRAMEWORKS, Framework, build_framework, framework_class
-from psl.training.model_preparation import check_model, image_layout, prepare_model, verify_cuts
+from psl.training.messages import each
+from psl.training.model_preparation import check_model, prepare_model, tried_layout, verify_cuts
 from psl.training.partition import check_rule
+from psl.training.partition import partition as divide
 from psl.training.resolve import check_plan_fits, resolve
-from psl.training.sampling import IndexedDataset, Samples
+from psl.training.sampling import IndexedDataset, Sampler, Samples
 from psl.training.scores import Score, check_metric, row_loss
 
-#: A data set: (train, test).
-Given = tuple[IndexedDataset, IndexedDataset]
-#: Frameworks of a server and clients; a pipeline has `PipelineJob`.
-STAR = ("sl", "sfl", "psl", "epsl", "edgesplit")
-_NOT_IDENTITY = {
-    "sample",
-    "sample_dtype",
-    "rounds",
-    "eval_every",
-    "timeout",
-    "save_every",
-    "record",
-    "emulation",
-    "device",
-    "backend",
-}
+Given = tuple[IndexedDataset, IndexedDataset]  # (train, test)
+#: Frameworks of a server and clients; "pipeline" is a chain of stages.
+STAR = ("fedavg", "sl", "sfl", "psl", "epsl", "edgesplit")
+#: Orders in which a stage computes what has arrived.
+SCHEDULES = ("eager", "gpipe", "1f1b")
+_OF_CLIENTS = ("local_steps", "phi", "linearise", "rows", "server_steps", "defence")
+_OF_PIPELINES = ("micro_batch", "schedule")  # the first also of some frameworks with clients
+_RESOLVED = ("rounds", "n_clients", "batch_size", "micro_batch", *_OF_CLIENTS)
+_ROOM = 1 << 28  # bytes of a message beside a model
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -49,22 +45,25 @@ class Job(Record):
     """A run of real processes; arguments as in `psl.train`, with models, data and functions by name.
 
     Args:
-        framework: one of "sl", "sfl", "psl", "epsl", "edgesplit".
+        framework: one of `STAR`, or "pipeline".
         model: "module:function", called with `model_options` after torch's generator was seeded with `model_seed`.
         dataset: a name for `psl.data.load`, or "module:function" that returns (train, test).
         optimizer: "sgd", "adam" or "module:function".
         loss: "module:function", or "module:name" of a loss module; None for the cross entropy.
         metric: "accuracy" or "module:function".
-        cut: one number or name, or a tuple with one per client.
+        cut: one number or name, or a tuple with one per client or stage boundary; None where nothing is cut.
         partition: "iid", a Dirichlet α, or N index arrays.
-        device: "cpu", or "cuda": the processes of a machine take its GPUs in turn.
-        backend: of the channels: "auto", "gloo" or "nccl", see `psl.distributed.wire.groups.backend_for`.
-        timeout: s without an answer after which a client counts as gone.
+        device: "cpu", or "cuda": the processes of a machine take its GPUs in turn; tensors cross in the CPU's memory.
+        timeout: s without a sign of life after which a process counts as gone; computing and sending may take longer.
         save_every: s between two checkpoints.
         record: keep every tensor that crosses, for tests of privacy.
         emulation: slower devices and links, None for none.
         round_time: s of a round by the plan, NaN without one.
-        sample, sample_dtype: shape and type of a sample's input, with which the model is traced; () if not known yet.
+        micro_batch: samples that go through at a time, see `psl.train`; None for the whole mini-batch.
+        schedule: of a pipeline: "eager": what has arrived, backward first, as in `psl.simulate`; "gpipe": all
+            forward, then all backward; "1f1b": one forward, one backward, with as many in flight as stages are left.
+        relays: (P,) along the path of a pipeline, which processes only pass on.
+        sample: form, shapes and types of a sample's inputs with a batch of 2 in front; None if not known yet.
     """
 
     framework: str
@@ -73,11 +72,14 @@ class Job(Record):
     rounds: int
     n_clients: int
     batch_size: int
-    local_steps: int
-    cut: int | str | tuple
-    phi: float
+    local_steps: int = 1
+    cut: Any = None
+    phi: float = 0.0
     linearise: str = "representative"
-    partition: str | float | tuple = "iid"
+    rows: str = "fixed"
+    server_steps: int = 0
+    defence: Defence | None = None
+    partition: Any = "iid"
     optimizer: str = "sgd"
     lr: float | None = None
     loss: str | None = None
@@ -92,47 +94,54 @@ class Job(Record):
     record: bool = False
     emulation: EdgeEmulation | None = None
     round_time: float = float("nan")
-    sample: tuple[int, ...] = ()
-    sample_dtype: str = "float32"
-    backend: str = "auto"
+    micro_batch: int | None = None
+    schedule: str = "eager"
+    relays: tuple = ()
+    sample: Any = None
 
     @classmethod
-    def of(cls, framework: str, model: str, dataset: str = "digits", *, plan=None, emulation=None, **options) -> "Job":
+    def of(
+        cls, framework: str, model: str, dataset: str = "digits", *, plan=None, emulation=None, has_data=True, **options
+    ) -> "Job":
         """Return the job of these arguments, with defaults from a plan and checked as `psl.train` checks them.
 
+        Args:
+            plan, emulation: as in `psl.distributed.run`.
+            has_data: whether the data can be opened here; a server, which has none, learns from the clients of what
+                form samples are, and checks then.
+
         Raises:
-            ScenarioError, CutError: as `psl.train`; no star framework; nothing of that name.
+            ScenarioError, CutError, DataError: as `psl.train`; nothing of that name.
         """
-        fix = "use one of them; a pipeline has PipelineJob"
-        check_choice("framework", framework, STAR, fix)
-        known = [f.name for f in fields(cls)] + ["plan"]
+        check_choice("framework", framework, (*STAR, "pipeline"))
+        pipeline = framework == "pipeline"
+        known = {f.name for f in fields(cls)} - {"relays", "sample", "round_time"} | {"plan"}
+        foreign = _OF_CLIENTS if pipeline else _OF_PIPELINES[FRAMEWORKS[framework].micro_batched :]
         for name, value in options.items():
-            if name in ("micro_batch", "schedule"):
-                fix = "leave it out, or take the framework 'pipeline'"
-                raise expected(name, f"none for {framework!r}, as it is for pipelines", repr(value)[:80], fix)
-            check_choice("argument", name, known)
-        given = {name: options.pop(name, None) for name in _RESOLVED}
+            if name in foreign:
+                why = "which is for frameworks with clients" if pipeline else "which is for pipelines"
+                raise expected(f"{name}, {why}", f"none for {framework!r}", repr(value)[:80], "leave it out")
+            check_choice("argument", name, sorted(known))
+        given: dict[str, Any] = {"rounds": None} | {
+            name: options.pop(name) for name in ("cut", *_RESOLVED) if name in options
+        }
         found = resolve(framework_class(framework), plan=plan, **given)
-        if found.linearise == "sampled" and framework == "epsl":
-            fix = "train with psl.train, which draws rows, or take another linearise="
-            raise expected("linearise", "a rule that aggregates, between processes", "'sampled'", fix)
-        job = cls(
-            framework, model, dataset, found.rounds, found.n_clients, found.batch_size, found.local_steps,
-            tuple(found.cut) if isinstance(found.cut, list) else found.cut, found.phi, found.linearise,
-            emulation=emulation, round_time=found.round_time, **options,
-        ).checked()  # fmt: skip
-        given = open_named(dataset)
-        job = job.with_sample(given) if framework_class(framework).splits else job
-        run = dataclasses.replace(job, device="cpu").prepare()
-        job.open_samples(run.model, torch.device("cpu"), run.config, given)
-        if run.splits:
-            if plan is not None:
-                check_plan_fits(plan, run.model)
-            verify_cuts(run.model, run.config)
-        if emulation is not None and emulation.n_processes != job.n_clients + 1:
-            want = f"a star of {job.n_clients + 1} processes"
-            raise expected("emulate", want, f"{emulation.n_processes}", "make it for this plan")
-        return job
+        if found.drawn_time is not None:
+            fix = "leave the plan out, or take rows='fixed'"
+            raise expected("rows", "as many as the plan says, between processes", repr(found.rows), fix)
+        options |= {name: getattr(found, name) for name in _RESOLVED} | {"round_time": found.round_time}
+        options["cut"] = tuple(found.cut) if isinstance(found.cut, list) else found.cut
+        job = cls(framework, model, dataset, emulation=emulation, **options).checked()
+        if pipeline:
+            job = dataclasses.replace(job, relays=tuple(relays(plan, len(job.cut) + 1)))
+            if job.schedule == "1f1b" and len(job.sizes) < len(job.relays):
+                want, fix = f"one that makes {len(job.relays)} micro-batches or more", "take a smaller one, or 'eager'"
+                raise expected("micro_batch", want, len(job.sizes), fix)
+        layout = "chain" if pipeline else "star"
+        if emulation is not None and (emulation.layout, emulation.n_processes) != (layout, job.n_processes):
+            want, got = f"a {layout} of {job.n_processes} processes", f"a {emulation.layout} of {emulation.n_processes}"
+            raise expected("emulate", want, got, "use emulation_for(plan)")
+        return job.tried(plan) if has_data else job
 
     def checked(self) -> "Job":
         """Return the job with its values in the form that JSON keeps; refuse what every process would refuse later.
@@ -147,7 +156,7 @@ class Job(Record):
         if self.emulation is not None and device.type != "cpu":
             fix = "leave emulate= out, or run on the CPU, whose computing time is known"
             raise expected("emulate", "device 'cpu'", repr(str(device)), fix)
-        check_choice("backend", self.backend, BACKENDS)
+        check_choice("schedule", self.schedule, SCHEDULES)
         self.optimizer_maker()
         self.loss_function()
         self.metric_function()
@@ -162,6 +171,24 @@ class Job(Record):
             save_every=check_number("save_every", self.save_every, minimum=0, fix=pass_seconds),
         )  # fmt: skip
 
+    def tried(self, plan=None, given: Given | None = None) -> "Job":
+        """Return the job with the form of its samples, after trying model, cuts and data as `psl.train` does.
+
+        Raises:
+            CutError, DataError, ScenarioError: as there.
+        """
+        given = given or open_named(self.dataset)
+        job = dataclasses.replace(
+            self, sample=described(Samples(given[0], layout=torch.contiguous_format).fetch([0, 0])[0])
+        )
+        run = dataclasses.replace(job, device="cpu").prepare()
+        job.open_samples(run.model, torch.device("cpu"), run.config, given)
+        if run.splits:
+            if plan is not None:
+                check_plan_fits(plan, run.model)
+            verify_cuts(run.model, run.config)
+        return job
+
     @property
     def kind(self) -> type[Framework]:
         """The framework's class."""
@@ -173,16 +200,48 @@ class Job(Record):
         return self.local_steps if self.kind.averages else 1
 
     @property
-    def patience(self) -> float:
-        """Seconds that a client waits for the server, which may itself wait for other clients.
+    def parts(self) -> int:
+        """M, in how many micro-batches a client's mini-batch goes through."""
+        return -(-self.batch_size // (self.micro_batch or self.batch_size)) if self.kind.micro_batched else 1
 
-        A server that was killed is noticed at once, since its connections close; this is for one that hangs.
-        """
-        return 5 * self.timeout * (self.n_clients if self.framework == "sl" else 1)
+    def samples_of(self, number: int) -> int:
+        """Return the samples of a micro-batch of a client, counted through its mini-batches."""
+        size = self.micro_batch or self.batch_size
+        return min(size, self.batch_size - number % self.parts * size) if self.parts > 1 else self.batch_size
 
-    def cut_of(self, client: int) -> int | str:
-        """Return the cut of a client."""
-        return self.cut[client] if isinstance(self.cut, tuple) else self.cut
+    @property
+    def n_processes(self) -> int:
+        """P: the server and the clients; or stages and relays."""
+        return len(self.relays) if self.framework == "pipeline" else self.n_clients + 1
+
+    @property
+    def names(self) -> list[str]:
+        """What the processes are called, by rank."""
+        if self.framework != "pipeline":
+            return ["server", *(f"client {i}" for i in range(self.n_clients))]
+        return [f"relay {k}" if relay else f"stage {self.place(k)}" for k, relay in enumerate(self.relays)]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples of each micro-batch."""
+        n = self.n_clients * self.batch_size
+        m = self.micro_batch or n
+        return [min(m, n - start) for start in range(0, n, m)]
+
+    def place(self, rank: int) -> int:
+        """Return the number of a process's stage, or of the one before a relay."""
+        return sum(not relay for relay in self.relays[: rank + 1]) - 1
+
+    @property
+    def n_aggregated(self) -> int:
+        """n_A, the slots whose gradients come down once for all clients."""
+        aggregates = self.framework == "epsl" and self.linearise != "sampled" and self.n_clients > 1
+        return aggregated_rows(self.phi, self.micro_batch or self.batch_size) if aggregates else 0
+
+    @property
+    def limit(self) -> int:
+        """Bytes of the longest message."""
+        return _ROOM + 2 * sum(t.numel() * t.element_size() for t in self.build_model().state_dict().values())
 
     def build_model(self) -> nn.Module:
         """Return the model with its first weights, the same in every process."""
@@ -208,94 +267,47 @@ class Job(Record):
     def open_samples(
         self, model: nn.Module, device: torch.device, config: TrainingConfig, given: Given | None = None
     ) -> tuple[Samples, Samples]:
-        """Return training and test samples that the model takes, as `checked_samples` does.
-
-        Args:
-            model, device, config: of the run.
-            given: the data sets, if they are open already.
-        """
+        """Return training and test samples, checked as `checked_samples` does; `given` if they are open."""
         config = dataclasses.replace(config, loss=self.loss_function())  # the framework's may be timed
-        return checked_samples(model, given or open_named(self.dataset), device, config, image_layout(model, device))
+        layout = self.layout(self.build_model())
+        return checked_samples(model, given or open_named(self.dataset), device, config, layout)
 
-    def example(self, layout: torch.memory_format) -> torch.Tensor:
-        """Return inputs of two samples, with which the model is traced; raises as `with_sample`."""
-        job = self if self.sample else self.with_sample()
-        inputs = torch.zeros((2, *job.sample), dtype=getattr(torch, job.sample_dtype), device=self.device)
-        return inputs.contiguous(memory_format=layout) if inputs.ndim == 4 else inputs
+    def samplers(self, samples: Samples) -> list[Sampler]:
+        """Return what draws each client's mini-batches; in a pipeline one for all data."""
+        shares = divide(
+            self.partition, len(samples), self.n_clients, labels=samples.labels, minimum=self.batch_size, seed=self.seed
+        )
+        if self.framework == "pipeline":
+            return [Sampler(np.concatenate(shares), sum(self.sizes), self.seed, 0)]
+        return [Sampler(share, self.batch_size, self.seed, i) for i, share in enumerate(shares)]
 
-    def with_sample(self, given: Given | None = None) -> "Job":
-        """Return the job with shape and type of a sample's input, found in its data.
+    def layout(self, model: nn.Module) -> torch.memory_format:
+        """Return the memory layout of images that all processes use."""
+        return tried_layout(model, torch.device("cpu"), ones_like(self.sample))
 
-        Args:
-            given: the data sets, if they are open already.
-
-        Raises:
-            DataError: samples with several inputs, which processes do not send each other.
-        """
-        inputs = Samples((given or open_named(self.dataset))[0]).fetch(np.array([0]))[0]
-        if not isinstance(inputs, torch.Tensor):
-            want, fix = "samples with one input tensor between processes", "train with psl.train, which takes several"
-            raise expected("dataset", want, f"a {type(inputs).__name__} of inputs", fix, DataError)
-        shape, dtype = tuple(inputs.shape[1:]), str(inputs.dtype).removeprefix("torch.")
-        return dataclasses.replace(self, sample=shape, sample_dtype=dtype)
-
-    def prepare(self, client: int = 0, segments: Segments | None = None) -> Framework:
-        """Return the framework with one client, whose halves a process uses: the device's or the server's.
+    def prepare(self, client: int | None = None, segments: Segments | None = None) -> Framework:
+        """Return the framework; of a star with one client alone, whose halves a process uses.
 
         Args:
             client: whose cut is meant where each has its own.
             segments: told which part of a step is computed.
         """
-        device = torch.device(self.device)
-        model = self.build_model()
-        loss = self.loss_function()
-        loss = loss if segments is None else segments.around_loss(loss)
-        config = TrainingConfig(
-            framework=self.framework,
-            n_clients=1,
-            batch_size=self.batch_size,
-            optimizer=self.optimizer_maker(),
-            rounds=self.rounds,
-            loss=loss,
-            metric=self.metric_function(),
-            local_steps=self.local_steps,
-            cut=[self.cut_of(client)] if self.kind.several_cuts else self.cut,
-            phi=self.phi,
-            linearise=self.linearise,
-            partition=self.partition,
-            seed=self.seed,
-            eval_every=self.eval_every,
-            round_time=self.round_time,
+        model, device = self.build_model(), torch.device(self.device)
+        layout = self.layout(model)
+        example = each(
+            lambda x: x.to(device, memory_format=layout if x.ndim == 4 else torch.preserve_format),
+            ones_like(self.sample),
         )
-        layout = image_layout(model, device)
-        if self.kind.splits:
-            config = dataclasses.replace(config, example=self.example(layout))
+        pipeline, several = self.framework == "pipeline", isinstance(self.cut, tuple)
+        config = TrainingConfig(
+            framework=self.framework, n_clients=self.n_clients if pipeline else 1, batch_size=self.batch_size,
+            optimizer=self.optimizer_maker(), rounds=self.rounds, loss=self.loss_function(),
+            metric=self.metric_function(), local_steps=self.local_steps,
+            cut=list(self.cut) if pipeline else [self.cut[client or 0]] if several else self.cut,
+            phi=self.phi, linearise=self.linearise, rows=self.rows, server_steps=self.server_steps,
+            defence=self.defence, micro_batch=self.micro_batch, partition=self.partition,
+            seed=self.seed, eval_every=self.eval_every, round_time=self.round_time,
+            example=example if self.kind.splits else None,
+        )  # fmt: skip
         run = build_framework(prepare_model(model, device, layout), config)
-        if isinstance(run.settings().get("cut"), str):
-            got, fix = f"{run.settings()['cut']!r} between processes", "psl.cuts lists them; psl.train takes the others"
-            raise expected("cut", "a cut at which one tensor crosses", got, fix, CutError)
-        if segments is not None:
-            segments.watch(run.optimizers.values())
-        return run
-
-    def holds_all(self, run: Framework) -> bool:
-        """Whether the device of a framework from `prepare` holds the whole model, and the server none of it."""
-        return self.framework == "edgesplit" and run.server_part(0) is None
-
-    @property
-    def n_aggregated(self) -> int:
-        """n_A, the slots whose gradients come down once for all clients."""
-        return aggregated_rows(self.phi, self.batch_size) if self.framework == "epsl" and self.n_clients > 1 else 0
-
-    def identity(self) -> dict:
-        """Return what two processes, or a run and its checkpoint, must agree on."""
-        values = {k: v for k, v in self.to_dict().items() if k not in _NOT_IDENTITY}
-        return {name: json.dumps(value, sort_keys=True) for name, value in values.items()}
-
-    def digest(self) -> list[int]:
-        """Return 4 whole numbers that differ where `identity` does."""
-        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).digest()
-        return [int.from_bytes(digest[k : k + 7], "big") for k in range(0, 28, 7)]
-
-
-_RESOLVED = ("rounds", "n_clients", "batch_size", "local_steps", "cut", "phi", "linearise")
+        return run if segments is None else segments.attach(run)

@@ -5,11 +5,13 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from psl.distributed.wire.clocks import machine
+from psl.distributed.names import machine
 
 _FOLDER = "psl-run"
 
@@ -60,3 +62,27 @@ def _born(pid: int) -> str | None:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
         return None
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Clean up before SIGTERM or SIGHUP, where nobody handles them, end the program as they do."""
+    ours, received = [], []
+
+    def leave(number, frame):
+        received.append(number)
+        for each in ours:
+            signal.signal(each, signal.SIG_IGN)  # a second one must not stop the cleaning
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        ours += [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL]
+    for each in ours:
+        signal.signal(each, leave)
+    try:
+        yield
+    finally:
+        for each in ours:
+            signal.signal(each, signal.SIG_DFL)
+        for number in received:  # now for good; a notebook would go on after an exception
+            os.kill(os.getpid(), number)

@@ -1,8 +1,7 @@
 """Measure a model's profile where it will run: in a process like those of a run, one thread, in training's layout."""
 
-import json
 import time
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +9,7 @@ import torch
 from psl.distributed.edge.emulate import on_own_core, settle, warm_up
 from psl.distributed.leftovers import run_folder
 from psl.distributed.names import find, open_named
-from psl.distributed.nursery import Nursery
+from psl.distributed.workers import Worker
 from psl.errors import PSLError, check_count, expected
 from psl.models.timing import UnitTimer
 from psl.profiles import Profile
@@ -27,7 +26,6 @@ def measured_profile(
     batch_size: int,
     repeats: int = 30,
     model_options: dict | None = None,
-    nursery: Nursery | None = None,
 ) -> Profile:
     """Return the profile of a model as `psl.measure` finds it in a worker process of this machine.
 
@@ -41,25 +39,17 @@ def measured_profile(
         batch_size: samples per pass.
         repeats: passes, of which the mean counts, as a round adds up what happens.
         model_options: the factory's arguments.
-        nursery: what starts the process; default one of its own.
 
     Raises:
         PSLError: the process failed, with what it wrote.
     """
-    check_count("repeats", repeats)
-    if nursery is None:
-        with Nursery() as nursery:
-            return measured_profile(
-                model, dataset, batch_size=batch_size, repeats=repeats, model_options=model_options, nursery=nursery
-            )
+    order = {"model": model, "dataset": dataset, "batch_size": batch_size, "model_options": model_options or {}}
     with run_folder() as folder:
-        order, found, log = (folder / file for file in ("order", "profile", "log"))
-        spec = {"model": model, "dataset": dataset, "batch_size": batch_size, "repeats": repeats}
-        order.write_text(json.dumps(spec | {"model_options": model_options or {}, "found": str(found)}))
-        worker = nursery.start("psl.distributed.measure", [str(order)], log)
+        order |= {"repeats": check_count("repeats", repeats), "found": str(folder / "profile")}
+        worker = Worker("psl.distributed.measure:work", order, folder / "log")
         if worker.wait() != 0:
             raise expected("measurement", "a profile", worker.last_words(), "see what the process says", PSLError)
-        return Profile.load(found)
+        return Profile.load(folder / "profile")
 
 
 def idle() -> None:
@@ -68,11 +58,10 @@ def idle() -> None:
     warm_up()
 
 
-def main(arguments: list[str]) -> None:
-    """Measure as a file of JSON says, and save the profile where it says."""
+def work(connection, order: dict[str, Any]) -> None:
+    """Measure as an order says, and save the profile where it says; runs in a process of its own."""
     torch.set_num_threads(1)
     settle()
-    order = json.loads(Path(arguments[0]).read_text())
     model = find("model", order["model"], "psl.models:cnn")(**order["model_options"])
     layout = image_layout(model, torch.device("cpu"))
     model = prepare_model(model, torch.device("cpu"), layout)

@@ -1,8 +1,12 @@
-"""Functions and data sets by name, so that every process of a run builds its own."""
+"""Functions, data sets and devices by name, so that every process of a run makes its own."""
 
 import importlib
 import inspect
+import uuid
 from collections.abc import Callable
+from pathlib import Path
+
+import torch
 
 from psl.data import NAMES
 from psl.errors import DataError, expected
@@ -56,3 +60,37 @@ def open_named(dataset: str):
     """Return (train, test) of a data set by its name, see `find_dataset`."""
     found = find_dataset(dataset)
     return open_dataset(found() if callable(found) else found)
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """Return a device that torch sees here, the CPU or a GPU with CUDA.
+
+    Raises:
+        ScenarioError: it is none.
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as cause:
+        raise expected("device", "'cpu', 'cuda' or 'cuda:1'", repr(device)[:80], "name a device of torch") from cause
+    if found.type not in ("cpu", "cuda"):
+        raise expected("device", "'cpu', 'cuda' or 'cuda:1'", repr(str(found)), "use one of them")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        got = f"{str(found)!r} where torch {torch.__version__} sees {torch.cuda.device_count()} GPUs"
+        raise expected("device", "a device that torch sees", got, "use 'cpu', or see torch.cuda.is_available()")
+    return found
+
+
+def device_of(device: str, rank: int) -> str:
+    """Return the device of a process on its machine: "cuda" means one GPU after the other, anything else itself."""
+    found = check_device(device)
+    if found.type == "cuda" and found.index is None:
+        found = torch.device("cuda", rank % torch.cuda.device_count())
+    return str(found)
+
+
+def machine() -> str:
+    """Return what names this machine since it was started: processes with the same name share their clock."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # no Linux
+        return f"{uuid.getnode():x}"

@@ -1,10 +1,13 @@
 """Which part of a training step is computed just now: forward, backward, or the optimizer's step."""
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 
 import torch
+
+from psl.training.frameworks import Framework
 
 
 class Segments:
@@ -24,17 +27,18 @@ class Segments:
 
     @contextlib.contextmanager
     def __call__(self, kind: str, number: int):
-        """Begin with a part, within the context."""
-        with contextlib.ExitStack() as self._stack:
+        """Begin with a part, within the context; with "" the first `switch` begins one."""
+        with contextlib.ExitStack() as stack:
+            self._stack = stack
             self._enter(kind, number)
             try:
                 yield
             finally:
-                self._kind = ""
+                self._kind, self._stack = "", None
 
     def switch(self, kind: str) -> None:
-        """End the part under way and begin the next, unless it is that one already."""
-        if self._kind and self._kind != kind:
+        """End the part under way and begin the next, unless it is that one already; outside a step nothing happens."""
+        if self._stack is not None and self._kind != kind:
             self._stack.pop_all().close()
             self._enter(kind, self._number)
 
@@ -48,6 +52,12 @@ class Segments:
 
         return marked
 
+    def attach(self, run: Framework) -> Framework:
+        """Watch the steps of a framework; returns it."""
+        run.config = dataclasses.replace(run.config, loss=self.around_loss(run.config.loss))
+        self.watch(run.optimizers.values())
+        return run
+
     def watch(self, optimizers: Iterable[torch.optim.Optimizer | None]) -> None:
         """Let the step of these optimizers begin the part "step"."""
         for optimizer in filter(None, optimizers):
@@ -55,4 +65,5 @@ class Segments:
 
     def _enter(self, kind: str, number: int) -> None:
         self._kind, self._number = kind, number
-        self._stack.enter_context(self._compute(kind, number))
+        if kind and self._stack is not None:
+            self._stack.enter_context(self._compute(kind, number))

@@ -8,11 +8,11 @@ default; and a `call_overhead`, which micro-batches pay often.
 from typing import Any
 
 #: s per round [R]: the control-plane latency that 3GPP TR 38.913 asks of 5G, from idle to the start of a transfer. For
-#: comparison, real processes on one machine with 2 cores take 21 ms more for a step than one process with the same
-#: work, messages not counted (benchmarks/results/distributed_overhead.csv, 0.1 MB: 26.2 − 4.0 − 2 × 0.75 ms).
+#: comparison, real processes on one machine with 2 cores take 4 ms more for a step than one process with the same
+#: work, messages not counted (benchmarks/results/distributed_overhead.csv, 0.1 MB: 7.1 − 2.2 − 2 × 0.36 ms).
 TYPICAL_ROUND_OVERHEAD = 10e-3
 #: s per message [R]: the user-plane latency, one way, that 3GPP TR 38.913 asks for mobile broadband. For comparison, a
-#: channel between processes takes 0.75 ms (the same file: half of "send and answer, channel").
+#: stream between processes takes 0.36 ms (the same file: half of "send and answer, mutual TLS").
 TYPICAL_MESSAGE_OVERHEAD = 4e-3
 #: s per call of the server [R]: what starting the kernels of one forward and backward pass costs, some 10 µs each for
 #: some hundred operators, of which a part overlaps with computing.

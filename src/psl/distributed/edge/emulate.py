@@ -89,11 +89,11 @@ class EdgeEmulation(Record):
         """Return the context of the processes' network: namespaces with links="kernel", else one that is empty."""
         if self.links != "kernel":
             return contextlib.nullcontext()
-        make = {"star": self._star, "chain": lambda: chain(self.forward, self.backward)}
+        make = {"star": self._star, "chain": lambda: chain(self.forward.tolist(), self.backward.tolist())}
         return make[self.layout]()
 
     def _star(self) -> Namespaces:
-        return star(self.forward, self.backward, self.broadcast)
+        return star(self.forward.tolist(), self.backward.tolist(), self.broadcast)
 
     def line(self, link: int, way: str) -> DelayLine | None:
         """Return what delays messages in the process at the sending end of a link, None if nothing does.
@@ -163,6 +163,7 @@ class Compute:
             yield
             return
         with open(self._turn, "ab") as file:  # closing it lets go of it
+            assert fcntl is not None
             fcntl.flock(file, fcntl.LOCK_EX)
             with on_own_core():
                 yield
@@ -246,28 +247,36 @@ def choose_links(links: str) -> str:
 
 def _epsl(plan) -> EdgeEmulation:
     cell = plan.cell
-    _refuse_own_profiles(cell.profiles)
-    slowdown = [1 / cell.server_speed, *(1 / cell.client_speed)]
+    _refuse_what_cannot_be(cell)
+    slowdown = np.array([1 / cell.server_speed, *(1 / cell.client_speed)])
     up, down = cell.uplink_rate(plan.assignment, plan.power), cell.downlink_rate(plan.assignment)
-    return _star_of(slowdown, up, down, broadcast=cell.broadcast_rate())
+    return _star_of(slowdown, up, down, cell.message_overhead, broadcast=cell.broadcast_rate())
 
 
 def _edgesplit(plan) -> EdgeEmulation:
     cluster = plan.cluster
-    _refuse_own_profiles(cluster.profiles)
+    _refuse_what_cannot_be(cluster)
     rate = cluster.spectral_efficiency * plan.bandwidth
-    return _star_of([cluster.n_devices / cluster.server_speed, *(1 / cluster.device_speed)], rate, rate)
+    slowdown = np.array([cluster.n_devices / cluster.server_speed, *(1 / cluster.device_speed)])
+    return _star_of(slowdown, rate, rate, cluster.message_overhead)
 
 
-def _star_of(slowdown, up, down, broadcast=None) -> EdgeEmulation:
-    none = np.zeros(len(up))
-    return EdgeEmulation("star", slowdown, up, down, none, none, np.zeros(len(slowdown)), broadcast)
+def _star_of(slowdown, up, down, per_message: float, broadcast=None) -> EdgeEmulation:
+    latency = np.full(len(up), per_message)
+    return EdgeEmulation("star", slowdown, up, down, latency, latency, np.zeros(len(slowdown)), broadcast)
+
+
+def _refuse_what_cannot_be(scenario) -> None:
+    _refuse_own_profiles(scenario.profiles)
+    if scenario.round_overhead > 0:
+        fix = "plan without round_overhead: a round of real processes takes the time that it takes"
+        raise expected("plan", "no time per round beside what is emulated", scenario.round_overhead, fix)
 
 
 def _pipeline(plan) -> EdgeEmulation:
     graph = plan.network.graph
     _refuse_own_profiles([graph.nodes[node].get("profile") for node, _, _ in plan.stages])
-    slowdown, overhead, links = [], [], []
+    slowdown, overhead, links = [], [], []  # of processes, of processes, of hops
     hops = list(plan.hops)
     for node, _, j in plan.stages:
         slowdown.append(1 / graph.nodes[node]["speed"])
@@ -280,10 +289,9 @@ def _pipeline(plan) -> EdgeEmulation:
                 overhead.append(0.0)
             first = False
             links.append((graph.edges[u, v], graph.edges[v, u]))
-    take = lambda way, name: [float(pair[way].get(name, 0.0)) for pair in links]  # noqa: E731
-    return EdgeEmulation(
-        "chain", slowdown, take(0, "rate"), take(1, "rate"), take(0, "latency"), take(1, "latency"), overhead
-    )
+    take = lambda way, name: np.array([float(pair[way].get(name, 0.0)) for pair in links])  # noqa: E731
+    forward, backward, late, late_back = (take(way, name) for name in ("rate", "latency") for way in (0, 1))
+    return EdgeEmulation("chain", np.array(slowdown), forward, backward, late, late_back, np.array(overhead))
 
 
 def _refuse_own_profiles(profiles) -> None:

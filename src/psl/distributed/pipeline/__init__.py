@@ -1,1 +1,1 @@
-"""A chain of stages on torch.distributed.pipelining: their processes, schedules and messages."""
+"""A pipeline whose stages, and the relays between them, are processes of their own."""

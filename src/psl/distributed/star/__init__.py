@@ -1,1 +1,1 @@
-"""A server and its clients: their processes, and the rounds of each framework."""
+"""A server and its clients in processes of their own."""

@@ -1,211 +1,214 @@
 """A client process: it keeps its data and its part of the model, and does what the server commands."""
 
-import enum
 from functools import cached_property
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from psl.distributed.events import EventLog
-from psl.distributed.job import Job
+from psl.distributed.place import Place
 from psl.distributed.segments import Segments
-from psl.distributed.state import load_state, newest_round, save_state
-from psl.distributed.wire.exchange import receive_model, send_model
-from psl.distributed.wire.messages import Kind, ProtocolError, dtype_code
-from psl.distributed.wire.transport import Channel
+from psl.distributed.wire.links import START
+from psl.distributed.wire.messages import Kind, ProtocolError, described
+from psl.distributed.wire.streams import connect
 from psl.errors import CheckpointError, expected
-from psl.training.communication import exchanged
+from psl.models.values import call
+from psl.training.defences import Defence
+from psl.training.devices import Device, Upload
 from psl.training.evaluation import test_batches
-from psl.training.frameworks.local_training import copy_into
-from psl.training.frameworks.split_step import device_backward, device_forward
-from psl.training.partition import partition as divide
-from psl.training.sampling import Sampler
 from psl.training.seeds import seed_computation, seed_evaluation
-from psl.training.stage import full_step
-
-
-class Command(enum.IntEnum):
-    """What the server may ask of a client."""
-
-    TRAIN = 1  # argument: the local step, −1 for all
-    GIVE = 2  # send the model
-    TAKE = 3  # receive the model; argument 1: it comes as a broadcast
-    EVALUATE = 4
-    REPORT = 5  # say that all is done
-    SAVE = 6
-    LOAD = 7
-    STOP = 8
-
-
-#: Numbers of a command: what, round, argument.
-COMMAND = 3
-#: Bytes in which a client says whether it loaded its checkpoint: zeros, or why it did not.
-LOADED = 512
-#: Numbers that describe a tensor in a hello: dtype, dimensions, sizes.
-DESCRIBED = 8
-#: Numbers of a hello; see `Client.hello`.
-HELLO = 2 + 2 * DESCRIBED + 4
 
 
 class Client:
-    """The device's half of a framework, behind a channel.
+    """The device's half of a framework, behind a link to the server.
 
     Args:
-        job: the run.
-        number: of this client.
-        compute: context of computations, called with kind and number; `psl.distributed.edge.emulate.Compute`.
-        log: where events go.
-        checkpoint: folder of its checkpoints, None for none.
+        place: this process.
     """
 
-    def __init__(self, job: Job, number: int, compute, log: EventLog, checkpoint: Path | None = None):
-        self.job, self.number, self.log, self.checkpoint = job, number, log, checkpoint
-        self.segments = Segments(compute)
-        self.run = job.prepare(number, self.segments)
-        (self.device,) = self.run.devices
-        self.samples, self.tests = job.open_samples(self.run.model, torch.device(job.device), self.run.config)
-        shares = divide(
-            job.partition, len(self.samples), job.n_clients, labels=self.samples.labels, minimum=job.batch_size,
-            seed=job.seed,
-        )  # fmt: skip
-        self.sampler = Sampler(shares[number], job.batch_size, job.seed, number)
-        self.whole = job.holds_all(self.run)
-        self.part = exchanged(self.device.module)
-        self.n_agg = job.n_aggregated
+    def __init__(self, place: Place):
+        self.place, self.number = place, place.rank - 1
+        job = self.job = place.job
+        self.segments = Segments(place.compute(place.name, self.number, lambda kind, number: job.samples_of(number)))
+        self.run = job.prepare(self.number, self.segments)
+        self.torch_device = torch.device(job.device)
+        self.samples, self.tests = job.open_samples(self.run.model, self.torch_device, self.run.config)
+        self.sampler = job.samplers(self.samples)[self.number]
+        self.defence = job.defence or Defence()
+        loss = self.run.config.loss
+        self.device = Device(self.number, self.run.devices[0], self._draw, self._seed, loss, defence=self.defence)
+        self.index = 0
+        self.checkpoints = place.checkpoints(f"client-{self.number}", **{"hash of the data": self.digest})
+        transferred = place.star_transfer(self.number)
+        self.link = place.link(0, transferred)
+        own_band = job.emulation is not None and job.emulation.broadcast is not None and job.emulation.links == "kernel"
+        self.broadcasts = place.link(0, transferred) if own_band else self.link
 
-    def hello(self) -> torch.Tensor:
-        """Return what the server must know of this client, as (HELLO,) whole numbers.
-
-        Its number of samples and of test samples, dtype and shape of inputs and labels, and the job's digest.
-        """
-        inputs, labels = self.samples.fetch(np.array([0]))
-        numbers = [len(self.sampler.indices), len(self.tests), *_described(inputs), *_described(labels)]
-        return torch.tensor([*numbers, *self.job.digest()], dtype=torch.int64)
-
-    def serve(self, channel: Channel, broadcasts: Channel | None, result: Path) -> None:
-        """Say hello, then obey until the server says stop.
-
-        Args:
-            channel: to the server.
-            broadcasts: where broadcasts arrive, None for the same channel.
-            result: file for this client's part of the trained model.
+    def attend(self) -> None:
+        """Connect, then obey until the server says stop.
 
         Raises:
-            ChannelError, ProtocolError: the server is gone, or says something unexpected.
+            ChannelError, ProtocolError: the server is gone, refuses, or says something unexpected.
+            CheckpointError: the server's round cannot be continued from.
         """
-        self.channel, self.broadcasts = channel, broadcasts or channel
-        channel.send(Kind.HELLO, 0, self.hello())
+        inputs, labels = self.samples.fetch(np.array([0, 0]))
+        data = {"digest": self.digest, "samples": len(self.sampler.indices), "tests": len(self.tests)}
+        data |= {"sample": described(inputs), "label": described(labels)}
+        options = {"server": 0, "timeout": self.job.timeout}
+        servers, hello = self.place.host.servers, self.place.hello(data=data)
+        connect(self.link, servers[0], self.place.keys, hello, **options)
+        if self.broadcasts is not self.link:
+            connect(self.broadcasts, servers[1], self.place.keys, hello | {"plane": 1}, **options)
+        self.place.log.offset = self.link.offset
         obey = {
-            Command.TRAIN: self.train, Command.GIVE: self.give, Command.TAKE: self.take,
-            Command.EVALUATE: self.evaluate, Command.REPORT: self.report, Command.SAVE: self.save,
-            Command.LOAD: self.load,
+            "train": self.train, "parts": self.parts,
+            "alone": self.alone, "give": self.give, "take": self.take, "evaluate": self.evaluate,
+            "report": self.report, "save": self.save, "load": self.load,
         }  # fmt: skip
         while True:
-            what, index, argument = channel.recv(Kind.COMMAND, 0, (COMMAND,), torch.int64).tolist()
-            if what == Command.STOP:
-                torch.save(self.device.module.state_dict(), result)
-                self.report(index, argument)
-                channel.flush()
+            step, word = self._command()
+            do = word.get("do")
+            if do == "stop":
+                torch.save(self.device.stage.module.state_dict(), self.place.folder / f"client-{self.number}.pt")
+                self.link.send(Kind.REPORT, step)
+                self.link.flush()
                 return
-            if what not in obey:
+            if do not in obey:
                 fix = "let both ends run the same version of psl"
-                raise expected("command", f"one of 1..{len(Command)}", what, fix, ProtocolError)
-            self.log.round = index if what in (Command.TRAIN, Command.GIVE, Command.TAKE) else -1
-            obey[what](index, argument)
+                raise expected("command", f"one of {', '.join(obey)}", do, fix, ProtocolError)
+            self.index = step // self.job.steps if do in ("train", "parts", "alone") else step
+            self.place.log.round = self.index if do in ("train", "parts", "alone", "give", "take") else -1
+            obey[do](step, word)
 
-    def train(self, index: int, step: int) -> None:
-        """Take one local step of a round; all of them if `step` is negative."""
-        losses = [self.step(index, k) for k in (range(self.job.steps) if step < 0 else [step])]
-        if self.whole:
-            self.channel.send(Kind.LOSS, index, torch.stack(losses))
+    def _command(self) -> tuple[int, dict[str, Any]]:
+        message = self.link.recv_any(Kind.COMMAND)
+        return message.step, message.word
 
-    def step(self, index: int, k: int) -> torch.Tensor | None:
-        """Take one local step; returns its loss if this device holds the whole model, else None."""
-        job, channel, number = self.job, self.channel, index * self.job.steps + k
-        seed_computation(job.seed, index, torch.device(job.device), "device", self.number, k)
-        inputs, labels = self.samples.fetch(self.sampler.batch(number))
-        if self.whole:
-            with self.segments("forward", k):
-                return full_step(self.device, (inputs, labels), self.run.config.loss)
-        with self.segments("forward", k):
-            smashed = device_forward(self.device, inputs)
-        channel.send(Kind.LABELS, number, labels)
-        channel.send(Kind.ACTIVATION, number, smashed)
-        rows, *rest = smashed.shape
+    def _draw(self, client: int, step: int):
+        batch = self.samples.fetch(self.sampler.batch(self.index * self.job.steps + step))
+        self.segments.switch("forward")
+        return batch
+
+    def _seed(self, party, client: int, step: int) -> None:
+        seed_computation(self.job.seed, self.index, self.torch_device, party, client, step)
+
+    def train(self, number: int, word: dict) -> None:
+        """Take a local step together with the server."""
+        step = number % self.job.steps
+        with self.segments("", step):
+            sent = self.device.forward(step)
+        self._send(number, sent)
+        answer = self._answer(number)
+        with self.segments("backward", step):
+            self.device.backward(step, *answer)
+
+    def parts(self, number: int, word: dict) -> None:
+        """Take a local step together with the server, in micro-batches."""
+        step, n_micro = number % self.job.steps, self.job.parts
+        uploads = self.device.parts(step, self.job.samples_of(0))
+        for k in range(n_micro):
+            with self.segments("forward" if k else "", step * n_micro + k):
+                sent = next(uploads)
+            self._send(number * n_micro + k, sent)
+        for k in range(n_micro):
+            shared, own, _ = self._answer(number * n_micro + k)
+            with self.segments("backward", step * n_micro + k):
+                self.device.part_backward(k, shared, own)
+                if k + 1 == n_micro:
+                    self.device.finish()
+
+    def _send(self, number: int, sent: Upload) -> None:
+        self.link.send(Kind.LABELS, number, sent.labels)
+        self.link.send(Kind.ACTIVATION, number, self.defence.packed(sent.smashed))
+        self.link.send(Kind.REPORT, number, needed=sent.needed)
+
+    def _answer(self, number: int) -> tuple[Any, Any, Any]:
+        """Receive gradients that all clients share, own ones, and which rows were drawn."""
         shared = None
-        if self.n_agg:
-            shared = self.broadcasts.recv(Kind.BROADCAST, number, (self.n_agg, *rest), smashed.dtype).to(job.device)
-            if self.broadcasts is not channel:  # the server's word to this client alone comes after, in the same band
-                self.broadcasts.send(Kind.REPORT, number, torch.zeros(1))
-        own = channel.recv(Kind.GRADIENT, number, (rows - self.n_agg, *rest), smashed.dtype).to(job.device)
-        with self.segments("backward", k):
-            device_backward(self.device, shared, own)
-        return None
+        if self.job.n_aggregated:
+            shared = self.broadcasts.recv(Kind.BROADCAST, number).content
+            if self.broadcasts is not self.link:  # the server's word to this client alone comes after, in the same band
+                self.broadcasts.send(Kind.REPORT, number)
+        return self._placed((shared, *self.link.recv(Kind.GRADIENT, number).content))
 
-    def give(self, index: int, argument: int) -> None:
+    def alone(self, number: int, word: dict) -> None:
+        """Take a local step of the whole model."""
+        step = number % self.job.steps
+        with self.segments("", step):
+            loss = self.device.train_alone(step)
+        self.link.send(Kind.LOSS, number, loss)
+
+    def give(self, index: int, word: dict) -> None:
         """Send this device's part of the model."""
-        send_model(self.channel, Kind.MODEL, index, self.part)
+        self.link.send(Kind.MODEL, index, tuple(self.device.give()))
 
-    def take(self, index: int, argument: int) -> None:
-        """Receive this device's part of the model; as a broadcast with argument 1."""
-        channel, kind = (self.broadcasts, Kind.BROADCAST) if argument else (self.channel, Kind.MODEL)
-        copy_into(self.part, receive_model(channel, kind, index, self.part))
+    def take(self, index: int, word: dict) -> None:
+        """Receive this device's part of the model."""
+        link, kind = (self.broadcasts, Kind.BROADCAST) if word.get("broadcast") else (self.link, Kind.MODEL)
+        self.device.take(self._placed(link.recv(kind, index).content))
 
-    def evaluate(self, index: int, argument: int) -> None:
+    def evaluate(self, index: int, word: dict) -> None:
         """Send the test data through this device's part to the server."""
         self.run.train(False)
-        seed_evaluation(self.job.seed, index, torch.device(self.job.device))
+        seed_evaluation(self.job.seed, index, self.torch_device)
         with torch.inference_mode():
             for rows in test_batches(len(self.tests)):
                 inputs, labels = self.tests.fetch(rows)
-                self.channel.send(Kind.TEST_LABELS, index, labels)
-                self.channel.send(Kind.TEST_ACTIVATION, index, self.device.module(inputs))
+                outputs = self.defence.sent(call(self.device.stage.module, inputs))
+                self.link.send(Kind.TEST_LABELS, index, labels)
+                self.link.send(Kind.TEST_ACTIVATION, index, outputs)
         self.run.train(True)
 
-    def report(self, index: int, argument: int) -> None:
+    def report(self, index: int, word: dict) -> None:
         """Tell the server that everything before is done."""
-        self.channel.send(Kind.REPORT, index, torch.zeros(1))
+        self.link.send(Kind.REPORT, index)
 
-    def save(self, index: int, argument: int) -> None:
-        """Write a checkpoint after round `index`, keep the one before, and report."""
-        state = self.run.state_dict()
-        save_state(self.checkpoint, f"client-{self.number}", index, self.job, state, self._digest)
-        self.report(index, 0)
+    def save(self, index: int, word: dict) -> None:
+        """Write a checkpoint after round `index`, and report, or say why not."""
+        why = ""
+        if self.checkpoints is not None:
+            try:
+                self.checkpoints.save(index, self.run.state_dict())
+            except CheckpointError as failure:
+                why = str(failure)
+        self.link.send(Kind.REPORT, index, failed=why)
 
-    def load(self, index: int, argument: int) -> None:
-        """Continue from the checkpoint after round `index`, and say so.
+    def load(self, index: int, word: dict) -> None:
+        """Continue from the newest checkpoint that is not newer than a round, and report which that was.
 
         Raises:
-            CheckpointError: it cannot, and has told the server why.
+            CheckpointError: it is of another run or other data; the server was told.
         """
-        failure = None
         try:
-            self._load(index)
-        except CheckpointError as cause:
-            failure = cause
-        words = str(failure or "").encode()[:LOADED].ljust(LOADED, b"\0")
-        self.channel.send(Kind.REPORT, index, torch.frombuffer(bytearray(words), dtype=torch.uint8))
-        if failure is not None:
-            self.channel.flush()
-            raise failure
+            found = None if self.checkpoints is None else self.checkpoints.load(None if word.get("newest") else index)
+        except CheckpointError as failure:
+            self.link.send(Kind.REPORT, index, refused=str(failure))
+            self.link.wait_closed(START)
+            raise
+        if found is not None:
+            self.run.load_state_dict(found[1])
+        notes = [] if self.checkpoints is None else self.checkpoints.notes
+        self.link.send(Kind.REPORT, index, loaded=None if found is None else found[0], notes=notes)
 
-    def recover(self) -> None:
-        """Continue from this client's newest checkpoint, if it has one."""
-        newest = newest_round(self.checkpoint, f"client-{self.number}")
-        if newest is not None:
-            self._load(newest)
-
-    def _load(self, index):
-        state = load_state(self.checkpoint, f"client-{self.number}", index, self.job, self._digest)
-        self.run.load_state_dict(state)
+    def _placed(self, content: Any) -> Any:
+        if isinstance(content, torch.Tensor):
+            return content.to(self.torch_device)
+        return tuple(map(self._placed, content)) if isinstance(content, tuple | list) else content
 
     @cached_property
-    def _digest(self):
+    def digest(self) -> str:
+        """What names the data."""
         return f"{self.samples.digest()} training, {self.tests.digest()} test"
 
 
-def _described(tensor: torch.Tensor) -> list[int]:
-    """Dtype and shape without the batch dimension, as DESCRIBED numbers."""
-    shape = tensor.shape[1:]
-    return [dtype_code(tensor.dtype), len(shape), *shape, *[0] * (DESCRIBED - 2 - len(shape))]
+def attend(place: Place) -> None:
+    """Be a client."""
+    client = Client(place)
+    try:
+        client.attend()
+        client.link.wait_closed(START)
+    except BaseException as failure:
+        if client.link.failure is None:
+            client.link.close(f"{type(failure).__name__}: {failure}"[:300])
+            client.link.wait_closed(3.0)
+        raise

@@ -1,231 +1,270 @@
-"""The server process: it waits for its clients, runs rounds with those that are there, and keeps the books."""
+"""The server process: it lets clients in, and runs the framework's rounds with those that are there."""
 
 import dataclasses
-import json
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from psl.distributed.events import EventLog
-from psl.distributed.job import Job
-from psl.distributed.star.client import Command
-from psl.distributed.star.peer import Peer
-from psl.distributed.star.separate import STARS
-from psl.distributed.state import load_state, newest_round, save_state
-from psl.distributed.wire.messages import ChannelError, ProtocolError
+from psl.distributed.place import Place
+from psl.distributed.star.half import ServerHalf, no_draw
+from psl.distributed.star.remote import RemoteDevice, RemoteDevices
+from psl.distributed.wire.links import START, Link
+from psl.distributed.wire.messages import ChannelError, ProtocolError, ones_like
+from psl.distributed.wire.streams import Listener
 from psl.errors import CheckpointError, expected
 from psl.training.fingerprint import settings_of
-from psl.training.history import History, HistoryBuilder, warn_of_divergence
-from psl.training.scores import metric_name
+from psl.training.frameworks.base import Round, no_seed
+from psl.training.frameworks.local_training import LocalTraining
+from psl.training.history import History
+from psl.training.recorder import Recorder
+from psl.training.scores import Mean
+from psl.training.seeds import Stream, generator
+
+_OWN_MODELS = ("psl", "epsl")  # every client keeps a model of its own
 
 
 class Server:
-    """The server of a run: a client that fails or is silent for the timeout is left out until it comes back.
+    """The server of a run: a client that fails, or is gone, is left out until it comes back.
 
     Args:
-        job: the run.
-        meet: ``meet(number, patience)`` returns a `Peer` if a client waits to be let in, else None; waits for it for
-            `patience` s.
-        compute: as for `psl.distributed.star.rounds.Star`.
-        log: where events go.
-        folder: where progress and results go.
-        checkpoint: folder of checkpoints, None for none.
+        place: this process.
     """
 
-    def __init__(
-        self, job: Job, meet: Callable, compute: Callable, log: EventLog, folder: Path, checkpoint: Path | None = None
-    ):
-        self.job, self._meet, self.log, self.folder, self.checkpoint = job, meet, log, folder, checkpoint
-        self._pool = ThreadPoolExecutor(job.n_clients, thread_name_prefix="client")
-        self._faults = threading.Lock()
-        self.faults: list[str] = []
-        self.star = STARS[job.framework](job, compute, self.each)
-        self.peers: dict[int, Peer] = {}
-        self.curves = HistoryBuilder(metric=metric_name(job.metric_function()))
-        self.shares = np.zeros(job.n_clients)
-        self.participants: list[int] = []
-        self.round_times: list[float] = []
+    def __init__(self, place: Place):
+        self.place, self.job = place, place.job
+        self._data: dict[int, dict[str, Any]] = {}  # what each client said of its data
+        self.devices = RemoteDevices(self.job.n_clients, place.note)
+        self.checkpoints = place.checkpoints("server")
         self._saved_at = time.monotonic()
 
-    @property
-    def present(self) -> list[Peer]:
-        """The clients that are there, in order."""
-        return [self.peers[i] for i in sorted(self.peers) if self.peers[i].failed is None]
-
-    def each(self, peers: list[Peer], action: Callable) -> dict[Peer, object]:
-        """Do something with several clients at a time; returns the results of those that did not fail, in order."""
-        futures = {peer: self._pool.submit(action, peer) for peer in peers if peer.failed is None}
-        results = {}
-        for peer, future in futures.items():
-            try:
-                results[peer] = future.result()
-            except (ChannelError, ProtocolError) as failure:
-                self._give_up(peer, failure)
-        return results
-
-    def run(self, patience: float, stop: Callable[[], bool] = lambda: False, tell: Callable | None = None) -> None:
-        """Run all rounds.
-
-        Args:
-            patience: s to wait for all clients at the start.
-            stop: asked after every round whether to save and end early.
-            tell: called with a line about every round.
+    def run(self) -> History:
+        """Run all rounds and return the history.
 
         Raises:
             ChannelError: a client did not come, or all are gone.
             CheckpointError: of another run.
         """
-        job = self.job
-        try:
-            self._gather(patience)
-            first = self._resume()
-            for index in range(first, job.rounds):
-                self._let_in(index)
-                self._round(index)
-                if tell is not None:
-                    shown = ", ".join(f"{name} {value}" for name, value in self.curves.shown().items())
-                    tell(f"round {index + 1}/{job.rounds}: {shown}, {self.round_times[-1]:.3g} s")
-                stopping = stop()
-                last = index + 1 == job.rounds
-                due = time.monotonic() - self._saved_at >= job.save_every
-                if self.checkpoint is not None and (due or last or stopping):
-                    self._save(index)
-                if stopping and not last:
-                    break
-            if self.curves.rounds and not self.curves.evaluated:
-                self.curves.set_accuracy(self.star.evaluate(self.curves.rounds - 1, self.present))
-            self._finish()
-        finally:
-            for peer in self.peers.values():
-                peer.close()
-            self._pool.shutdown()
+        job, host = self.job, self.place.host
+        ranks = range(1, job.n_clients + 1)
+        options = {"limit": job.limit, "timeout": job.timeout}
+        if job.sample is not None:  # else the first client tells
+            self._prepare()
+        with Listener(self.place.listen, self.place.keys, self._link, self._admit, ranks, **options) as self._listener:
+            host.listening(self._listener.port)
+            try:
+                self._gather()
+                for index in range(self._resume(), job.rounds):
+                    self._let_in(index)
+                    self._round(index)
+                    last, stopping = index + 1 == job.rounds, host.stopping.is_set()
+                    due = time.monotonic() - self._saved_at >= job.save_every
+                    if self.checkpoints is not None and (due or last or stopping):
+                        self._save(index)
+                    if stopping and not last:
+                        break
+                self.recorder.finish()
+                return self._finish()
+            except BaseException as failure:
+                for device in self.devices.devices.values():
+                    device.close(f"the server ends: {type(failure).__name__}: {failure}")
+                raise
+            finally:
+                self.devices.close()
 
-    def _gather(self, patience):
-        end = time.monotonic() + patience
-        for number in range(self.job.n_clients):
-            peer = self._meet(number, max(end - time.monotonic(), 0.1))
-            if peer is None:
+    # --- who is let in ---
+
+    def _link(self, rank: int, plane: int) -> Link:
+        return self.place.link(rank, self.place.star_transfer(rank - 1))
+
+    def _admit(self, word: dict[str, Any]) -> None:
+        """Refuse a client of another run or with other data; called in a thread of its own."""
+        self.place.check_hello(word)
+        rank, data = word["rank"], word.get("data") or {}
+        name, fix = f"client {rank - 1}", "start it with the same data"
+        data = data if isinstance(data, dict) else {"data": data}
+        counts = [data.get(key) for key in ("samples", "tests")]
+        if not all(isinstance(count, int) and 0 <= count < 1 << 31 for count in counts):
+            raise expected(name, "sizes of its data", str(data)[:80], "let both ends run psl", ProtocolError)
+        known = self._data.setdefault(rank, data)
+        if known != data:
+            raise expected(name, f"the data it had, {_told(known)}", _told(data), fix, ProtocolError)
+        first = next(iter(self._data.values()))
+        for key in ("digest", "sample", "label"):
+            if data.get(key) != first.get(key):
+                del self._data[rank]
+                want = f"the data of the other clients, {_told(first)}"
+                raise expected(
+                    name, want, _told(data), "give all the same data set: each takes its share", ProtocolError
+                )
+
+    def _gather(self) -> None:
+        end = time.monotonic() + START
+        for rank in range(1, self.job.n_clients + 1):
+            link = self._meet(rank, max(end - time.monotonic(), 0.1))
+            if link is None:
+                said = f"; {self._listener.refused[-1]}" if self._listener.refused else ""
                 fix = "start all clients, with the same arguments"
-                raise expected(f"client {number}", f"a connection within {patience:g} s", "none", fix, ChannelError)
-            self._welcome(peer, 0)
+                got = f"none{said}"
+                raise expected(f"client {rank - 1}", f"a connection within {START:g} s", got, fix, ChannelError)
+            if self.job.sample is None:
+                self.job = self.place.job = dataclasses.replace(self.job, sample=link[0].hello["data"]["sample"])
+                self._prepare()
+            self._welcome(rank, *link)
+        sizes = np.array([self._data[rank]["samples"] for rank in range(1, self.job.n_clients + 1)])
+        self.half.run.weights = sizes / sizes.sum()
 
-    def _let_in(self, index):
+    def _prepare(self) -> None:
+        self.half = ServerHalf(self.place)
+        self.recorder = Recorder(self.half.run.config, self.half.run.bits, self._evaluate)
+
+    def _meet(self, rank: int, patience: float) -> tuple[Link, Link] | None:
+        link = self._listener.meet(rank, patience)
+        if link is None or len(self.place.listen) == 1:
+            return None if link is None else (link, link)
+        link.welcome(self.place.hello()["machine"])
+        broadcasts = self._listener.meet(rank, self.job.timeout, plane=1)
+        return None if broadcasts is None else (link, broadcasts)
+
+    def _welcome(self, rank: int, link: Link, broadcasts: Link) -> RemoteDevice:
+        like = self.half.forms(rank - 1) | {"labels": ones_like(link.hello["data"]["label"])}
+        part = [tensor.detach().to("cpu") for tensor in self.half.part(rank - 1)]
+        device = RemoteDevice(rank - 1, self.job, link, broadcasts, like, part)
+        for way in {link, broadcasts}:
+            way.welcome(self.place.hello()["machine"])
+        self.devices.devices[rank - 1] = device
+        self.devices.lost.discard(rank - 1)
+        return device
+
+    def _let_in(self, index: int) -> None:
         """Let clients in that have come back; wait for one if none is left."""
         end = time.monotonic() + self.job.timeout
         while True:
-            for number, old in list(self.peers.items()):
-                if old.failed is None:
+            self.devices.begin(index)
+            for client in sorted(self.devices.lost):
+                if (links := self._meet(client + 1, 0)) is None:
                     continue
-                try:
-                    peer = self._meet(number, 0)
-                except (ChannelError, ProtocolError) as failure:
-                    self._note(f"not let in: {failure}")
-                    continue
-                if peer is not None and self.each([peer], lambda peer: self._welcome(peer, index)):
-                    self._note(f"client {number} came back in round {index + 1}")
-            if self.present:
-                return
+                device = self._welcome(client + 1, *links)
+                device.index = index
+                for _, what in self.devices.each([client], lambda device: self._load(device, index, newest=True)):
+                    self.place.note(f"client {client} came back in round {index + 1} with {what}")
+            if self.devices.present:
+                break
             if time.monotonic() > end:
                 fix = "start clients again; continue from checkpoint= if there is one"
-                raise expected("clients", f"one within {self.job.timeout:g} s", "none is left", fix, ChannelError)
+                got = "; ".join(["none is left", *self.place.faults[-1:]])
+                raise expected("clients", f"one within {self.job.timeout:g} s", got, fix, ChannelError)
             time.sleep(0.05)
+        self._say_refused()
 
-    def _welcome(self, peer, index):
-        before = self.peers.get(peer.number)
-        if before is not None and before.hello != peer.hello:
-            what, fix = f"client {peer.number}", "start it with the same data"
-            raise expected(what, f"the data it had, {before.hello}", peer.hello, fix, ProtocolError)
-        self.peers[peer.number] = peer
-        self.shares[peer.number] = peer.hello.n_samples
-        self.star.welcome(peer, index, returning=before is not None)
+    def _load(self, device: RemoteDevice, index: int, **how: Any) -> str:
+        """Let a client continue from its checkpoint, or the server's model if there is one; returns what it has."""
+        said = device.ask("load", index, **how)
+        if said.get("refused"):
+            raise CheckpointError(f"client {device.number}: {str(said['refused'])[:400]}")
+        for note in said.get("notes") or ():
+            self.place.note(f"client {device.number} {str(note)[:300]}")
+        loaded = said.get("loaded")
+        if loaded == index and not how:
+            return ""
+        if getattr(self.half.run, "holder", None) == device.number:
+            self.half.run.holder = -1  # it lost the newest model, which the server has
+        model = self.half.at_server(device.number)
+        if model is None:
+            return "the model's first weights" if loaded is None else f"its weights of round {loaded + 1}"
+        device.index = index
+        device.take(model)
+        return (
+            f"the server's model and {'a new optimizer' if loaded is None else f'its optimizer of round {loaded + 1}'}"
+        )
 
-    def _round(self, index):
-        self.log.round = index
+    # --- rounds ---
+
+    def _round(self, index: int) -> None:
+        self.place.log.round = self.half.index = index
         start = time.monotonic()
-        loss, done = self.star.round(index, self.present, self.shares)
-        done = self.each(done, lambda peer: peer.report(index))
-        self.round_times.append(time.monotonic() - start)
-        self.log.round = -1
-        self.participants.append(len(done))
-        if not np.isfinite(loss) and done and np.isfinite([*self.curves.state()["train_loss"], 0.0]).all():
-            warn_of_divergence(loss, index, stacklevel=2)
-        evaluates = (index + 1) % self.job.eval_every == 0 or index + 1 == self.job.rounds
-        accuracy = self.star.evaluate(index, self.present) if evaluates and self.present else None
-        accuracy = accuracy if accuracy is not None and len(accuracy) else None
-        self.curves.add_round(loss, accuracy, self.star.bits)
-        self._tell()
+        rng = generator(Stream.ROUND, self.job.seed, index)
+        rng.integers(2**63)  # torch's seed of the round, drawn first in `psl.train` too
+        loss = float(self.half.run.train_round(Round(no_draw, rng, None, no_seed, self.devices, self.half.computing)))
+        for _ in self.devices.each(self.devices.present, lambda device: device.ask("report", index)):
+            pass
+        seconds, self.place.log.round = time.monotonic() - start, -1
+        self.recorder.enter(loss, seconds=seconds, participants=len(self.devices.present), rows=self.half.run.rows)
+        self.place.tell(self.recorder, done=True)
 
-    def _resume(self):
-        newest = newest_round(self.checkpoint, "server")
-        if newest is None:
+    def tested(self) -> list[int]:
+        """Return the clients whose models differ, or one of them if none do."""
+        there, holder = self.devices.present, getattr(self.half.run, "holder", None)
+        if self.job.framework in _OWN_MODELS:
+            return there
+        return [holder] if holder in there else there[:1]
+
+    def _evaluate(self, index: int) -> np.ndarray:
+        """Return the test metric of each distinct client model; the clients do their part on the test data."""
+        self.half.train(False)
+        found = dict(self.devices.each(self.tested(), lambda device: self._score(index, device)))
+        self.half.train(True)
+        return np.array(list(found.values()))
+
+    @torch.inference_mode()
+    def _score(self, index: int, device: RemoteDevice) -> float:
+        mean, rest = Mean(), self.half.rest(device.number)
+        for smashed, labels in device.tests(index):
+            mean.add(self.half.run.config.metric(smashed if rest is None else rest(smashed), labels))
+        return mean.value
+
+    def _resume(self) -> int:
+        found = None if self.checkpoints is None else self.checkpoints.load()
+        if found is None:
             return 0
-        state = load_state(self.checkpoint, "server", newest, self.job)
-        self.curves.restore(state["curves"])
-        if self.curves.rounds > self.job.rounds:
-            got = f"{self.curves.rounds} rounds in the checkpoint"
-            fix = "ask for as many rounds or more, or give another checkpoint="
-            raise expected(str(self.checkpoint), f"at most rounds = {self.job.rounds}", got, fix, CheckpointError)
-        if self.curves.rounds < self.job.rounds:
-            self.curves.forget_evaluations(self.job.eval_every)
-        self.star.load_state_dict(state["star"])
-        self.participants, self.round_times = state["participants"], state["round_times"]
-        self.each(self.present, lambda peer: peer.load(newest))
-        self._tell()
-        return newest + 1
+        index, state = found
+        assert self.checkpoints is not None
+        self.place.note(*self.checkpoints.notes)
+        self.recorder.restore(state["course"], str(self.place.checkpoint))
+        self.half.load_state_dict(state["half"])
+        for client, what in self.devices.each(self.devices.present, lambda device: self._load(device, index)):
+            if what:
+                self.place.note(
+                    f"client {client} has no whole checkpoint of round {index + 1}: it continues from {what}"
+                )
+        self.place.tell(self.recorder)
+        return index + 1
 
-    def _save(self, index):
-        """Save the clients first: whatever round the server saved, they have it too."""
-        self._command_all(Command.SAVE, index)
-        state = {"curves": self.curves.state(), "star": self.star.state_dict()}
-        state |= {"participants": self.participants, "round_times": self.round_times}
-        save_state(self.checkpoint, "server", index, self.job, state)
+    def _save(self, index: int) -> None:
+        """Save the clients first: whatever round the server saved, those that were there have it too."""
+        for client, said in self.devices.each(self.devices.present, lambda device: device.ask("save", index)):
+            if said.get("failed"):
+                self.place.note(f"client {client} did not save round {index + 1}: {str(said['failed'])[:300]}")
+        assert self.checkpoints is not None
+        state = {"half": self.half.state_dict(), "course": self.recorder.state()}
+        self.place.save_state(self.checkpoints, index, state)
         self._saved_at = time.monotonic()
 
-    def _command_all(self, what, index):
-        def command(peer):
-            peer.command(what, index)
-            peer.acknowledged(index)
-
-        self.each(self.present, command)
-
-    def _finish(self):
-        self._command_all(Command.STOP, 0)  # and wait until their parts of the model are written
-        job = self.job
-        settings = settings_of(self.star.run)
-        settings |= {"n_clients": job.n_clients}
+    def _finish(self) -> History:
+        models = self.tested()
+        for _ in self.devices.each(self.devices.present, lambda device: device.ask("stop", 0)):
+            pass  # their parts of the model are written now
+        job, run = self.job, self.half.run
+        settings = settings_of(run) | {"n_clients": job.n_clients}
         if job.kind.several_cuts:
-            settings["cut"] = [run.cut[0] for run in self.star.runs]
-        history: History = self.curves.history(job.framework, settings, job.round_time)
-        if min(self.participants, default=job.n_clients) < job.n_clients:
-            history = dataclasses.replace(history, participants=np.array(self.participants))
-        history.save(self.folder / "history.json")
-        torch.save(self.star.model_state(), self.folder / "server.pt")
-        self._tell(finished=True)
+            settings["cut"] = [run.copies[i].cut[0] for i in range(job.n_clients)]
+        history = self.recorder.history(job.framework, settings)
+        if min(self.recorder.participants, default=job.n_clients) < job.n_clients:
+            history = dataclasses.replace(history, participants=np.array(self.recorder.participants))
+        history.save(self.place.folder / "history.json")
+        own = self.half.of(models[0]) if models else run
+        whole = own.model if isinstance(run, LocalTraining) else run.server
+        torch.save(dict(whole.state_dict()), self.place.folder / "server.pt")
+        self._say_refused()
+        self.place.tell(self.recorder, models=models)
+        return history
 
-    def _give_up(self, peer, failure):
-        if peer.failed is None:
-            peer.failed = failure
-            peer.close()
-            self._note(f"left out {failure}")
+    def _say_refused(self) -> None:
+        while self._listener.refused:
+            self.place.note(self._listener.refused.pop(0))
 
-    def _note(self, text):
-        with self._faults:
-            self.faults.append(text)
-            print(text, flush=True)
 
-    def _tell(self, finished=False):
-        """Write what a launcher shows; the file is replaced in one step."""
-        models = [peer.number for peer in self.star.tested(self.present)] if self.present else []
-        news = {
-            "rounds": self.curves.rounds, "shown": self.curves.shown() if self.curves.rounds else {},
-            "participants": self.participants, "round_times": self.round_times, "faults": self.faults,
-            "models": models, "finished": finished,
-        }  # fmt: skip
-        part = self.folder / "progress.part"
-        part.write_text(json.dumps(news))
-        part.replace(self.folder / "progress.json")
+def _told(data: dict[str, Any]) -> str:
+    sizes = f"{data.get('samples')} training and {data.get('tests')} test samples"
+    return f"{sizes}, digest {str(data.get('digest'))[:60]}"

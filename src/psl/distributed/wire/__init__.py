@@ -1,1 +1,1 @@
-"""What crosses between processes: checked messages, channels, and the engine that carries them."""
+"""What crosses between processes: messages, the encrypted streams that carry them, and the keys of a run."""
