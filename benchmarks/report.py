@@ -108,6 +108,15 @@ SHOWN = {
             "{:.2f} ×",
         )
         for size in ("0.1 MB", "1 MB", "10 MB")
+    ]
+    + [
+        (
+            f"60 clients as processes, {what}: until the first round has ended",
+            f"60 clients, {what}",
+            "start, until the first round has ended",
+            "{:.0f} s",
+        )
+        for what in ("the program's first run", "a later run of another model")
     ],
 }
 
@@ -134,6 +143,10 @@ def training() -> Iterator[tuple[str, str, str]]:
     for row in table[(table.partition == "iid") & table.method.isin(shown)].to_dict("records"):
         what = f"accuracy minus PSL's, {row['network']} on the digits, IID, {row['seeds']} seeds: {row['method']}"
         yield name, what, f"{row['minus_psl']:.1f} ± {row['se']:.1f} points"
+    name = "measured_micro_batches"
+    for scheduler, rows in pd.read_csv(RESULTS / f"{name}.csv").groupby("scheduler"):
+        what = f"error of a predicted round in micro-batches, {scheduler}, {len(rows)} scenarios, median"
+        yield name, what, f"{100 * rows.error.abs().median():.0f} %"
     name = "training_scaling"
     table = pd.read_csv(RESULTS / f"{name}.csv")
     for row in table[table.clients == table.clients.max()].to_dict("records"):

@@ -31,7 +31,7 @@ def digest(*parts):
 def common(parameters):
     """Return a hash of what all notebooks depend on."""
     parts = []
-    for path in sorted((ROOT / "src").rglob("*.py")):
+    for path in sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "notebooks").glob("*.py")]):
         parts += [str(path.relative_to(ROOT)), path.read_bytes()]
     parts += ["pins", (ROOT / "requirements.txt").read_bytes(), *sorted(parameters)]
     dataset = dict(parameter.split("=", 1) for parameter in parameters).get("DATASET", "digits")

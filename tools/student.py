@@ -38,6 +38,8 @@ def write(folder: Path) -> None:
     exercises.mkdir(parents=True)
     for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
         shutil.copy2(path, folder / "notebooks")
+    for path in (ROOT / "notebooks").glob("*.py"):  # what notebooks import
+        shutil.copy2(path, folder / "notebooks")
     for path in sorted((ROOT / "notebooks" / "solutions").glob("[0-9]*.ipynb")):
         nbformat.write(without_solutions(path), exercises / path.name)
     for name in OTHERS:
