@@ -31,6 +31,7 @@ SERVER_SLOWDOWN = (2.0, 5.0)  # EPSL's, which computes while its clients wait; E
 MODEL, DATA = f"{__name__}:edge_net", f"{__name__}:digits_for_training"
 BATCHES = {"epsl": 96, "edgesplit": 96, "pipeline": 64}
 _PASSES = 10  # that measure a profile
+_LARGER_THAN_CACHES = 1 << 25  # numbers of 4 bytes
 
 
 def edge_net() -> nn.Sequential:
@@ -113,8 +114,9 @@ def profile_for(scheduler, micro_batches: int | None = None) -> "object":
 def server_call(profile, cut: int, samples: int) -> float:
     """Return what one call of the server takes on this machine beyond the profile: CPU s, the mean of a few.
 
-    A profile knows layers. A call also joins activations, computes the loss and divides the gradients, and its layers
-    find other data in the caches. Measured with the server's own step, not fitted to any round.
+    A profile knows layers. A call also joins activations, computes the loss and divides the gradients, and finds the
+    caches filled by other processes. Measured with the server's own step, the caches emptied before, not fitted to any
+    round.
 
     Args:
         profile: of `profile_for`.
@@ -125,11 +127,12 @@ def server_call(profile, cut: int, samples: int) -> float:
     inputs, labels = load("digits")[0][:samples]
     with torch.no_grad():
         smashed = run.devices[0].module(inputs)
-    found, threads = [], torch.get_num_threads()
+    found, threads, others = [], torch.get_num_threads(), torch.zeros(_LARGER_THAN_CACHES)
     torch.set_num_threads(1)
     try:
         for _ in range(2 + _PASSES):
             idle()
+            others += 1
             begin = thread_time()
             run.server_gradients([smashed], [labels], np.ones(1), np.random.default_rng(0))
             found.append(thread_time() - begin)

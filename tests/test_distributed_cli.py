@@ -79,6 +79,7 @@ class Hosts:
 
 
 @pytest.mark.slow
+@pytest.mark.full  # the documented commands start hosts by hand too; a killed client comes back in the table of faults
 def test_hosts_are_started_by_hand_a_killed_client_comes_back_and_strangers_are_told(processes, tmp_path):
     assert cli.main(["keys", str(tmp_path / "keys"), "--ranks", "4"]) == 0
     port, options = free_port(), ["--cut", "pool1", "--timeout", 5, "--lr", 0.05, "--clients", 3]
