@@ -1,5 +1,6 @@
 """Models, data and functions that worker processes import by name, and how tests use them."""
 
+import multiprocessing
 import os
 import pickle
 import tempfile
@@ -119,7 +120,9 @@ LIE_AT = 4
 
 
 def first_of_the_run():
-    """Whether this process is the first that asks, since the file `noted` was deleted."""
+    """Whether this process is the first worker that asks, since the file `noted` was deleted."""
+    if multiprocessing.parent_process() is None:  # it launches the run
+        return False
     try:
         os.close(os.open(noted(os.getppid()), os.O_CREAT | os.O_EXCL))
     except FileExistsError:

@@ -338,6 +338,7 @@ def test_what_was_recorded_on_the_way_is_of_no_use_later():
             there = server.meet(1, 10.0)
             there.welcome("")
             asking.join(10)
+            assert not asking.is_alive()
             link.close()
             there.ended.wait(5)
         with socket.create_connection(("127.0.0.1", server.port), 5) as again:
