@@ -78,6 +78,15 @@ class Hosts:
         return all(self.running[name].poll() is not None for name in names)
 
 
+@pytest.fixture(autouse=True)
+def handlers_of_signals():
+    """The command line ends its process; here that goes on, and takes its own handlers back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.slow
 @pytest.mark.full  # the documented commands start hosts by hand too; a killed client comes back in the table of faults
 def test_hosts_are_started_by_hand_a_killed_client_comes_back_and_strangers_are_told(processes, tmp_path):
