@@ -146,7 +146,30 @@ def meets_bound(value: float, lower_bound: float) -> bool:
 
 def gap_to_bound(value: float, lower_bound: float) -> float:
     """Return the most by which a plan can be longer than the optimum, value / lower_bound − 1; NaN without a bound."""
+    if lower_bound == value == 0:
+        return 0.0  # a round of no time is optimal
     return max(value / lower_bound - 1.0, 0.0) if lower_bound > 0 else math.nan
+
+
+class Bounded:
+    """Mixin of plans with a lower bound: how far they may be from the optimum."""
+
+    round_time: float
+    lower_bound: float
+
+    @property
+    def _minimised(self) -> float:
+        return self.round_time
+
+    @property
+    def gap(self) -> float:
+        """Upper bound on the relative distance from the optimum, objective / lower_bound − 1; NaN without one."""
+        return gap_to_bound(self._minimised, self.lower_bound)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the plan is proven optimal: it is as good as its lower bound."""
+        return meets_bound(self._minimised, self.lower_bound)
 
 
 def facts_table(plan: Plan, title: str, facts: dict[str, Any], bounds: str = "round") -> str:

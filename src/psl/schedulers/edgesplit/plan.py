@@ -10,7 +10,7 @@ import pandas as pd
 from psl import html
 from psl.errors import check_choice
 from psl.networks.edge_cluster import EdgeCluster
-from psl.plans import facts_table, gap_to_bound, held_bound, meets_bound
+from psl.plans import Bounded, facts_table, held_bound
 from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.checks import price, priced
@@ -26,7 +26,7 @@ FRAMEWORKS = ("edgesplit", "fedavg", "sfl", "centralised")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class EdgeSplitPlan(Record):
+class EdgeSplitPlan(Bounded, Record):
     """Where every device cuts the model, and how the band is shared; with the scenario it was made for.
 
     Args:
@@ -143,18 +143,6 @@ class EdgeSplitPlan(Record):
     def cut_names(self) -> tuple[str, ...]:
         """Name of every device's cut."""
         return tuple(self.profile.names[j] for j in self.cuts.tolist())
-
-    @property
-    def gap(self) -> float:
-        """Relative distance from the optimum: round_time / lower_bound − 1; NaN without a bound."""
-        if self.lower_bound == self.round_time == 0:
-            return 0.0  # a round of no time is optimal
-        return gap_to_bound(self.round_time, self.lower_bound)
-
-    @property
-    def exact(self) -> bool:
-        """Whether the plan is proven optimal: its round is as short as the lower bound."""
-        return meets_bound(self.round_time, self.lower_bound)
 
     @property
     def price(self) -> float:

@@ -11,7 +11,7 @@ from psl import html
 from psl.errors import expected
 from psl.gradient_aggregation import sampled_rows
 from psl.networks.wireless_cell import WirelessCell
-from psl.plans import facts_table, gap_to_bound, held_bound, meets_bound
+from psl.plans import Bounded, facts_table, held_bound
 from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.checks import check_min_cut, price, priced
@@ -32,7 +32,7 @@ from psl.schedulers.micro_batches import check_duplex, micro_batch_sizes
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class EPSLPlan(Record):
+class EPSLPlan(Bounded, Record):
     """Where to cut the model and how to share the cell, with the scenario it was made for.
 
     Args:
@@ -138,16 +138,6 @@ class EPSLPlan(Record):
     def cut_name(self) -> str:
         """Name of the cut in the profile."""
         return self.profile.names[self.cut]
-
-    @property
-    def gap(self) -> float:
-        """Upper bound on the relative distance from the optimum, round_time / lower_bound − 1; NaN without one."""
-        return gap_to_bound(self.round_time, self.lower_bound)
-
-    @property
-    def exact(self) -> bool:
-        """Whether the plan is proven optimal: its round is as short as the lower bound."""
-        return meets_bound(self.round_time, self.lower_bound)
 
     @property
     def price(self) -> float:

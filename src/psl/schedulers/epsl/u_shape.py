@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from psl import html
 from psl.errors import check_choice, expected
 from psl.networks.wireless_cell import WirelessCell
-from psl.plans import facts_table, gap_to_bound, meets_bound
+from psl.plans import Bounded, facts_table
 from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.checks import seconds
@@ -195,7 +195,7 @@ def _no_profiles(cell: WirelessCell) -> WirelessCell:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class UShapedPlan(Record):
+class UShapedPlan(Bounded, Record):
     """A plan of a round with two cuts: PSL's plan up to the second, with the time of the tail.
 
     Args:
@@ -241,16 +241,6 @@ class UShapedPlan(Record):
     def n_clients(self) -> int:
         """N, the number of clients of the cell."""
         return self.cell.n_clients
-
-    @property
-    def gap(self) -> float:
-        """Upper bound on the relative distance from the optimum, round_time / lower_bound − 1; NaN without one."""
-        return gap_to_bound(self.round_time, self.lower_bound)
-
-    @property
-    def exact(self) -> bool:
-        """Whether the plan is proven optimal."""
-        return meets_bound(self.round_time, self.lower_bound)
 
     def latency(self, framework: str = "psl", local_steps: int = 1) -> UShapedLatency:
         """Return the terms of one round of a framework with this plan's cuts, subchannels and power."""

@@ -8,7 +8,7 @@ import pandas as pd
 from psl import html
 from psl.errors import check_choice, expected
 from psl.networks.edge_network import EdgeNetwork
-from psl.plans import facts_table, gap_to_bound, held_bound, meets_bound
+from psl.plans import Bounded, facts_table, held_bound
 from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.checks import check_min_cut, price, priced
@@ -25,7 +25,7 @@ from psl.schedulers.pipeline.path import Hops, Path, Stages, describe
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class PipelinePlan(Record):
+class PipelinePlan(Bounded, Record):
     """Which node runs which units, over which links, in what micro-batches, with the scenario it was made for.
 
     Args:
@@ -105,14 +105,8 @@ class PipelinePlan(Record):
         return self.round_time if self.objective == "time" else self.interval
 
     @property
-    def gap(self) -> float:
-        """Upper bound on the relative distance from the optimum, value / lower_bound − 1; NaN without one."""
-        return gap_to_bound(self.value, self.lower_bound)
-
-    @property
-    def exact(self) -> bool:
-        """Whether the plan is proven optimal for its objective: it is as good as the lower bound."""
-        return meets_bound(self.value, self.lower_bound)
+    def _minimised(self) -> float:
+        return self.value
 
     @property
     def price(self) -> float:
