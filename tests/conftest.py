@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
+from psl.models import cnn, thin_resnet
+
 # Tensors are small here: more threads only wait for each other, up to twenty times slower on a busy machine.
 torch.set_num_threads(1)
 
@@ -35,6 +37,20 @@ def data():
     images = torch.randn(130, 1, 8, 8, generator=generator)
     labels = torch.randint(0, 4, (130,), generator=generator)
     return TensorDataset(images[:100], labels[:100]), TensorDataset(images[100:], labels[100:])
+
+
+@pytest.fixture
+def plain():
+    """A small CNN in double precision."""
+    torch.manual_seed(2)
+    return cnn(n_classes=4, width=4).double()
+
+
+@pytest.fixture
+def norm():
+    """A small residual network with BatchNorm, in double precision."""
+    torch.manual_seed(2)
+    return thin_resnet(n_classes=4, width=4).double()
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from psl.errors import CheckpointError, ScenarioError
-from psl.models import cnn, split, thin_resnet
+from psl.models import split
 from psl.networks import EdgeCluster, WirelessCell
 from psl.profiles import Profile
 from psl.schedulers import edgesplit, epsl
@@ -16,18 +16,6 @@ from psl.training import train
 from psl.training.config import AGGREGATION_RULES, TrainingConfig, cross_entropy
 from psl.training.frameworks import build_framework
 from test_training_identities import CUT, assert_close, assert_same, run, tiny_data
-
-
-@pytest.fixture
-def plain():
-    torch.manual_seed(2)
-    return cnn(n_classes=4, width=4).double()
-
-
-@pytest.fixture
-def norm():
-    torch.manual_seed(2)
-    return thin_resnet(n_classes=4, width=4).double()
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])

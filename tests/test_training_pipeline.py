@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from psl.errors import CheckpointError, CutError, ScenarioError
-from psl.models import cnn, cuts, partition, thin_resnet
+from psl.models import cuts, partition
 from psl.training import train
 from psl.training.config import TrainingConfig, cross_entropy
 from psl.training.frameworks import build_framework
@@ -21,18 +21,6 @@ STAGES = {1: [], 2: [3], 3: [2, 7], 5: [1, 4, 5, 8]}
 
 def sgd(parameters):
     return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
-
-
-@pytest.fixture
-def plain():
-    torch.manual_seed(2)
-    return cnn(n_classes=4, width=4).double()
-
-
-@pytest.fixture
-def norm():
-    torch.manual_seed(2)
-    return thin_resnet(n_classes=4, width=4).double()
 
 
 def batch(n=24):

@@ -21,7 +21,7 @@ from psl.training.config import TrainingConfig, optimizer_factory
 from psl.training.defences import Defence
 from psl.training.first_batch import checked_samples
 from psl.training.frameworks import FRAMEWORKS, Framework, build_framework, framework_class
-from psl.training.messages import each
+from psl.training.messages import each, part_sizes
 from psl.training.model_preparation import check_model, prepare_model, tried_layout, verify_cuts
 from psl.training.partition import check_rule
 from psl.training.partition import partition as divide
@@ -202,12 +202,16 @@ class Job(Record):
     @property
     def parts(self) -> int:
         """M, in how many micro-batches a client's mini-batch goes through."""
-        return -(-self.batch_size // (self.micro_batch or self.batch_size)) if self.kind.micro_batched else 1
+        return len(self._client_sizes)
 
     def samples_of(self, number: int) -> int:
         """Return the samples of a micro-batch of a client, counted through its mini-batches."""
-        size = self.micro_batch or self.batch_size
-        return min(size, self.batch_size - number % self.parts * size) if self.parts > 1 else self.batch_size
+        return self._client_sizes[number % self.parts]
+
+    @property
+    def _client_sizes(self) -> list[int]:
+        micro_batch = self.micro_batch if self.kind.micro_batched else None
+        return part_sizes(self.batch_size, micro_batch or self.batch_size)
 
     @property
     def n_processes(self) -> int:
@@ -225,8 +229,7 @@ class Job(Record):
     def sizes(self) -> list[int]:
         """Samples of each micro-batch."""
         n = self.n_clients * self.batch_size
-        m = self.micro_batch or n
-        return [min(m, n - start) for start in range(0, n, m)]
+        return part_sizes(n, self.micro_batch or n)
 
     def place(self, rank: int) -> int:
         """Return the number of a process's stage, or of the one before a relay."""

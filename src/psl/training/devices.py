@@ -150,6 +150,10 @@ class Devices:
         for client in clients:
             yield client, action(self._devices[client])
 
+    def do(self, clients: Iterable[int], action: Callable[[Any], Result]) -> dict[int, Result]:
+        """Do something with several clients, as `each`; returns all results, by client."""
+        return dict(self.each(clients, action))
+
 
 def device_forward(device: Stage, inputs: Any) -> Any:
     """Start a device's step: returns the activations at the cut, one row per sample.

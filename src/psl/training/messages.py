@@ -80,6 +80,11 @@ def rows(value: Any, index: Any) -> Any:
     return each(lambda tensor: tensor[index], value)
 
 
+def part_sizes(n_samples: int, size: int) -> list[int]:
+    """Return the samples of consecutive parts of at most `size`: all are full but perhaps the last."""
+    return [min(size, n_samples - start) for start in range(0, n_samples, size)]
+
+
 def split_rows(value: Any, size: int) -> list[Any]:
     """Return consecutive parts of at most `size` samples."""
     starts = range(0, rows_of(value), size)

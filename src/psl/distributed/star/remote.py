@@ -48,9 +48,9 @@ class RemoteDevice:
         self._packed = None if like["activations"] is None else self._defence.packed(like["activations"])
 
     @property
-    def failed(self) -> bool:
-        """Whether a link to it has ended."""
-        return self.link.failure is not None or self.broadcasts.failure is not None
+    def failure(self) -> Exception | None:
+        """Why a link to it has ended; None while both are open."""
+        return self.link.failure or self.broadcasts.failure
 
     def command(self, do: str, step: int, **word: Any) -> None:
         """Tell the client what to do."""
@@ -210,9 +210,8 @@ class RemoteDevices(Devices):
         for i in self.present:
             device = self.devices[i]
             device.index = index
-            failure = device.link.failure or device.broadcasts.failure
-            if failure is not None:
-                self.give_up(i, failure)
+            if device.failure is not None:
+                self.give_up(i, device.failure)
 
     def close(self) -> None:
         """End all links."""

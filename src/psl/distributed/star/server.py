@@ -187,8 +187,7 @@ class Server:
         rng = generator(Stream.ROUND, self.job.seed, index)
         rng.integers(2**63)  # torch's seed of the round, drawn first in `psl.train` too
         loss = float(self.half.run.train_round(Round(no_draw, rng, None, no_seed, self.devices, self.half.computing)))
-        for _ in self.devices.each(self.devices.present, lambda device: device.ask("report", index)):
-            pass
+        self.devices.do(self.devices.present, lambda device: device.ask("report", index))
         seconds, self.place.log.round = time.monotonic() - start, -1
         self.recorder.enter(loss, seconds=seconds, participants=len(self.devices.present), rows=self.half.run.rows)
         self.place.tell(self.recorder, done=True)
@@ -203,7 +202,7 @@ class Server:
     def _evaluate(self, index: int) -> np.ndarray:
         """Return the test metric of each distinct client model; the clients do their part on the test data."""
         self.half.train(False)
-        found = dict(self.devices.each(self.tested(), lambda device: self._score(index, device)))
+        found = self.devices.do(self.tested(), lambda device: self._score(index, device))
         self.half.train(True)
         return np.array(list(found.values()))
 
@@ -243,8 +242,8 @@ class Server:
 
     def _finish(self) -> History:
         models = self.tested()
-        for _ in self.devices.each(self.devices.present, lambda device: device.ask("stop", 0)):
-            pass  # their parts of the model are written now
+        # Asked to stop, clients write their parts of the model.
+        self.devices.do(self.devices.present, lambda device: device.ask("stop", 0))
         job, run = self.job, self.half.run
         settings = settings_of(run) | {"n_clients": job.n_clients}
         if job.kind.several_cuts:

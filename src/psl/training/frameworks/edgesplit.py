@@ -89,20 +89,16 @@ class EdgeSplit(LocalTraining):
         return 0 if len(self.cut) == 1 else device.number
 
     def _micro_batched_step(self, device: Device, step: int, this: Round, size: int) -> torch.Tensor:
-        place, batch_size = self._place(device), self.config.batch_size
+        place = self._place(device)
         server_part, optimizer = self.server_part(place), self.optimizers[f"server {place}"]
         assert server_part is not None
 
-        def serve(_: Any, smashed: list[Any], labels: list[torch.Tensor], share: float, k: int) -> ServerGradients:
-            with this.at_server(device.number, step * -(-batch_size // size) + k):
+        def serve(_: Any, smashed: list[Any], labels: list[torch.Tensor], share: float, number: int) -> ServerGradients:
+            with this.at_server(device.number, number):
                 return server_backward(server_part, smashed, labels, np.ones(1), weighted(self.config.loss, share))
 
-        if optimizer is not None:
-            optimizer.zero_grad(set_to_none=True)
-        loss = alone_in_micro_batches(device, step, serve, self.bits, batch_size=batch_size, size=size)
-        if optimizer is not None:
-            optimizer.step()
-        return loss
+        options = {"batch_size": self.config.batch_size, "size": size}
+        return server_step(optimizer, lambda: alone_in_micro_batches(device, step, serve, self.bits, **options))
 
     def server_part(self, client: int) -> nn.Module | None:
         """Return the server's layers for a device, None if it holds the whole model."""

@@ -82,8 +82,7 @@ class LocalTraining(Framework):
         copy_into(staying, stayed)
         for copy in self.copies.values():
             copy_into(exchanged(copy.model), self.at_server)
-        for _ in this.devices.each(this.devices.present, self.hand_back):
-            pass
+        this.devices.do(this.devices.present, self.hand_back)
         return total / self.steps
 
     def hand_back(self, device: Device) -> None:

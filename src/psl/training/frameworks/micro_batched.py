@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -11,9 +11,10 @@ from psl.errors import expected
 from psl.training.communication import BitCounter
 from psl.training.devices import Device, Devices, Upload
 from psl.training.frameworks.split_step import ServerGradients, only_needed
+from psl.training.messages import part_sizes
 
-#: From numbers of clients, their smashed data and labels of micro-batch k, its share m_k / b of the mini-batch, and k,
-#: to gradients of the share times the clients' mean losses.
+#: From numbers of clients, their smashed data and labels of a micro-batch, its share m_k / b of the mini-batch, and its
+#: number in the round, to gradients of the share times the clients' mean losses.
 Serve = Callable[[Sequence[int], list[Any], list[torch.Tensor], float, int], ServerGradients]
 
 
@@ -57,23 +58,20 @@ def micro_batched_step(
 
     Source: ours [B], for the round of EPSL (arXiv 2303.15991) [R].
     """
-    server = _Server(serve, bits, bits_of, _shares(batch_size, size))
+    server = _Server(serve, bits, bits_of, step, batch_size, size)
     if not slots:
-        losses = [loss for _, loss in devices.each(clients, lambda device: server.takes_all_of(device, step, size))]
+        losses = list(devices.do(clients, server.takes_all_of).values())
         return torch.stack(losses).sum() if losses else float("nan")
-    there, total = list(clients), torch.zeros(())
-    for _ in devices.each(there, lambda device: device.begin(step, size)):
-        pass
+    total = torch.zeros(())
+    there = list(devices.do(clients, lambda device: device.begin(step, size)))
     for k in range(len(server.shares)):
-        arrived = dict(devices.each(there, partial(_part, k)))
+        arrived = devices.do(there, partial(_part, k))
         if not arrived:
             return float("nan")
-        there, (loss, answers) = list(arrived), server.takes(k, arrived)
+        loss, answers = server.takes(k, arrived)
+        there = list(devices.do(arrived, partial(_answer, k, answers)))
         total = total + loss
-        for _ in devices.each(there, partial(_answer, k, answers)):
-            pass
-    for _ in devices.each(there, lambda device: device.finish()):
-        pass
+    devices.do(there, lambda device: device.finish())
     return total
 
 
@@ -81,7 +79,7 @@ def alone_in_micro_batches(
     device: Device, step: int, serve: Serve, bits: BitCounter, *, batch_size: int, size: int
 ) -> torch.Tensor:
     """Train one device on one mini-batch in micro-batches; arguments and errors as of `micro_batched_step`."""
-    return _Server(serve, bits, None, _shares(batch_size, size)).takes_all_of(device, step, size)
+    return _Server(serve, bits, None, step, batch_size, size).takes_all_of(device)
 
 
 @dataclass(frozen=True)
@@ -89,23 +87,30 @@ class _Server:
     serve: Serve
     bits: BitCounter
     bits_of: Callable[[torch.Tensor], int] | None
-    shares: list[float]
+    step: int
+    batch_size: int
+    size: int
+
+    @cached_property
+    def shares(self) -> list[float]:
+        """m_k / b of each micro-batch."""
+        return [samples / self.batch_size for samples in part_sizes(self.batch_size, self.size)]
 
     def takes(self, k: int, arrived: dict[int, Upload]) -> tuple[torch.Tensor, dict[int, tuple[Any, Any]]]:
         """Serve micro-batch k of some clients; returns the loss and each client's gradients, shared and own."""
         bits = self.bits
         smashed = [bits.up(sent.smashed, self.bits_of) for sent in arrived.values()]
         labels = [bits.up(sent.labels) for sent in arrived.values()]
-        found = self.serve(list(arrived), smashed, labels, self.shares[k], k)
+        found = self.serve(list(arrived), smashed, labels, self.shares[k], self.step * len(self.shares) + k)
         needed = next(iter(arrived.values())).needed
         shared = None if found.shared is None else bits.broadcast(only_needed(found.shared, needed))
         own = zip(arrived, found.own, strict=True)
         return found.loss, {i: (shared, bits.down(only_needed(part, needed))) for i, part in own}
 
-    def takes_all_of(self, device: Device, step: int, size: int) -> torch.Tensor:
+    def takes_all_of(self, device: Device) -> torch.Tensor:
         """Serve all micro-batches of one client; returns its loss times its weight."""
         total = torch.zeros(())
-        device.begin(step, size)
+        device.begin(self.step, self.size)
         for k in range(len(self.shares)):
             loss, answers = self.takes(k, {device.number: device.part(k)})
             _answer(k, answers, device)
@@ -120,11 +125,6 @@ def _part(k: int, device: Device) -> Upload:
 
 def _answer(k: int, answers: dict[int, tuple[Any, Any]], device: Device) -> None:
     device.part_backward(k, *answers[device.number])
-
-
-def _shares(batch_size: int, size: int) -> list[float]:
-    """Return m_k / b of each micro-batch."""
-    return [min(size, batch_size - start) / batch_size for start in range(0, batch_size, size)]
 
 
 def weighted(loss: Callable[..., torch.Tensor], share: float) -> Callable[..., torch.Tensor]:

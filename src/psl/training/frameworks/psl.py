@@ -9,7 +9,7 @@ import torch
 from psl.training.frameworks.base import Round
 from psl.training.frameworks.micro_batched import micro_batched_step, weighted
 from psl.training.frameworks.resampled_server import resampled_step
-from psl.training.frameworks.split_step import ServerGradients, SplitFramework, normalised
+from psl.training.frameworks.split_step import ServerGradients, SplitFramework, normalised, server_step
 
 
 class PSL(SplitFramework):
@@ -61,24 +61,20 @@ class PSL(SplitFramework):
             return super().train_clients(clients, weights, step, this)
 
         known = dict(zip(clients, weights, strict=True))
-        n_micro = -(-self.config.batch_size // size)
 
         def serve(
-            which: Sequence[int], smashed: list[Any], labels: list[torch.Tensor], share: float, k: int
+            which: Sequence[int], smashed: list[Any], labels: list[torch.Tensor], share: float, number: int
         ) -> ServerGradients:
             loss = weighted(self.config.loss, share)
-            with this.at_server(which[0], step * n_micro + k):
+            with this.at_server(which[0], number):
                 return self.server_gradients(smashed, labels, np.array([known[i] for i in which]), this.rng, loss)
 
-        optimizer = self.optimizers["server"]
-        if optimizer is not None:
-            optimizer.zero_grad(set_to_none=True)
         options: dict[str, Any] = {"batch_size": self.config.batch_size, "size": size, "slots": self.slots}
         options["bits_of"] = None if self.config.defence is None else self.config.defence.bits_of
-        loss = micro_batched_step(this.devices, clients, step, serve, self.bits, **options)
-        if optimizer is not None:
-            optimizer.step()
-        return loss
+        return server_step(
+            self.optimizers["server"],
+            lambda: micro_batched_step(this.devices, clients, step, serve, self.bits, **options),
+        )
 
     def update_server(
         self, smashed: list[Any], labels: list[torch.Tensor], weights: np.ndarray, rng: np.random.Generator

@@ -30,8 +30,7 @@ class SFL(PSL):
         if average.weight:
             mean = average.means(whole=len(this.devices.present) == len(self.weights))
             self.at_server = [self.bits.broadcast(tensor) for tensor in mean]
-            for _ in this.devices.each(this.devices.present, lambda device: device.take(mean, broadcast=True)):
-                pass
+            this.devices.do(this.devices.present, lambda device: device.take(mean, broadcast=True))
         return loss
 
     def client_models(self) -> list[nn.Module]:

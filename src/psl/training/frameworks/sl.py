@@ -55,5 +55,5 @@ class SL(SplitFramework):
     def _hand_to(self, client: int, this: Round) -> None:
         assert self.at_server is not None
         model = [self.bits.down(tensor) for tensor in self.at_server]
-        took = dict(this.devices.each([client], lambda device: device.take(model)))
+        took = this.devices.do([client], lambda device: device.take(model))
         self.holder = client if took else -1

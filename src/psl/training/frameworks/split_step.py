@@ -14,7 +14,7 @@ from psl.models.values import call
 from psl.training.communication import BitCounter
 from psl.training.config import TrainingConfig, check_cut
 from psl.training.defences import Defence
-from psl.training.devices import Devices
+from psl.training.devices import Devices, Result
 from psl.training.frameworks.base import Framework, Round, refuse_raw_data
 from psl.training.messages import Gradients, entries, joined, leaves
 from psl.training.scores import cross_entropy
@@ -65,7 +65,7 @@ def split_step(
     Raises:
         CutError: the tensor at the cut does not have one row per sample.
     """
-    arrived = dict(devices.each(clients, lambda device: device.forward(step)))
+    arrived = devices.do(clients, lambda device: device.forward(step))
     if not arrived:
         return float("nan")
     there = list(arrived)
@@ -76,9 +76,7 @@ def split_step(
     shared = None if found.shared is None else bits.broadcast(only_needed(found.shared, needed))  # (n_A, …)
     own = {i: bits.down(only_needed(part, needed)) for i, part in zip(there, found.own, strict=True)}
     rows = {} if found.rows is None else {i: bits.down(mask) for i, mask in zip(there, found.rows, strict=True)}
-    answer = lambda device: device.backward(step, shared, own[device.number], rows.get(device.number))  # noqa: E731
-    for _ in devices.each(there, answer):
-        pass
+    devices.do(there, lambda device: device.backward(step, shared, own[device.number], rows.get(device.number)))
     return found.loss
 
 
@@ -88,12 +86,12 @@ def only_needed(gradient: Any, needed: list[bool]) -> Any:
     return tuple(parts) if isinstance(gradient, tuple) else parts[0]
 
 
-def server_step(optimizer: torch.optim.Optimizer | None, gradients: Callable[[], ServerGradients]) -> ServerGradients:
-    """Take the server's part of a step.
+def server_step(optimizer: torch.optim.Optimizer | None, gradients: Callable[[], Result]) -> Result:
+    """Take the server's part of a step; returns what `gradients` found.
 
     Args:
         optimizer: the server's, None if it has nothing to train.
-        gradients: runs the server forward and backward, such as `server_backward`.
+        gradients: runs the server forward and backward, such as `server_backward`, once or several times.
     """
     if optimizer is not None:
         optimizer.zero_grad(set_to_none=True)
