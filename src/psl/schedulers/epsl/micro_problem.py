@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from psl.networks.wireless_cell import shannon_rate
-from psl.schedulers.checks import seconds
-from psl.schedulers.epsl.pipelined import PipelinedRound, Served
+from psl.schedulers.epsl.pipelined import PipelinedRound, Served, sending_seconds, server_seconds
 from psl.schedulers.epsl.power import optimal_power, within_limits
 from psl.schedulers.epsl.problem import RoundProblem
 from psl.schedulers.epsl.server_order import preemptive_bound
@@ -59,23 +58,16 @@ class MicroProblem(RoundProblem):
         """Return (n,) s that a round takes at least, because client[n] has these rates: it alone with the server."""
         t, share, cell = self.terms, self.shares, self.cell
         forward, backward = t.client_forward[cut][client], t.client_backward[cut][client]
-        messages = cell.message_overhead
-        up = seconds(t.upload_bits[cut], up_rate)[:, None] * share + messages * (t.upload_bits[cut] > 0)
-        down = seconds(t.unicast_bits[cut], down_rate)[:, None] * share + messages * (t.unicast_bits[cut] > 0)
+        up = sending_seconds(t.upload_bits[cut], up_rate, share, cell)
+        down = sending_seconds(t.unicast_bits[cut], down_rate, share, cell)
         if self.slots:
-            answer = seconds(t.broadcast_bits[cut], self.common_rate) * share + messages * (t.broadcast_bits[cut] > 0)
-            down = np.broadcast_to(answer, up.shape)
+            down = np.broadcast_to(sending_seconds(t.broadcast_bits[cut], self.common_rate, share, cell), up.shape)
         step, first, last = t.client_step[cut][client], forward * share[0], backward * share[-1]
-        least = one_client(forward[:, None] * share, up, self._server(cut), down, backward[:, None] * share)
+        server = server_seconds(t, cell, cut, share, slots=self.slots)
+        least = one_client(forward[:, None] * share, up, server, down, backward[:, None] * share)
         if self.duplex == "half":
             least = np.maximum(least, first + (up + down).sum(axis=1) + last)
         return cell.round_overhead + least + step
-
-    def _server(self, cut: int) -> np.ndarray:
-        """Return (M,) s of the server's jobs at a cut."""
-        t = self.terms
-        work = t.server_forward[cut] + t.second_forward[cut] + t.server_backward[cut]
-        return work * self.shares / (1 if self.slots else self.n_clients) + self.cell.call_overhead
 
     def least_counts(self, cut: int, below: float) -> np.ndarray | None:
         """Return (N,) the least subchannels that each client of a shorter round holds, or None if there is none.

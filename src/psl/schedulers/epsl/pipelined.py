@@ -32,6 +32,24 @@ from psl.schedulers.micro_batches import line_end, releases, tails
 _TIE = 1e-12  # relative; what ends so little later ends at the same moment
 
 
+def sending_seconds(bits: float, rate: np.ndarray | float, share: np.ndarray, cell: WirelessCell) -> np.ndarray:
+    """Return (…, M) s to send each micro-batch's share of a mini-batch's bits, with the time of a message if any.
+
+    Args:
+        bits: of the mini-batch.
+        rate: (…,) bit/s.
+        share: (M,) of each micro-batch.
+        cell: has the time of a message.
+    """
+    return np.asarray(seconds(bits, rate))[..., None] * share + cell.message_overhead * (bits > 0)
+
+
+def server_seconds(terms: CutTerms, cell: WirelessCell, cut: int, share: np.ndarray, *, slots: bool) -> np.ndarray:
+    """Return (M,) s of the server's jobs at a cut: micro-batches of one client, or slots of all."""
+    work = terms.server_forward[cut] + terms.second_forward[cut] + terms.server_backward[cut]
+    return work * share / (1 if slots else cell.n_clients) + cell.call_overhead
+
+
 class Served(NamedTuple):
     """A round that was put in order.
 
@@ -98,20 +116,14 @@ class PipelinedRound:
             slots: whether gradients are aggregated, φ = 1.
             duplex: "full" or "half".
         """
-        share, n_clients = sizes / sizes.sum(), cell.n_clients
-        server = terms.server_forward[cut] + terms.second_forward[cut] + terms.server_backward[cut]
-        up = seconds(terms.upload_bits[cut], up_rate)[:, None] * share + cell.message_overhead * (
-            terms.upload_bits[cut] > 0
-        )
-        answered, own = terms.broadcast_bits[cut] > 0, terms.unicast_bits[cut] > 0
-        broadcast = seconds(terms.broadcast_bits[cut], common_rate) * share + cell.message_overhead * answered
+        share = sizes / sizes.sum()
         return cls(
             forward=terms.client_forward[cut][:, None] * share,
-            up=up,
-            server=server * share / (1 if slots else n_clients) + cell.call_overhead,
-            down=seconds(terms.unicast_bits[cut], down_rate)[:, None] * share + cell.message_overhead * own,
+            up=sending_seconds(terms.upload_bits[cut], up_rate, share, cell),
+            server=server_seconds(terms, cell, cut, share, slots=slots),
+            down=sending_seconds(terms.unicast_bits[cut], down_rate, share, cell),
             backward=terms.client_backward[cut][:, None] * share,
-            broadcast=broadcast if slots else None,
+            broadcast=sending_seconds(terms.broadcast_bits[cut], common_rate, share, cell) if slots else None,
             client_step=terms.client_step[cut],
             server_step=float(terms.server_step[cut]),
             begin=cell.round_overhead,
