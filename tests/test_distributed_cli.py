@@ -263,6 +263,12 @@ def test_plain_text_is_warned_of_and_a_port_that_is_taken_is_said(capsys, monkey
     assert f"ChannelError: --listen: expected a free port at 127.0.0.1:{port}, got none" in said
 
 
+def test_one_cut_stands_for_itself_with_micro_batches_too():
+    asked = {"cut": ["pool1"], "micro_batch": 16, "phi": None}
+    assert cli._given(asked) == {"cut": "pool1", "micro_batch": 16}
+    assert cli._given({"cut": [1, 3]}) == {"cut": [1, 3]}
+
+
 def test_options_that_are_none(capsys):
     for arguments in (["psl"], ["sgd", "--rounds", "1"], ["psl", "--rounds", "1", "--model-option", "width"]):
         with pytest.raises(SystemExit):

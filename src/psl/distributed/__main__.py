@@ -144,7 +144,7 @@ def _is_address(text: str) -> bool:
 def _given(asked: dict) -> dict:
     """Return the options that were given, in the form of `Job`."""
     options = {name: value for name, value in asked.items() if value is not None}
-    if len(options.get("cut", ())) == 1 and options.get("micro_batch") is None:
+    if len(options.get("cut", ())) == 1:
         (options["cut"],) = options["cut"]
     if "model_options" in options:
         options["model_options"] = dict(options["model_options"])
@@ -184,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rows", choices=ROW_RULES, help="of epsl with --linearise sampled")
     add("--server-steps", type=int, help="of psl, on resampled activations")
     add("--defence", type=_defence, help="what clients do to their smashed data: noise=σ, quantise=BITS or nopeek=α")
-    add("--micro-batch", type=int, help="of a pipeline")
+    add("--micro-batch", type=int, help="samples at a time; of psl, epsl, edgesplit and pipeline")
     add("--schedule", help="of a pipeline: eager, gpipe or 1f1b")
     add("--partition", type=_number_or_name, help="iid or a Dirichlet α")
     add("--optimizer", help="sgd, adam or module:function")
