@@ -16,7 +16,18 @@ from training_common import write
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "notebooks"))
 from real_processes import experiment
 
-COLUMNS = ["scheduler", "seed", "micro_batches", "term", "predicted_s", "simulated_s", "measured_s", "error", "drift"]
+COLUMNS = [
+    "scheduler",
+    "seed",
+    "micro_batches",
+    "term",
+    "predicted_s",
+    "simulated_s",
+    "measured_s",
+    "error",
+    "overrun_s",
+    "drift",
+]
 
 
 def main() -> None:
@@ -24,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=12, help="scenarios per scheduler; the first seed is 0")
     parser.add_argument("--micro-batches", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3, help="that count, of each scenario")
+    parser.add_argument("--rounds", type=int, default=12, help="that count, of each scenario")
     asked = parser.parse_args()
     options = {"micro_batches": asked.micro_batches, "rounds": asked.rounds}
     frames = [experiment(scheduler, range(asked.seeds), **options) for scheduler in (epsl, edgesplit)]

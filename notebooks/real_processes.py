@@ -24,14 +24,13 @@ from psl.training.seeds import Stream, generator
 
 #: Devices are this many times slower than this machine, so that a few of them compute at once on two cores.
 DEVICE_SLOWDOWN = (8.0, 14.0)
-SERVER_SLOWDOWN = (2.0, 5.0)  # EPSL's, which computes while its clients wait; EdgeSplit's slices are like devices
+SERVER_SLOWDOWN = (2.0, 5.0)  # EPSL's with barriers: it computes while its clients wait; others are like devices
 
 #: The model, its data, and samples per pass by scheduler, which its profile is measured with: for the pipeline that is
 #: the micro-batch, a sixth of the mini-batch.
 MODEL, DATA = f"{__name__}:edge_net", f"{__name__}:digits_for_training"
 BATCHES = {"epsl": 96, "edgesplit": 96, "pipeline": 64}
-_PASSES = 10  # that measure a profile
-_LARGER_THAN_CACHES = 1 << 25  # numbers of 4 bytes
+_PASSES = 10  # that measure a profile; of micro-batches as many more as they are shorter
 
 
 def edge_net() -> nn.Sequential:
@@ -66,7 +65,7 @@ def digits_for_training() -> tuple[TensorDataset, TensorDataset]:
     return train, TensorDataset(*test[:16])
 
 
-def sample_network(scheduler: str, seed: int):
+def sample_network(scheduler: str, seed: int, *, barriers: bool = True):
     """Draw the network of an experiment: a `WirelessCell`, an `EdgeCluster` or an `EdgeNetwork`, by scheduler.
 
     Speeds are relative to this machine. Rates are such that communication and computation both matter for `edge_net`.
@@ -74,6 +73,8 @@ def sample_network(scheduler: str, seed: int):
     Args:
         scheduler: "epsl", "edgesplit" or "pipeline".
         seed: the same seed draws the same network.
+        barriers: whether EPSL's server and its clients take turns; without, in micro-batches, all compute at once, and
+            a server that is hardly slower than this machine could not be emulated beside them.
     """
     check_choice("scheduler", scheduler, BATCHES)
     rng = generator(Stream.SCENARIO, check_count("seed", seed, minimum=0))
@@ -86,7 +87,7 @@ def sample_network(scheduler: str, seed: int):
             "log-distance",
             subchannel_bandwidth=rng.uniform(1e6, 2e6),
             client_speed_range=(slow, fast),
-            server_speed=1 / rng.uniform(*SERVER_SLOWDOWN),
+            server_speed=1 / rng.uniform(*(SERVER_SLOWDOWN if barriers else DEVICE_SLOWDOWN)),
         )
     if scheduler == "edgesplit":
         cluster = EdgeCluster.sample(3, seed, bandwidth=40e6)
@@ -106,17 +107,15 @@ def sample_network(scheduler: str, seed: int):
 
 def profile_for(scheduler, micro_batches: int | None = None) -> "object":
     """Return the profile of `edge_net`, measured here with the batch size of a scheduler's module, or a part of it."""
-    return measured_profile(
-        MODEL, DATA, batch_size=BATCHES[name_of(scheduler)] // (micro_batches or 1), repeats=_PASSES
-    )
+    parts = micro_batches or 1
+    return measured_profile(MODEL, DATA, batch_size=BATCHES[name_of(scheduler)] // parts, repeats=_PASSES * parts)
 
 
 def server_call(profile, cut: int, samples: int) -> float:
     """Return what one call of the server takes on this machine beyond the profile: CPU s, the mean of a few.
 
     A profile knows layers. A call also joins activations, computes the loss and divides the gradients, and finds the
-    caches filled by other processes. Measured with the server's own step, the caches emptied before, not fitted to any
-    round.
+    caches filled by other processes. Measured with the server's own step, not fitted to any round.
 
     Args:
         profile: of `profile_for`.
@@ -127,12 +126,11 @@ def server_call(profile, cut: int, samples: int) -> float:
     inputs, labels = load("digits")[0][:samples]
     with torch.no_grad():
         smashed = run.devices[0].module(inputs)
-    found, threads, others = [], torch.get_num_threads(), torch.zeros(_LARGER_THAN_CACHES)
+    found, threads = [], torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for _ in range(2 + _PASSES):
             idle()
-            others += 1
             begin = thread_time()
             run.server_gradients([smashed], [labels], np.ones(1), np.random.default_rng(0))
             found.append(thread_time() - begin)
@@ -212,7 +210,7 @@ def experiment(
     name, frames, methods, seeds = name_of(scheduler), [], (None, *methods), list(seeds)
     with tqdm(total=len(seeds) * len(methods), desc=f"{name}, runs", disable=not progress) as bar:
         for seed in seeds:
-            network = sample_network(name, seed)
+            network = sample_network(name, seed, barriers=micro_batches is None)
             for method in methods:
                 profile = profile_for(scheduler, micro_batches)
                 plan = make_plan(scheduler, profile, network, method, seed, micro_batches)

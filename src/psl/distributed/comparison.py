@@ -100,7 +100,8 @@ def compare(
     b = plan.training_arguments().get("micro_batch") or plan.batch_size
     before, after = plan.profile, measured_profile(model, dataset, batch_size=b, repeats=_PASSES)
     planned, plan = plan, replace(plan, profile=_mean(before, after))
-    events: Table = done.events[done.events["round"] >= _WARM_UP]
+    events = _by_round(done.events, plan.scheduler)
+    events = events[events["round"].between(_WARM_UP, total - 1)]
     predict, measure = _terms_of(plan, events)
     measured = pd.DataFrame([measure(part) for _, part in events.groupby("round")]).median()
     predicted, simulated = predict(plan), measure(simulate(plan, **simulation).to_frame())
@@ -117,6 +118,14 @@ def compare(
     table.insert(0, "scheduler", plan.scheduler)
     how = {"overrun_s": done.overrun / total, "drift": whole[1] / whole[0] - 1, "emulation": done.emulation}
     return table.assign(**how)
+
+
+def _by_round(events: Table, scheduler: str) -> Table:
+    """Return events by the formula's rounds: EdgeSplit's begin with the models that the one before averaged."""
+    if scheduler != "edgesplit":
+        return events
+    down = events["resource"].astype(str).str.startswith("downlink") & (events["kind"].astype(str) == "model")
+    return events.assign(round=events["round"] + down)
 
 
 def _mean(a: Profile, b: Profile) -> Profile:

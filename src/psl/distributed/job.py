@@ -63,6 +63,7 @@ class Job(Record):
         schedule: of a pipeline: "eager": what has arrived, backward first, as in `psl.simulate`; "gpipe": all
             forward, then all backward; "1f1b": one forward, one backward, with as many in flight as stages are left.
         relays: (P,) along the path of a pipeline, which processes only pass on.
+        turns: (N M,) clients whose micro-batches the server takes, in the plan's order; () as they come.
         sample: form, shapes and types of a sample's inputs with a batch of 2 in front; None if not known yet.
     """
 
@@ -97,6 +98,7 @@ class Job(Record):
     micro_batch: int | None = None
     schedule: str = "eager"
     relays: tuple = ()
+    turns: tuple = ()
     sample: Any = None
 
     @classmethod
@@ -115,7 +117,7 @@ class Job(Record):
         """
         check_choice("framework", framework, (*STAR, "pipeline"))
         pipeline = framework == "pipeline"
-        known = {f.name for f in fields(cls)} - {"relays", "sample", "round_time"} | {"plan"}
+        known = {f.name for f in fields(cls)} - {"relays", "turns", "sample", "round_time"} | {"plan"}
         foreign = _OF_CLIENTS if pipeline else _OF_PIPELINES[FRAMEWORKS[framework].micro_batched :]
         for name, value in options.items():
             if name in foreign:
@@ -131,7 +133,9 @@ class Job(Record):
             raise expected("rows", "as many as the plan says, between processes", repr(found.rows), fix)
         options |= {name: getattr(found, name) for name in _RESOLVED} | {"round_time": found.round_time}
         options["cut"] = tuple(found.cut) if isinstance(found.cut, list) else found.cut
-        job = cls(framework, model, dataset, emulation=emulation, **options).checked()
+        served = getattr(plan, "served", None)
+        turns = () if served is None or pipeline else tuple(map(int, served.order))
+        job = cls(framework, model, dataset, emulation=emulation, turns=turns, **options).checked()
         if pipeline:
             job = dataclasses.replace(job, relays=tuple(relays(plan, len(job.cut) + 1)))
             if job.schedule == "1f1b" and len(job.sizes) < len(job.relays):

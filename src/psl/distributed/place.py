@@ -33,7 +33,7 @@ _EVENTS = {
 
 # What processes of a run may differ in, and what a checkpoint does not depend on.
 _OWN = {"type", "sample", "device", "timeout", "save_every", "record"}
-_NOT_SAVED = _OWN | {"rounds", "eval_every", "emulation", "schedule", "relays"}
+_NOT_SAVED = _OWN | {"rounds", "eval_every", "emulation", "schedule", "relays", "turns"}
 _LONG = 200  # characters; longer values are compared by a hash
 
 

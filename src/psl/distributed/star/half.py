@@ -2,7 +2,8 @@
 
 import copy
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,10 +25,10 @@ class Turns:
 
     def __init__(self):
         self._change, self._busy, self._came = threading.Condition(), False, 0
-        self._waiting: list[tuple[int, int]] = []
+        self._waiting: list[tuple[tuple[int, int], int]] = []
 
     @contextmanager
-    def turn(self, number: int) -> Iterator[None]:
+    def turn(self, number: tuple[int, int]) -> Iterator[None]:
         """The context of a turn."""
         with self._change:
             self._came += 1
@@ -58,6 +59,7 @@ class ServerHalf:
     def __init__(self, place: Place):
         self.job, self.index, self._place = place.job, 0, place
         self._now, self._lock, self._turns = threading.local(), threading.Lock(), Turns()
+        self._rank = _ranks(self.job.turns)
         self._separate = self.job.framework == "edgesplit"
         self._segments = [Segments(self._exclusive(i)) for i in range(self.job.n_clients if self._separate else 1)]
         self.run: Any = self.job.prepare(0, None if self._separate else self._segments[0])
@@ -113,7 +115,8 @@ class ServerHalf:
             with self._segments[client]("forward", step):
                 yield
             return
-        with self._turns.turn(step), self._segments[0]("forward", step):
+        local_step, k = divmod(step, self.job.parts)
+        with self._turns.turn((local_step, self._rank.get((client, k), k))), self._segments[0]("forward", step):
             yield
 
     def _exclusive(self, client: int):
@@ -148,6 +151,15 @@ class ServerHalf:
         self.run.at_server = state["at_server"]
         if hasattr(self.run, "holder"):
             self.run.holder = state["holder"]
+
+
+def _ranks(turns: Sequence[int]) -> dict[tuple[int, int], int]:
+    """Return the place of micro-batch k of a client in the order of clients, by (client, k)."""
+    found, taken = {}, Counter()
+    for place, client in enumerate(turns):
+        found[client, taken[client]] = place
+        taken[client] += 1
+    return found
 
 
 def no_draw(client: int, step: int) -> Any:

@@ -187,7 +187,8 @@ class Server:
         rng = generator(Stream.ROUND, self.job.seed, index)
         rng.integers(2**63)  # torch's seed of the round, drawn first in `psl.train` too
         loss = float(self.half.run.train_round(Round(no_draw, rng, None, no_seed, self.devices, self.half.computing)))
-        self.devices.do(self.devices.present, lambda device: device.ask("report", index))
+        if not isinstance(self.half.run, LocalTraining):  # else the next round begins with its models on the way down
+            self.devices.do(self.devices.present, lambda device: device.ask("report", index))
         seconds, self.place.log.round = time.monotonic() - start, -1
         self.recorder.enter(loss, seconds=seconds, participants=len(self.devices.present), rows=self.half.run.rows)
         self.place.tell(self.recorder, done=True)
