@@ -263,3 +263,20 @@ def test_the_round_of_a_u_shape_term_by_term():
         assert drawn.total >= plan.lower_bound * (1 - 1e-9)
     one = dataclasses.replace(plan.latency(), tail=0.0)
     assert one.total < plan.round_time
+
+
+def test_the_round_of_a_u_shape_takes_the_cells_overheads():
+    profile = psl.profile(psl.models.cnn(), (1, 8, 8))
+    free = psl.WirelessCell.sample(n_clients=3, n_subchannels=6, channel="log-distance", seed=1)
+    cell = dataclasses.replace(free, round_overhead=1.0, message_overhead=0.1, call_overhead=0.01)
+    plan = epsl.solve_u_shaped(profile, free, tail_cut="relu3", batch_size=8)
+    dear = epsl.UShapedPlan(profile, cell, dataclasses.replace(plan.plan, cell=cell), plan.tail_cut)
+    more = {"psl": (4, 2), "sfl": (2 * 4 + 2, 4), "sl": (3 * (4 + 2), 6)}  # messages and calls; sfl in 2 local steps
+    for framework, (messages, calls) in more.items():
+        steps = 2 if framework == "sfl" else 1
+        extra = dear.latency(framework, steps).total - plan.latency(framework, steps).total
+        assert extra == pytest.approx(1.0 + 0.1 * messages + 0.01 * calls)
+    assert "overhead" in dear.latency().to_frame().index and "overhead" not in plan.latency().to_frame().index
+    assert np.isnan(dear.lower_bound)
+    planned = epsl.solve_u_shaped(profile, cell, tail_cut="relu3", batch_size=8)
+    assert 1.4 < planned.lower_bound <= planned.round_time <= dear.round_time * (1 + 1e-9)

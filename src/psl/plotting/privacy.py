@@ -112,7 +112,8 @@ def plot_defences(data: pd.DataFrame, *, ax: Axes) -> Axes:
     """Draw accuracy against R² of every defence: once sent, and with the attacker's average of several sendings.
 
     Args:
-        data: a row per defence: "defence", "accuracy_percent", "r2_once", "r2_averaged".
+        data: a row per defence: "defence", "accuracy_percent", "r2_once", "r2_averaged"; the spread of accuracy and of
+            one sending's R², "accuracy_percent_sd" and "r2_once_sd", is drawn if it is there.
         ax: axes to draw on.
 
     Returns:
@@ -124,7 +125,8 @@ def plot_defences(data: pd.DataFrame, *, ax: Axes) -> Axes:
         y: float = row["accuracy_percent"]
         style: dict[str, Any] = {"color": colours[k], "marker": markers[k % len(markers)]}
         ax.plot([row["r2_once"], row["r2_averaged"]], [y, y], color=colours[k], linewidth=0.8)
-        ax.plot(row["r2_once"], y, linestyle="none", label=row["defence"], **style)
+        spread = {axis: row.get(f"{name}_sd") for axis, name in (("xerr", "r2_once"), ("yerr", "accuracy_percent"))}
+        ax.errorbar(row["r2_once"], y, **spread, linestyle="none", elinewidth=0.6, label=row["defence"], **style)
         ax.plot(row["r2_averaged"], y, linestyle="none", fillstyle="none", **style)
     ax.set(xlabel="R² (filled: one sending; hollow: average)", ylabel="test accuracy (%)")
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

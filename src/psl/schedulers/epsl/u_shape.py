@@ -20,7 +20,7 @@ from psl.profiles import Profile
 from psl.records import Record
 from psl.schedulers.checks import seconds
 from psl.schedulers.epsl.checks import check_assignment, check_batch, check_cut, check_power, check_profile
-from psl.schedulers.epsl.latency import client_seconds, round_latency
+from psl.schedulers.epsl.latency import client_seconds, overhead, round_latency
 from psl.schedulers.epsl.plan import EPSLPlan
 from psl.schedulers.epsl.problem import RoundProblem
 
@@ -35,6 +35,7 @@ TERMS = {
     "downlink": "gradients of the smashed data down and head backward",
     "optimizer": "optimizer steps of the server and of the clients",
     "model_exchange": "upload, broadcast or hand-over of heads and tails",
+    "overhead": "what a round, its messages and the server's calls take whatever they carry",
 }
 
 
@@ -52,6 +53,8 @@ class UShapedLatency(Record):
         optimizer: (σ_k − σ_j) / s, and what the clients' own steps, (σ_j + σ_L − σ_k) / s_i, add to the downlink's
             maximum.
         model_exchange: of δ_j + δ_L − δ_k bits per client.
+        overhead: t_0 + t_m × the messages that follow one another, four per step and those of models, + t_c × the
+            server's calls, two per step.
 
     Source: reconstruction [R] of a PSL round in which the clients keep the last layers.
     """
@@ -64,6 +67,7 @@ class UShapedLatency(Record):
     downlink: float
     optimizer: float = 0.0
     model_exchange: float = 0.0
+    overhead: float = 0.0
 
     @property
     def total(self) -> float:
@@ -71,11 +75,12 @@ class UShapedLatency(Record):
         return sum(getattr(self, term) for term in TERMS)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per term: seconds, share of the total, and what it is."""
-        values = [getattr(self, term) for term in TERMS]
+        """Return one row per term: seconds, share of the total, and what it is; overhead only where there is some."""
+        shown = [term for term in TERMS if term != "overhead" or self.overhead]
+        values = [getattr(self, term) for term in shown]
         with np.errstate(invalid="ignore"):
             share = np.array(values) / self.total
-        frame = pd.DataFrame({"seconds": values, "share": share, "meaning": list(TERMS.values())}, index=list(TERMS))
+        frame = pd.DataFrame({"seconds": values, "share": share, "meaning": [TERMS[t] for t in shown]}, index=shown)
         return frame.rename_axis("term")
 
 
@@ -154,6 +159,8 @@ def _latency(
     computing = b * (forward[-1] - forward[k] + backward[-1] - backward[k])  # (N,)
     step_tail = step[-1] - step[k]
     bits = profile.param_bits[-1] - profile.param_bits[k]
+    model = profile.param_bits[j] + bits
+    messages, calls = steps * _messages(profile, j, k), 2 * steps
     up, down, common = cell.uplink_rate(assignment, power), cell.downlink_rate(assignment), cell.broadcast_rate()
     if framework == "sl":  # the active client has all subchannels: the rates follow from what sending takes there
         bands = round_latency(_probe(profile), _no_profiles(cell), 1, assignment, power, 1, 0.0, "sl", 1)
@@ -164,13 +171,14 @@ def _latency(
         sent = bits if cell.n_clients > 1 else 0.0
         exchange = head.model_exchange + float((seconds(sent, up) + seconds(sent, down)).sum())
         tail, stepping = float(tail_of.sum()), head.optimizer + float(step_tail.sum())
+        messages, calls = cell.n_clients * (messages + 2 * int(model > 0 and cell.n_clients > 1)), cell.n_clients * calls
     else:
         tail = float(tail_of.max())
         done = np.asarray(head.downlink_of) + step_tail
         stepping = head.optimizer + float(done.max() - np.asarray(head.downlink_of).max())
         exchange = 0.0
         if framework == "sfl":
-            model = profile.param_bits[j] + bits
+            messages += 2 * int(model > 0)
             exchange = float((done + seconds(model, up)).max() - done.max() + seconds(model, common))
     return UShapedLatency(
         framework,
@@ -181,7 +189,13 @@ def _latency(
         downlink=steps * head.downlink,
         optimizer=steps * stepping,
         model_exchange=exchange,
+        overhead=overhead(cell, messages, calls),
     )
+
+
+def _messages(profile: Profile, j: int, k: int) -> int:
+    """Return the messages of a step that follow one another: those of four that have bits."""
+    return sum(int(bits[cut] > 0) for bits in (profile.act_bits, profile.grad_bits) for cut in (j, k))
 
 
 def _probe(profile: Profile) -> Profile:
@@ -270,15 +284,16 @@ class UShapedPlan(Bounded, Record):
 
 
 def least_tail(profile: Profile, cell: WirelessCell, batch_size: int, k: int) -> float:
-    """Return a lower bound of the tail's seconds: every client alone with its N_K − N + 1 best subchannels."""
+    """Return a lower bound of the tail's seconds, overhead included: every client alone with its best subchannels."""
     problem = RoundProblem(profile, cell, batch_size, 0.0)
     most = problem.n_subchannels - problem.n_clients
     forward, backward, _ = client_seconds(profile, cell)
     computing = batch_size * (forward[-1] - forward[k] + backward[-1] - backward[k])
     sending = seconds(batch_size * profile.act_bits[k], problem.downlink_reach[:, most])
-    return float(
-        (computing + sending + seconds(batch_size * profile.grad_bits[k], problem.uplink_reach[:, most])).max()
-    )
+    back = seconds(batch_size * profile.grad_bits[k], problem.uplink_reach[:, most])
+    more = int(profile.act_bits[k] > 0) + int(profile.grad_bits[k] > 0)  # messages, and one more call of the server
+    fixed = cell.message_overhead * more + cell.call_overhead
+    return float((computing + sending + back).max() + fixed)
 
 
 def u_shaped(plan: EPSLPlan, profile: Profile, cell: WirelessCell, tail_cut: int) -> UShapedPlan:
