@@ -1,5 +1,6 @@
 """Defences in training: what crosses, what is counted, what time it takes, and that runs stay reproducible."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -280,3 +281,40 @@ def test_the_round_of_a_u_shape_takes_the_cells_overheads():
     assert np.isnan(dear.lower_bound)
     planned = epsl.solve_u_shaped(profile, cell, tail_cut="relu3", batch_size=8)
     assert 1.4 < planned.lower_bound <= planned.round_time <= dear.round_time * (1 + 1e-9)
+
+
+def test_a_u_shaped_plan_is_simulated_and_trained():
+    model = psl.models.cnn()
+    profile = psl.profile(model, (1, 8, 8))
+    for seed, more in ((0, {}), (1, {"round_overhead": 0.1, "message_overhead": 0.01, "call_overhead": 0.005})):
+        cell = psl.WirelessCell.sample(n_clients=3, n_subchannels=6, channel="log-distance", seed=seed)
+        plan = epsl.solve_u_shaped(profile, dataclasses.replace(cell, **more), tail_cut="relu3", batch_size=8)
+        assert psl.simulate(plan).makespan == pytest.approx(plan.round_time, rel=1e-12)
+    stepping = dataclasses.replace(profile, step_cost=np.linspace(0, 1e9, len(profile.names)))
+    plan = epsl.solve_u_shaped(stepping, cell, tail_cut="relu3", batch_size=8)
+    assert plan.latency().optimizer > 0
+    assert psl.simulate(plan).makespan == pytest.approx(plan.round_time, rel=1e-12)
+    how = {"rounds": 1, "seed": 3, "progress": False}
+    for framework in ("psl", "sfl", "sl"):
+        planned = psl.train(framework, copy.deepcopy(model), "digits", plan=plan, **how)
+        named = [plan.profile.names[cut] for cut in plan.cuts]
+        alone = psl.train(framework, copy.deepcopy(model), "digits", cut=named, n_clients=3, batch_size=8, **how)
+        assert planned.train_loss == pytest.approx(alone.train_loss)
+        assert planned.simulated_time_s[-1] == pytest.approx(plan.framework_round_time(framework))
+        again = psl.train(framework, copy.deepcopy(model), "digits", plan=plan, cut=named, **how)
+        assert again.train_loss == pytest.approx(alone.train_loss)
+    with pytest.raises(PSLError, match="the plan's"):
+        psl.train(
+            "psl",
+            copy.deepcopy(model),
+            "digits",
+            plan=plan,
+            cut=("conv1", "relu3" if plan.cuts[0] != 1 else "pool1"),
+            **how,
+        )
+    with pytest.raises(PSLError, match="one with one cut"):
+        psl.distributed.Job.of("psl", "psl.models:cnn", plan=plan, rounds=1)
+    with pytest.raises(PSLError, match="quantises"):
+        psl.train("psl", copy.deepcopy(model), "digits", plan=plan, defence=Quantise(8), **how)
+    with pytest.raises(PSLError):
+        psl.train("epsl", copy.deepcopy(model), "digits", plan=plan, **how)

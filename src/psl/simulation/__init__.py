@@ -12,6 +12,7 @@ from psl.simulation.epsl import epsl_jobs
 from psl.simulation.operations import PipelinedPath
 from psl.simulation.pipeline import pipeline_jobs, pipeline_timeline
 from psl.simulation.timeline import KINDS, Recorder, Timeline
+from psl.simulation.u_shape import u_shaped_jobs
 
 __all__ = ["KINDS", "Timeline", "lower_bound", "simulate", "simulate_path"]
 
@@ -22,11 +23,11 @@ def simulate(
     """Execute one mini-batch of a pipelined plan, or one round of an EPSL or EdgeSplit plan, event by event.
 
     Durations come from the plan's profile and network, cell or cluster; the order of events comes from the rules in
-    `psl.simulation.pipeline`, `.epsl` and `.edgesplit`, and, for plans of the latter two in micro-batches, in
+    `psl.simulation.pipeline`, `.epsl`, `.u_shape` and `.edgesplit`, and, for plans in micro-batches, in
     `.micro_batches`. The result is deterministic.
 
     Args:
-        plan: from `pipeline.solve`, `epsl.solve` or `edgesplit.solve`.
+        plan: from `pipeline.solve`, `epsl.solve`, `epsl.solve_u_shaped` or `edgesplit.solve`.
         order: "1f1b": a node computes backward before forward when both wait; "flush" (GPipe): all forwards, then all
             backwards. Pipelined plans only.
         max_in_flight: micro-batches that the source may have between the start of their forward and the end of their
@@ -116,7 +117,9 @@ def _jobs(
         if given[name] != default:
             want = f"its default with a plan of {scheduler}"
             raise expected(name, want, repr(given[name]), "use it with pipelined plans")
-    return epsl_jobs(plan) if scheduler == "epsl" else edgesplit_jobs(plan)
+    if scheduler == "edgesplit":
+        return edgesplit_jobs(plan)
+    return u_shaped_jobs(plan) if hasattr(plan, "tail_cut") else epsl_jobs(plan)
 
 
 def _scheduler(plan: Any) -> str | None:

@@ -161,10 +161,7 @@ def _linearise(kind: type[Framework], given: str | None, plan: Plan | None, plan
         return planned
     check_choice("linearise", given, LINEARISE_RULES)
     if plan is not None and kind.name == "epsl" and (given == "sampled") != (planned == "sampled"):
-        want, fix = (
-            f"the plan's {planned!r}",
-            f"leave it out, or solve a plan for it: epsl.solve(…, linearise={given!r})",
-        )
+        want, fix = f"the plan's {planned!r}", f"leave it out, or solve a plan: epsl.solve(…, linearise={given!r})"
         if given != "sampled":
             fix = "leave it out, or solve a plan without linearise='sampled'"
         raise expected("linearise", want, repr(given), fix)
@@ -207,6 +204,8 @@ def _time_of_samples(plan: PlanOfRows, framework: str, server_steps: int, sample
 
 def _check_quantised(plan: Plan, defence: Quantise) -> None:
     """Refuse a plan whose profile counts other bits per activation than the defence sends, by those of gradients."""
+    if _is_u_shaped(plan):
+        raise expected("defence", "none that quantises, with a U-shaped plan", str(defence), "leave one of the two out")
     up, down = plan.profile.act_bits, plan.profile.grad_bits
     for j in range(1, plan.profile.n_units):
         if down[j] > 0 and abs(up[j] / down[j] * 32 / defence.bits - 1) > 1e-6:
@@ -221,7 +220,10 @@ def _choose_cut(
     """Return the cut or the list of cuts that a framework takes, else the plan's; None if it does not split."""
     if not kind.splits:
         return None
-    if isinstance(cut, list | tuple) and u_shaped and kind.u_shaped:
+    if _is_u_shaped(plan) or (isinstance(cut, list | tuple) and u_shaped and kind.u_shaped):
+        if not (u_shaped and kind.u_shaped):
+            fix = "train sl, sfl or psl in one process, or solve a plan with one cut"
+            raise expected("plan", "one with one cut", "one of a U-shaped split", fix)
         return _two_cuts(cut, plan)
     planned = None if plan is None else _planned_cuts(plan)
     if planned is not None and not kind.several_cuts:  # a plan with a cut per client may decide one for all
@@ -236,15 +238,25 @@ def _choose_cut(
     return chosen
 
 
-def _two_cuts(cut: list | tuple, plan: Plan | None) -> list[int | str | Cut]:
+def _is_u_shaped(plan: Plan | None) -> bool:
+    return plan is not None and plan.scheduler == "epsl" and len(_planned_cuts(plan) or ()) == 2
+
+
+def _two_cuts(cut: object, plan: Plan | None) -> list[int | str | Cut] | list[int]:
     """Return the cuts of a U-shaped split: behind the first the server computes, behind the second the client again."""
-    if len(cut) != 2:
-        fix = "pass cut=(first, second), between which the server computes, or one cut"
-        raise expected("cut", "two cuts for a U-shaped split", f"{len(cut)}", fix, CutError)
-    if plan is not None:
-        fix = "leave plan= out, and see epsl.u_shaped_latency for the round's time"
-        raise expected("plan", "none for a U-shaped split", type(plan).__name__, fix)
-    return check_cuts(cut)
+    planned = None if plan is None else _planned_cuts(plan)
+    if plan is not None and not _is_u_shaped(plan):
+        fix = "leave plan= out, or plan the round with epsl.solve_u_shaped"
+        raise expected("plan", "one for a U-shaped split", type(plan).__name__, fix)
+    if planned and cut is None:
+        return planned
+    if not isinstance(cut, list | tuple) or len(cut) != 2:
+        fix = "pass cut=(first, second), between which the server computes, or one cut and no U-shaped plan"
+        raise expected("cut", "two cuts for a U-shaped split", repr(cut)[:60], fix, CutError)
+    chosen = check_cuts(cut)
+    if plan and planned and any(c not in (j, plan.profile.names[j]) for c, j in zip(chosen, planned, strict=True)):
+        raise _contradiction("cut", planned, chosen)
+    return chosen
 
 
 def _contradiction(name: str, planned: object, got: object) -> PSLError:

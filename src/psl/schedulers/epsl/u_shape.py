@@ -163,7 +163,7 @@ def _latency(
     messages, calls = steps * _messages(profile, j, k), 2 * steps
     up, down, common = cell.uplink_rate(assignment, power), cell.downlink_rate(assignment), cell.broadcast_rate()
     if framework == "sl":  # the active client has all subchannels: the rates follow from what sending takes there
-        bands = round_latency(_probe(profile), _no_profiles(cell), 1, assignment, power, 1, 0.0, "sl", 1)
+        bands = round_latency(_probe(profile), dataclasses.replace(cell, profiles=None), 1, assignment, power, 1, 0.0, "sl", 1)
         assert bands.uplink_of is not None and bands.downlink_of is not None
         up, down = 1 / bands.uplink_of, 1 / bands.downlink_of
     tail_of = seconds(b * profile.act_bits[k], down) + computing + seconds(b * profile.grad_bits[k], up)
@@ -171,7 +171,10 @@ def _latency(
         sent = bits if cell.n_clients > 1 else 0.0
         exchange = head.model_exchange + float((seconds(sent, up) + seconds(sent, down)).sum())
         tail, stepping = float(tail_of.sum()), head.optimizer + float(step_tail.sum())
-        messages, calls = cell.n_clients * (messages + 2 * int(model > 0 and cell.n_clients > 1)), cell.n_clients * calls
+        messages, calls = (
+            cell.n_clients * (messages + 2 * int(model > 0 and cell.n_clients > 1)),
+            cell.n_clients * calls,
+        )
     else:
         tail = float(tail_of.max())
         done = np.asarray(head.downlink_of) + step_tail
@@ -202,10 +205,6 @@ def _probe(profile: Profile) -> Profile:
     """Return a profile that computes nothing and sends one bit at every cut: a round then tells the rates."""
     zeros, ones = np.zeros(3), np.ones(3)
     return Profile(("input", "cut", "output"), zeros, zeros, ones, ones, zeros, zeros, unit=profile.unit)
-
-
-def _no_profiles(cell: WirelessCell) -> WirelessCell:
-    return dataclasses.replace(cell, profiles=None) if cell.profiles else cell
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -255,6 +254,14 @@ class UShapedPlan(Bounded, Record):
     def n_clients(self) -> int:
         """N, the number of clients of the cell."""
         return self.cell.n_clients
+
+    def training_arguments(self) -> dict[str, Any]:
+        """Return what the plan decides for `psl.train`: n_clients, batch_size and both cuts."""
+        return {"n_clients": self.n_clients, "batch_size": self.batch_size, "cut": self.cuts}
+
+    def framework_round_time(self, framework: str, local_steps: int = 1) -> float:
+        """Return the seconds of one round of psl, sfl or sl with this plan's cuts and resources; see `latency`."""
+        return self.latency(framework, local_steps).total
 
     def latency(self, framework: str = "psl", local_steps: int = 1) -> UShapedLatency:
         """Return the terms of one round of a framework with this plan's cuts, subchannels and power."""
