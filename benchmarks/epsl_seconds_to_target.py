@@ -1,25 +1,23 @@
 """The question that EPSL asks: simulated seconds to 90 and 95 % accuracy, with the mini-batch free to choose.
 
-    python benchmarks/epsl_seconds_to_target.py
-    python benchmarks/epsl_seconds_to_target.py --trained   # with the runs that epsl_accuracy.py has written: seconds
+    python benchmarks/epsl_seconds_to_target.py   # about six minutes on one core
 
 The CNN on the digits, N = 5, IID, cut after the first pooling, learning rate 0.3 (chosen for each of these methods but
 averaging by epsl_accuracy.py at b = 64; averaging took 0.5 there, and does so here). Three cells: without overhead, as
 in the papers' formulas; with typical ones, 10 ms per round and 4 ms per message; and these with a server a hundred
 times slower. The rounds are trained once, with `psl.seconds_to_target`; those of rows="adaptive" take the time of its
-mean number of rows elsewhere. Writes benchmarks/results/epsl_seconds_to_target.csv.
+mean number of rows elsewhere. Writes benchmarks/results/epsl_seconds_to_target.csv
+and the runs beside it (…_runs.csv).
 """
 
 import argparse
 import dataclasses
 import functools
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 import psl
-from epsl_accuracy import METHODS as TRAINED
 from psl.networks.overheads import TYPICAL_MESSAGE_OVERHEAD, TYPICAL_ROUND_OVERHEAD
 from psl.schedulers import epsl
 from psl.training import TargetTimes
@@ -53,27 +51,12 @@ def elsewhere(found: TargetTimes, plan, methods) -> TargetTimes:
         if method.get("rows") == "adaptive":
             each = np.full(N, max(round(row.server_rows / row.rounds / N), 1))
             seconds.append(row.rounds * made.round_time_of("epsl", rows=each))
-        elif method.get("server_steps"):
-            seconds.append(row.rounds * made.round_time_of("psl", server_steps=method["server_steps"]))
         else:
             time = made.framework_round_time(method["framework"])
             if method.get("linearise") == "cut":  # its server goes back through all rows
                 time += made.latency("psl").server_backward - made.latency().server_backward
             seconds.append(row.rounds * time)
     return TargetTimes(found.runs.assign(seconds=seconds))
-
-
-def trained_before(path: Path, methods) -> TargetTimes:
-    """Return when the CNN's runs on IID data that epsl_accuracy.py wrote met 90 and 95 %, seen every five rounds."""
-    runs, found = pd.read_csv(path).query("network == 'CNN' and partition == 'iid'"), []
-    for (name, seed), course in runs[runs.method.isin(methods)].groupby(["method", "seed"], sort=False):
-        for target in (0.9, 0.95):
-            met = np.flatnonzero(course.test_accuracy >= target)
-            at = course.iloc[met[0] if len(met) else -1]
-            setting = {"batch_size": methods[name].get("batch_size", 64), "phi": methods[name].get("phi", 0.0)}
-            reached = {"target": target, "method": name, "seed": seed, "reached": len(met) > 0, **setting}
-            found.append(reached | {"rounds": at["round"], "server_rows": at["server_rows"]})
-    return TargetTimes(pd.DataFrame(found))
 
 
 def main() -> None:
@@ -83,7 +66,6 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--cache", default=None)
-    parser.add_argument("--trained", action="store_true", help="take the runs of epsl_accuracy.py, b = 64 and 13")
     arguments = parser.parse_args()
     profile = psl.profile(psl.models.cnn(), (1, 8, 8))
     cell = psl.WirelessCell.sample(N, seed=1, server_speed=32e9 * N)
@@ -91,27 +73,20 @@ def main() -> None:
     for name, change in CELLS.items():
         here = functools.partial(epsl.solve, profile, dataclasses.replace(cell, **change), cut="pool1", bound=False)
         plans[name] = functools.cache(here)
-    methods = METHODS
-    if arguments.trained:
-        methods = {name: {"framework": f, **o} for name, (f, o) in TRAINED.items() if "sampling" not in o}
-        found = trained_before(RESULTS / "epsl_accuracy_runs.csv", methods)
-    else:
-        first = next(iter(CELLS))
-        found = psl.seconds_to_target(
-            psl.models.cnn, "digits", METHODS, plan=plans[first], batch_sizes=arguments.batch_sizes,
-            seeds=range(arguments.seeds), rounds=lambda b: 60 + 2400 // b, eval_every=2, lr=0.3, n_jobs=arguments.jobs,
-            cache=arguments.cache, progress=False,
-        )  # fmt: skip
-    name_of_file = "epsl_seconds_to_target" + ("_trained" if arguments.trained else "")
+    first = next(iter(CELLS))
+    found = psl.seconds_to_target(
+        psl.models.cnn, "digits", METHODS, plan=plans[first], batch_sizes=arguments.batch_sizes,
+        seeds=range(arguments.seeds), rounds=lambda b: 60 + 2400 // b, eval_every=2, lr=0.3, n_jobs=arguments.jobs,
+        cache=arguments.cache, progress=False,
+    )  # fmt: skip
     tables = []
     for name, plan in plans.items():
-        here = elsewhere(found, plan, methods)
+        here = elsewhere(found, plan, METHODS)
         tables.append(here.to_frame().reset_index().assign(cell=name))
         print(name, here.best().to_string(float_format=lambda x: f"{x:.4g}"), sep="\n", flush=True)
     table = pd.concat(tables).set_index(["cell", "target", "method", "batch_size", "phi"])
-    table.to_csv(RESULTS / f"{name_of_file}.csv", float_format="%.5g")
-    if not arguments.trained:
-        found.runs.to_csv(RESULTS / f"{name_of_file}_runs.csv", index=False, float_format="%.5g")
+    table.to_csv(RESULTS / "epsl_seconds_to_target.csv", float_format="%.5g")
+    found.runs.to_csv(RESULTS / "epsl_seconds_to_target_runs.csv", index=False, float_format="%.5g")
 
 
 if __name__ == "__main__":

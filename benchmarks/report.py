@@ -143,6 +143,12 @@ def training() -> Iterator[tuple[str, str, str]]:
     for row in table[(table.partition == "iid") & table.method.isin(shown)].to_dict("records"):
         what = f"accuracy minus PSL's, {row['network']} on the digits, IID, {row['seeds']} seeds: {row['method']}"
         yield name, what, f"{row['minus_psl']:.1f} ± {row['se']:.1f} points"
+    name = "epsl_seconds_to_target"
+    table = pd.read_csv(RESULTS / f"{name}.csv").query("target == 0.95")
+    best = table.loc[table.groupby(["cell", "method"], sort=False)["median"].idxmin()]
+    for row in best[best.method.isin(["PSL", "EPSL, sampled, φ = 1"])].to_dict("records"):
+        what = f"simulated s to 95 %, best b of 8 to 64, {row['cell']}: {row['method']}, b = {row['batch_size']}"
+        yield name, what, f"{row['median']:.3g} s ({row['low']:.3g} to {row['high']:.3g})"
     name = "measured_micro_batches"
     for scheduler, rows in pd.read_csv(RESULTS / f"{name}.csv").groupby("scheduler"):
         what = f"error of a predicted round in micro-batches, {scheduler}, {len(rows)} scenarios, median"

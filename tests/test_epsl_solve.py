@@ -305,3 +305,15 @@ def test_a_bound_of_another_scenario_is_no_certificate():
     assert tight.lower_bound == plan.round_time and tight.exact, "above it by rounding only"
     moved = dataclasses.replace(plan, batch_size=2)
     assert moved.round_time < plan.lower_bound and "no lower bound" in repr(moved)
+
+
+def test_more_restarts_find_no_longer_rounds_and_sometimes_shorter_ones():
+    shorter = 0
+    for seed in range(6):
+        profile, cell = scenario(100 + seed, n_clients=5, m=20)
+        none, many = (epsl.solve(profile, cell, batch_size=16, restarts=n, bound=False) for n in (0, 40))
+        assert many.round_time <= none.round_time * (1 + 1e-12)
+        shorter += many.round_time < none.round_time * (1 - 1e-9)
+    assert shorter > 0
+    with pytest.raises(ScenarioError, match="restarts: expected a whole number"):
+        epsl.solve(profile, cell, restarts=-1)

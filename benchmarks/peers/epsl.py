@@ -22,6 +22,7 @@ from psl.schedulers.epsl.problem import RoundProblem
 
 LEVELS = 8  # steps of power for CP-SAT
 TANGENTS = 24
+PAPERS_CELLS = 8
 
 
 def evaluate(problem: RoundProblem, cut: int, owner: np.ndarray, power: np.ndarray) -> float:
@@ -189,11 +190,12 @@ def _hyperbola(model, deadline, rates, y, computing, bits, fine) -> None:
             ).only_enforce_if(chosen)
 
 
-def compare(table: Table, case: str, instances, scip_seconds: float, cp_seconds: float) -> None:
-    """Put every method beside `psl` on (name, profile, cell, b, φ)."""
+def compare(table: Table, case: str, instances, scip_seconds: float, cp_seconds: float, **options: int) -> None:
+    """Put every method beside `psl`, with options of its solve, on (name, profile, cell, b, φ)."""
     for name, profile, cell, batch, phi in instances:
         problem = RoundProblem(profile, cell, batch, phi)
-        plan, took = quickest(lambda p=profile, c=cell, b=batch, f=phi: epsl.solve(p, c, batch_size=b, phi=f))
+        how = {"batch_size": batch, "phi": phi} | options
+        plan, took = quickest(lambda p=profile, c=cell, how=how: epsl.solve(p, c, **how))
         table.add(case, name, "psl", seconds=took, value=plan.round_time, bound=plan.lower_bound, status="")
         if scip_seconds and installed("SCIP"):
             (found, objective, bound, status), took = timed(lambda p=problem: scip(p, scip_seconds))
@@ -225,7 +227,8 @@ def papers_size(count: int):
 
 
 def main(effort: float) -> None:
-    """Run; effort 1 takes about six minutes on an idle core."""
+    """Run; effort 1 takes about nine minutes on an idle core."""
     table = Table("epsl")
     compare(table, "N = 2-3, K = 4-6", small(max(int(100 * effort), 3)), 3.0, 1.0)
-    compare(table, "N = 5, K = 20", papers_size(2 if effort >= 1 else 1), 30.0 * effort, 15.0 * effort)
+    count = max(int(PAPERS_CELLS * effort), 1)
+    compare(table, "N = 5, K = 20, 150 restarts", papers_size(count), 30.0 * effort, 15.0 * effort, restarts=150)

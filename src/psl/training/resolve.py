@@ -242,14 +242,14 @@ def _is_u_shaped(plan: Plan | None) -> bool:
     return plan is not None and plan.scheduler == "epsl" and len(_planned_cuts(plan) or ()) == 2
 
 
-def _two_cuts(cut: object, plan: Plan | None) -> list[int | str | Cut] | list[int]:
+def _two_cuts(cut: object, plan: Plan | None) -> list[int | str | Cut]:
     """Return the cuts of a U-shaped split: behind the first the server computes, behind the second the client again."""
     planned = None if plan is None else _planned_cuts(plan)
     if plan is not None and not _is_u_shaped(plan):
         fix = "leave plan= out, or plan the round with epsl.solve_u_shaped"
         raise expected("plan", "one for a U-shaped split", type(plan).__name__, fix)
     if planned and cut is None:
-        return planned
+        return [*planned]
     if not isinstance(cut, list | tuple) or len(cut) != 2:
         fix = "pass cut=(first, second), between which the server computes, or one cut and no U-shaped plan"
         raise expected("cut", "two cuts for a U-shaped split", repr(cut)[:60], fix, CutError)

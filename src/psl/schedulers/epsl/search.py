@@ -13,7 +13,7 @@ from psl.schedulers.epsl.lower_bound import CutBound, dual_bound
 from psl.schedulers.epsl.problem import RoundProblem, no_finite_plan
 from psl.schedulers.epsl.subchannels import greedy, matched, repaired, spectral_weight
 
-KICKS = 12  # restarts per cut from random swaps: by trial, enough to solve 99 of 100 small cells exactly
+RESTARTS = 12  # per cut, from random swaps: by trial, enough to solve 99 of 100 small cells exactly
 KICKED_CLIENTS = 10  # in larger cells two swaps change too little, and the local search after them takes too long
 _CLOSED = 1e-6  # relative gap below which a cut counts as solved; the dual bound is computed to about 1e-7
 
@@ -22,13 +22,15 @@ def search(
     problem: RoundProblem,
     rng: np.random.Generator,
     report: Callable[[dict[str, Any]], None] = lambda event: None,
+    restarts: int = RESTARTS,
 ) -> tuple[int, np.ndarray, dict[int, CutBound]]:
     """Search all candidate cuts for the assignment of subchannels that makes the shortest round.
 
     Args:
         problem: the joint problem.
-        rng: draws the kicks.
+        rng: draws the swaps.
         report: called with a dict per improvement: block, cut, round_time.
+        restarts: per cut, in cells of at most 10 clients.
 
     Returns:
         (cut, (K,) client of each subchannel, {cut: CutBound}).
@@ -72,7 +74,7 @@ def search(
         start = matched(problem, spectral_weight(problem, state.assignment), counts)
         other = offer(local_search(problem, cut, start), "local search")
         state = min(state, other, key=lambda s: s.time)
-        for _ in range(KICKS if few else 0):
+        for _ in range(restarts if few else 0):
             if state.time + constant <= bound.value * (1 + _CLOSED):
                 break
             other = offer(local_search(problem, cut, kicked(state.assignment, rng)), "kick")

@@ -163,7 +163,8 @@ def _latency(
     messages, calls = steps * _messages(profile, j, k), 2 * steps
     up, down, common = cell.uplink_rate(assignment, power), cell.downlink_rate(assignment), cell.broadcast_rate()
     if framework == "sl":  # the active client has all subchannels: the rates follow from what sending takes there
-        bands = round_latency(_probe(profile), dataclasses.replace(cell, profiles=None), 1, assignment, power, 1, 0.0, "sl", 1)
+        alike = dataclasses.replace(cell, profiles=None)
+        bands = round_latency(_probe(profile), alike, 1, assignment, power, 1, 0.0, "sl", 1)
         assert bands.uplink_of is not None and bands.downlink_of is not None
         up, down = 1 / bands.uplink_of, 1 / bands.downlink_of
     tail_of = seconds(b * profile.act_bits[k], down) + computing + seconds(b * profile.grad_bits[k], up)
