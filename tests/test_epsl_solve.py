@@ -310,7 +310,7 @@ def test_a_bound_of_another_scenario_is_no_certificate():
 def test_more_restarts_find_no_longer_rounds_and_sometimes_shorter_ones():
     shorter = 0
     for seed in range(6):
-        profile, cell = scenario(100 + seed, n_clients=5, m=20)
+        profile, cell = scenario(100 + seed, n_clients=5, m=12)
         none, many = (epsl.solve(profile, cell, batch_size=16, restarts=n, bound=False) for n in (0, 40))
         assert many.round_time <= none.round_time * (1 + 1e-12)
         shorter += many.round_time < none.round_time * (1 - 1e-9)
