@@ -315,5 +315,5 @@ def test_more_restarts_find_no_longer_rounds_and_sometimes_shorter_ones():
         assert many.round_time <= none.round_time * (1 + 1e-12)
         shorter += many.round_time < none.round_time * (1 - 1e-9)
     assert shorter > 0
-    with pytest.raises(ScenarioError, match="restarts: expected a whole number"):
+    with pytest.raises(ScenarioError, match="restarts: expected at least 0"):
         epsl.solve(profile, cell, restarts=-1)
