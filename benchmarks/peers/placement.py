@@ -202,6 +202,6 @@ def main(effort: float) -> None:
     equal_machines(table, count)
     solvers(table, "one stage per node, N = 6-8, L = 6-10", small(count), 20.0)
     published(table, 10, count, count)
-    published(table, 20, max(int(20 * effort), 1), max(int(20 * effort), 1))
-    large = ((seed, *mesh(12, seed), 64, 4) for seed in range(max(int(10 * effort), 1)))
+    published(table, 20, count, count)
+    large = ((seed, *mesh(12, seed), 64, 4) for seed in range(max(int(30 * effort), 1)))
     solvers(table, "one stage per node, N = L = 12, mesh", large, 20.0 * effort)
