@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +29,11 @@ from psl.distributed.edge import emulate
 from psl.distributed.names import device_of
 from psl.distributed.place import agreed
 from psl.distributed.segments import Segments
+from psl.distributed.star import half
 from psl.errors import CutError, DataError, PSLError, ScenarioError
 from psl.models import cuts
 from psl.privacy import Noise, NoPeek, Quantise
+from psl.schedulers import epsl
 
 DROPOUT = {"model_options": {"dropout": 0.3}}
 FRAMEWORKS = [
@@ -157,6 +161,35 @@ def test_events_are_those_of_a_round(runs):
         ]  # fmt: skip
         assert chain == sorted(chain)
     assert runs["edgesplit"].events.query("kind == 'model'")["micro_batch"].eq(-1).all()
+
+
+def test_the_server_takes_what_waits_in_the_plans_order():
+    profile = psl.profile(psl.models.cnn(), (1, 8, 8))
+    cell = psl.WirelessCell.sample(n_clients=3, n_subchannels=6, channel="log-distance", seed=1)
+    plan = epsl.solve(profile, cell, batch_size=8, phi=0.0, micro_batches=4, bound=False)
+    job = Job.of("psl", "psl.models:cnn", plan=plan, rounds=1)
+    assert np.bincount(job.turns).tolist() == [4, 4, 4] and list(job.turns) == plan.served.order.tolist()
+    assert Job.of("psl", "psl.models:cnn", cut="pool1", rounds=1).turns == ()
+    rank = half.ranks(job.turns)
+    assert sorted(rank.values()) == list(range(12)) and all(
+        rank[i, k] < rank[i, k + 1] for i in range(3) for k in range(3)
+    )
+    turns, taken = half.Turns(), []
+
+    def take(number):
+        with turns.turn(number):
+            taken.append(number)
+
+    waiting = [(1, 0), (0, 7), (0, 2), (0, 5)]
+    with turns.turn((0, 0)):
+        threads = [threading.Thread(target=take, args=(number,)) for number in waiting]
+        for n, thread in enumerate(threads):
+            thread.start()
+            while len(turns.waiting) < n + 1:
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join(10)
+    assert taken == sorted(waiting)
 
 
 def test_segments_follow_a_step():

@@ -21,11 +21,15 @@ from psl.training.seeds import own_random_state, seed_computation
 
 
 class Turns:
-    """One at a time; of those who wait the one with the lowest number is next, then who came first."""
+    """One at a time; of those who wait the one with the lowest number is next, then who came first.
+
+    Attributes:
+        waiting: numbers of those who wait, with the order in which they came.
+    """
 
     def __init__(self):
         self._change, self._busy, self._came = threading.Condition(), False, 0
-        self._waiting: list[tuple[tuple[int, int], int]] = []
+        self.waiting: list[tuple[tuple[int, int], int]] = []
 
     @contextmanager
     def turn(self, number: tuple[int, int]) -> Iterator[None]:
@@ -33,9 +37,9 @@ class Turns:
         with self._change:
             self._came += 1
             mine = number, self._came
-            self._waiting.append(mine)
-            self._change.wait_for(lambda: not self._busy and min(self._waiting) == mine)
-            self._waiting.remove(mine)
+            self.waiting.append(mine)
+            self._change.wait_for(lambda: not self._busy and min(self.waiting) == mine)
+            self.waiting.remove(mine)
             self._busy = True
         try:
             yield
@@ -59,7 +63,7 @@ class ServerHalf:
     def __init__(self, place: Place):
         self.job, self.index, self._place = place.job, 0, place
         self._now, self._lock, self._turns = threading.local(), threading.Lock(), Turns()
-        self._rank = _ranks(self.job.turns)
+        self._rank = ranks(self.job.turns)
         self._separate = self.job.framework == "edgesplit"
         self._segments = [Segments(self._exclusive(i)) for i in range(self.job.n_clients if self._separate else 1)]
         self.run: Any = self.job.prepare(0, None if self._separate else self._segments[0])
@@ -153,7 +157,7 @@ class ServerHalf:
             self.run.holder = state["holder"]
 
 
-def _ranks(turns: Sequence[int]) -> dict[tuple[int, int], int]:
+def ranks(turns: Sequence[int]) -> dict[tuple[int, int], int]:
     """Return the place of micro-batch k of a client in the order of clients, by (client, k)."""
     found, taken = {}, Counter()
     for place, client in enumerate(turns):
