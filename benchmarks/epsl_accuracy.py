@@ -3,6 +3,9 @@
     python benchmarks/epsl_accuracy.py                   # digits, both networks, IID and Dirichlet(0.5)
     python benchmarks/epsl_accuracy.py --dataset mnist   # MNIST, the CNN
 
+The committed tables of the digits are of two runs: --networks CNN, and --networks "thin ResNet" --name
+epsl_accuracy_resnet.
+
 N = 5 clients with b = 64, cuts after the first pooling and the first residual block, plain SGD. Every method takes the
 learning rate that was best for it in its setting on seeds that are not used afterwards. All methods of a seed start
 from the same weights, and those that draw from every client's own data see the same mini-batches, if these have the

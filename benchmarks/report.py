@@ -162,7 +162,7 @@ def training() -> Iterator[tuple[str, str, str]]:
 
 def accuracies() -> pd.DataFrame:
     """Return the tables of epsl_accuracy.py, of all data sets, networks and divisions."""
-    parts = ("", "_resnet", "_resnet_dirichlet", "_mnist")
+    parts = ("", "_resnet", "_mnist")
     return pd.concat([pd.read_csv(RESULTS / f"epsl_accuracy{part}.csv") for part in parts], ignore_index=True)
 
 
@@ -214,10 +214,10 @@ def main() -> None:
         "",
         "## Drawing rows, averaging, rivals",
         "",
-        "Test accuracy after 100 rounds with 5 clients, b = 64 unless said: mean and standard deviation of 5 seeds, and",
-        "the mean of the paired differences to PSL with its standard error. Each method has the learning rate that was",
-        "best for it on other seeds. The last column: when 6,400 rows have gone back through the server, as many as φ = 1",
-        "takes in 100 rounds. Written by `epsl_accuracy.py`.",
+        "Test accuracy after 100 rounds with 5 clients, b = 64 unless said: mean and standard deviation of 5 seeds,",
+        "and the mean of the paired differences to PSL with its standard error. Each method has the learning rate that",
+        "was best for it on other seeds. The last column: when 6,400 rows have gone back through the server, as many",
+        "as φ = 1 takes in 100 rounds. Written by `epsl_accuracy.py`.",
         "",
         *accuracy_table(),
     ]
