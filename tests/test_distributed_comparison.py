@@ -32,9 +32,7 @@ def test_a_profile_is_measured_in_a_process_of_its_own(processes):
         measured_profile("psl.models:no_such", batch_size=8)
 
 
-@pytest.mark.parametrize(
-    "scheduler", some([epsl, edgesplit, pipeline], lambda scheduler: scheduler is epsl), ids=list(TERMS)
-)
+@pytest.mark.parametrize("scheduler", some([epsl, edgesplit, pipeline], lambda scheduler: False), ids=list(TERMS))
 def test_measured_seconds_stand_beside_predicted_and_simulated_ones(processes, scheduler):
     table = experiment(scheduler, [0], rounds=1, progress=False)
     name = table["scheduler"][0]

@@ -32,7 +32,7 @@ FAMILIES = {
 # These run with FULL=1: their operations are those of others here or of the models in model_zoo.py.
 SIMILAR = {
     "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "mobilenet_v2", "mobilenet_v3_small",
-    "regnet_x_400mf", "resnext50_32x4d", "swin_t", "swin_v2_t", "vgg11_bn", "wide_resnet50_2",
+    "regnet_x_400mf", "regnet_y_400mf", "resnext50_32x4d", "swin_t", "swin_v2_t", "vgg11_bn", "wide_resnet50_2",
 }  # fmt: skip
 FULL = os.environ.get("FULL") == "1"
 

@@ -19,7 +19,7 @@ def instance(seed):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "links", "first", "count"),
-    [("time", "once", 0, 50), ("time", "separate", 50, 12), ("time", "shared", 62, 12), ("interval", "once", 74, 12)],
+    [("time", "once", 0, 25), ("time", "separate", 50, 12), ("time", "shared", 62, 12), ("interval", "once", 74, 12)],
 )
 def test_larger_instances_match_highs(objective, links, first, count):
     met = 0
