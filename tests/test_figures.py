@@ -237,6 +237,7 @@ def test_sliders_start_at_the_defaults_and_leave_a_still_picture(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_papermill_runs_a_notebook_with_parameters(tmp_path):
     out = tmp_path / "out.ipynb"
     arguments = ["-p", "QUICK", "True", "-p", "FIGURES", str(tmp_path / "figures"), "--kernel", "python3"]
