@@ -6,8 +6,7 @@ The CNN on the digits, N = 5, IID, cut after the first pooling, learning rate 0.
 averaging by epsl_accuracy.py at b = 64; averaging took 0.5 there, and does so here). Three cells: without overhead, as
 in the papers' formulas; with typical ones, 10 ms per round and 4 ms per message; and these with a server a hundred
 times slower. The rounds are trained once, with `psl.seconds_to_target`; those of rows="adaptive" take the time of its
-mean number of rows elsewhere. Writes benchmarks/results/epsl_seconds_to_target.csv
-and the runs beside it (…_runs.csv).
+mean number of rows elsewhere. Writes benchmarks/results/epsl_seconds_to_target.csv and the runs beside it (…_runs.csv).
 """
 
 import argparse
@@ -41,11 +40,11 @@ CELLS = {
 }
 
 
-def elsewhere(found: TargetTimes, plan, methods) -> TargetTimes:
+def elsewhere(found: TargetTimes, plan) -> TargetTimes:
     """Return the same rounds with the times of another cell's plans."""
     seconds = []
     for row in found.runs.itertuples():
-        method = methods[row.method]
+        method = METHODS[row.method]
         drawn = method.get("linearise") == "sampled"
         made = plan(batch_size=row.batch_size, phi=row.phi, linearise="sampled" if drawn else "representative")
         if method.get("rows") == "adaptive":
@@ -81,7 +80,7 @@ def main() -> None:
     )  # fmt: skip
     tables = []
     for name, plan in plans.items():
-        here = elsewhere(found, plan, METHODS)
+        here = elsewhere(found, plan)
         tables.append(here.to_frame().reset_index().assign(cell=name))
         print(name, here.best().to_string(float_format=lambda x: f"{x:.4g}"), sep="\n", flush=True)
     table = pd.concat(tables).set_index(["cell", "target", "method", "batch_size", "phi"])

@@ -69,17 +69,16 @@ def main() -> None:
     print(table.mean(axis=1).to_frame("r2").assign(sd=table.std(axis=1)).to_string(float_format="%.3f"))
     rows = []
     for phi, method in ((0.5, "EPSL, φ = 0.5"), (0.0, "PSL")):
-        times = []
-        for number in range(asked.cells):
-            cell = psl.WirelessCell.sample(seed=number)
-            cuts = range(1, profile.n_units)
-            at = {j: epsl.solve(profile, cell, phi=phi, cut=j, bound=False).round_time for j in cuts}
-            times.append(at)
-        times = pd.DataFrame(times)  # (cells, cuts)
+        cells = [psl.WirelessCell.sample(seed=number) for number in range(asked.cells)]
+        best = {
+            j: [epsl.solve(profile, cell, phi=phi, cut=j, bound=False).round_time for cell in cells]
+            for j in range(1, profile.n_units)
+        }
+        times = pd.DataFrame(best)  # (cells, cuts)
+        shortest = times.min(axis=1)
         for budget in BUDGETS:
             floors = [floor_of(leak, budget) for leak in leaks]
             names = ", ".join("none" if j >= profile.n_units else profile.names[j] for j in floors)
-            shortest = times.min(axis=1)
             prices = np.array([times.loc[:, j:].min(axis=1) / shortest for j in floors if j < profile.n_units])
             row = {"method": method, "r2_at_most": budget, "cut_from": names}
             if prices.size:

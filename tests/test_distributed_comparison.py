@@ -32,7 +32,8 @@ def test_a_profile_is_measured_in_a_process_of_its_own(processes):
         measured_profile("psl.models:no_such", batch_size=8)
 
 
-@pytest.mark.parametrize("scheduler", some([epsl, edgesplit, pipeline], lambda scheduler: False), ids=list(TERMS))
+@pytest.mark.full  # notebook 07 does this in every run
+@pytest.mark.parametrize("scheduler", [epsl, edgesplit, pipeline], ids=list(TERMS))
 def test_measured_seconds_stand_beside_predicted_and_simulated_ones(processes, scheduler):
     table = experiment(scheduler, [0], rounds=1, progress=False)
     name = table["scheduler"][0]

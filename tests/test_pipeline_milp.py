@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from marks import some
 from pipeline_oracles import evaluate, mixed_integer
 from pipeline_scenarios import random_network, random_profile
 from psl.errors import InfeasibleError
@@ -19,7 +20,16 @@ def instance(seed):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "links", "first", "count"),
-    [("time", "once", 0, 25), ("time", "separate", 50, 12), ("time", "shared", 62, 12), ("interval", "once", 74, 12)],
+    some(
+        [
+            ("time", "once", 0, 25),
+            ("time", "once", 0, 50),
+            ("time", "separate", 50, 12),
+            ("time", "shared", 62, 12),
+            ("interval", "once", 74, 12),
+        ],
+        lambda case: case[3] != 50,
+    ),
 )
 def test_larger_instances_match_highs(objective, links, first, count):
     met = 0

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from psl.models import cnn, split, thin_resnet
+from psl.models import split
 from psl.training import train
 from psl.training.config import AGGREGATION_RULES, LINEARISE_RULES, TrainingConfig, cross_entropy
 from psl.training.frameworks import build_framework
@@ -23,18 +23,6 @@ def tiny_data(n=96, n_test=32, seed=0):
     images = torch.randn(n + n_test, 1, 8, 8, dtype=torch.float64, generator=generator)
     labels = torch.randint(0, 4, (n + n_test,), generator=generator)
     return TensorDataset(images[:n], labels[:n]), TensorDataset(images[n:], labels[n:])
-
-
-@pytest.fixture
-def plain_model():
-    torch.manual_seed(2)
-    return cnn(n_classes=4, width=4).double()
-
-
-@pytest.fixture
-def norm_model():
-    torch.manual_seed(2)
-    return thin_resnet(n_classes=4, width=4).double()
 
 
 def run(framework, model, **options):
@@ -79,22 +67,22 @@ def batches(n_clients, n_rounds, batch_size=8, seed=1):
     )
 
 
-def test_phi_zero_is_psl(norm_model):
+def test_phi_zero_is_psl(norm):
     for rule in LINEARISE_RULES:
-        assert_same(run("psl", norm_model), run("epsl", norm_model, phi=0.0, linearise=rule))
+        assert_same(run("psl", norm), run("epsl", norm, phi=0.0, linearise=rule))
 
 
 @pytest.mark.parametrize("rule", LINEARISE_RULES)
-def test_one_client_is_split_training(norm_model, rule):
-    want = run("psl", norm_model, n_clients=1)
+def test_one_client_is_split_training(norm, rule):
+    want = run("psl", norm, n_clients=1)
     for phi in (0.3, 1.0):
-        assert_same(want, run("epsl", norm_model, n_clients=1, phi=phi, linearise=rule))
+        assert_same(want, run("epsl", norm, n_clients=1, phi=phi, linearise=rule))
 
 
-def test_split_training_of_one_client_is_training(norm_model):
+def test_split_training_of_one_client_is_training(norm):
     """PSL, SL, SFL and FedAvg of one client, and centralised training, against a plain loop over the whole model."""
-    layout = image_layout(norm_model, torch.device("cpu"))
-    model = copy.deepcopy(norm_model).to(memory_format=layout).train()
+    layout = image_layout(norm, torch.device("cpu"))
+    model = copy.deepcopy(norm).to(memory_format=layout).train()
     data, _ = tiny_data()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     sampler = Sampler(np.arange(len(data)), 8, seed=0, client=0)
@@ -105,20 +93,20 @@ def test_split_training_of_one_client_is_training(norm_model):
         optimizer.step()
     want = list(model.state_dict().values())
     for framework in ("psl", "sl", "sfl", "fedavg", "centralised"):
-        (found,) = tensors(run(framework, norm_model, n_clients=1))
+        (found,) = tensors(run(framework, norm, n_clients=1))
         assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True)), framework
 
 
-def test_fedavg_of_one_client_is_centralised(norm_model):
-    assert_same(run("centralised", norm_model, n_clients=1), run("fedavg", norm_model, n_clients=1))
+def test_fedavg_of_one_client_is_centralised(norm):
+    assert_same(run("centralised", norm, n_clients=1), run("fedavg", norm, n_clients=1))
 
 
 @pytest.mark.parametrize("rule", AGGREGATION_RULES)
-def test_equal_clients_make_every_phi_equal_to_psl(plain_model, rule):
+def test_equal_clients_make_every_phi_equal_to_psl(plain, rule):
     images, labels = batches(1, 4)
     models = {}
     for phi in (0.0, 0.5, 1.0):
-        training = build("epsl", plain_model, [0.5, 0.3, 0.2], phi=phi, linearise=rule)
+        training = build("epsl", plain, [0.5, 0.3, 0.2], phi=phi, linearise=rule)
         for r in range(4):
             training.round(lambda i, k, r=r: (images[r, 0], labels[r, 0]), np.random.default_rng(r))
         models[phi] = training.full_models()
@@ -139,14 +127,14 @@ def weighted_centralised(model, images, labels, weights, momentum=0.0):
     return model
 
 
-def test_weighted_psl_gradients_are_the_centralised_ones(plain_model):
+def test_weighted_psl_gradients_are_the_centralised_ones(plain):
     weights = [0.6, 0.3, 0.1]
     images, labels = batches(3, 1)
-    want = weighted_centralised(plain_model, images, labels, weights)
-    training = build("psl", plain_model, weights)
+    want = weighted_centralised(plain, images, labels, weights)
+    training = build("psl", plain, weights)
     training.round(lambda i, k: (images[0, i], labels[0, i]), None)
-    start, models = plain_model.state_dict(), training.full_models()
-    server = set(split(plain_model, CUT, (1, 8, 8)).server.state_dict())
+    start, models = plain.state_dict(), training.full_models()
+    server = set(split(plain, CUT, (1, 8, 8)).server.state_dict())
     for name, target in want.state_dict().items():
         if name in server:
             found = models[0].state_dict()[name]
@@ -157,18 +145,18 @@ def test_weighted_psl_gradients_are_the_centralised_ones(plain_model):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("weights", [[1 / 3, 1 / 3, 1 / 3], [0.7, 0.2, 0.1]])
-def test_sfl_of_one_local_step_is_centralised_sgd(plain_model, weights, momentum):
+def test_sfl_of_one_local_step_is_centralised_sgd(plain, weights, momentum):
     images, labels = batches(3, 5)
-    want = weighted_centralised(plain_model, images, labels, weights, momentum)
-    training = build("sfl", plain_model, weights, momentum=momentum)
+    want = weighted_centralised(plain, images, labels, weights, momentum)
+    training = build("sfl", plain, weights, momentum=momentum)
     for r in range(5):
         training.round(lambda i, k, r=r: (images[r, i], labels[r, i]), None)
     (model,) = training.full_models()
     assert_close(model, want)
 
 
-def test_sfl_averages_batchnorm_and_leaves_all_clients_equal(norm_model):
-    training = build("sfl", norm_model, [0.7, 0.3], local_steps=2)
+def test_sfl_averages_batchnorm_and_leaves_all_clients_equal(norm):
+    training = build("sfl", norm, [0.7, 0.3], local_steps=2)
     images, labels = batches(2, 2)
     training.round(lambda i, k: (images[k, i], labels[k, i]), None)
     assert_close(training.clients[0], training.clients[1], atol=0)
@@ -176,13 +164,13 @@ def test_sfl_averages_batchnorm_and_leaves_all_clients_equal(norm_model):
     assert [int(c) for c in counters] == [2] * len(counters)
 
 
-def test_fedavg_averages_local_training(norm_model):
+def test_fedavg_averages_local_training(norm):
     weights, images, labels = [0.7, 0.3], *batches(2, 2)
-    training = build("fedavg", norm_model, weights, local_steps=2)
+    training = build("fedavg", norm, weights, local_steps=2)
     training.round(lambda i, k: (images[k, i], labels[k, i]), None)
     local = []
     for i in range(2):
-        model = copy.deepcopy(norm_model)
+        model = copy.deepcopy(norm)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for k in range(2):
             optimizer.zero_grad()
@@ -194,12 +182,12 @@ def test_fedavg_averages_local_training(norm_model):
         torch.testing.assert_close(tensor, local[0][name] if want is None else want, rtol=1e-10, atol=1e-13)
 
 
-def test_sl_hands_the_client_model_on(norm_model):
+def test_sl_hands_the_client_model_on(norm):
     """Vanilla split learning is training one model on the clients' batches in turn."""
     images, labels = batches(3, 1)
-    training = build("sl", norm_model, [0.5, 0.3, 0.2])
+    training = build("sl", norm, [0.5, 0.3, 0.2])
     training.round(lambda i, k: (images[0, i], labels[0, i]), None)
-    model = copy.deepcopy(norm_model)
+    model = copy.deepcopy(norm)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for i in range(3):
         optimizer.zero_grad()

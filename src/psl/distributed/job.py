@@ -134,7 +134,7 @@ class Job(Record):
         options |= {name: getattr(found, name) for name in _RESOLVED} | {"round_time": found.round_time}
         options["cut"] = tuple(found.cut) if isinstance(found.cut, list) else found.cut
         served = getattr(plan, "served", None)
-        turns = () if served is None or pipeline else tuple(map(int, served.order))
+        turns = () if served is None else tuple(map(int, served.order))
         job = cls(framework, model, dataset, emulation=emulation, turns=turns, **options).checked()
         if pipeline:
             job = dataclasses.replace(job, relays=tuple(relays(plan, len(job.cut) + 1)))

@@ -6,7 +6,7 @@ from psl.networks.edge_cluster import EdgeCluster
 from psl.profiles import Profile
 from psl.simulation.micro_batches import edgesplit_micro_batch_jobs
 from psl.simulation.timeline import Recorder
-from psl.simulation.transfers import transfer
+from psl.simulation.transfers import tables_of, transfer
 
 
 def edgesplit_jobs(plan: Any) -> Recorder:
@@ -28,10 +28,9 @@ def edgesplit_jobs(plan: Any) -> Recorder:
     n_devices, n_units = cluster.n_devices, profile.n_units
     server_speed = cluster.server_speed / n_devices
     jobs = Recorder()
-    for i, name in enumerate(cluster.labels):
+    tables = tables_of(profile, cluster.device_speed, cluster.profiles)
+    for i, (name, (table, speed)) in enumerate(zip(cluster.labels, tables, strict=True)):
         j = int(plan.cuts[i])
-        own = None if cluster.profiles is None else cluster.profiles[i]
-        table, speed = (profile, cluster.device_speed[i]) if own is None else (own, 1.0)
         forward, backward = b * table.fwd_cost[j] / speed, b * table.bwd_cost[j] / speed
         rate = cluster.spectral_efficiency[i] * plan.bandwidth[i]
         device, band = jobs.resource(name), jobs.resource(f"band of {name}", fifo=True)

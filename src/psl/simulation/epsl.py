@@ -5,7 +5,7 @@ from typing import Any
 from psl.gradient_aggregation import aggregated_rows, sampled_rows, server_rows
 from psl.simulation.micro_batches import micro_batch_jobs
 from psl.simulation.timeline import Recorder
-from psl.simulation.transfers import transfer
+from psl.simulation.transfers import tables_of, transfer
 
 
 def epsl_jobs(plan: Any) -> Recorder:
@@ -40,11 +40,8 @@ def epsl_jobs(plan: Any) -> Recorder:
     server_part = jobs.stage(server, profile, j, n_units)
 
     begin = (jobs.add(None, cell.round_overhead),) if cell.round_overhead else ()
-    arrived, tables = [], []
-    for i in range(n_clients):
-        own = None if cell.profiles is None else cell.profiles[i]
-        table, speed = (profile, cell.client_speed[i]) if own is None else (own, 1.0)
-        tables.append((table, speed))
+    arrived, tables = [], tables_of(profile, cell.client_speed, cell.profiles)
+    for i, (table, speed) in enumerate(tables):
         seconds = b * table.fwd_cost[j] / speed
         computed = jobs.event("forward", machine[i], seconds, begin, stage=client_part[i], samples=b)
         seconds = transfer(b * profile.act_bits[j], up[i], cell.message_overhead)
@@ -74,5 +71,5 @@ def epsl_jobs(plan: Any) -> Recorder:
         seconds = back[i] * table.bwd_cost[j] / speed
         done = jobs.event("backward", machine[i], seconds, (ready,), stage=client_part[i], samples=b)
         if table.steps[j]:
-            jobs.event("step", machine[i], table.steps[j] / speed, (done,), stage=client_part[i])
+            jobs.event("step", machine[i], float(table.steps[j]) / speed, (done,), stage=client_part[i])
     return jobs

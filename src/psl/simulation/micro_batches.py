@@ -3,7 +3,7 @@
 from typing import Any
 
 from psl.simulation.timeline import Recorder
-from psl.simulation.transfers import transfer
+from psl.simulation.transfers import tables_of, transfer
 
 
 def micro_batch_jobs(plan: Any) -> Recorder:
@@ -35,14 +35,13 @@ def micro_batch_jobs(plan: Any) -> Recorder:
     server_part = jobs.stage(server, profile, j, n_units)
     begin = (jobs.add(None, cell.round_overhead),) if cell.round_overhead else ()
 
-    table_of = [profile if cell.profiles is None or own is None else own for own in cell.profiles or [None] * n_clients]
-    speed_of = [cell.client_speed[i] if table_of[i] is profile else 1.0 for i in everybody]
+    tables = tables_of(profile, cell.client_speed, cell.profiles)
     forwards, uploads = [], []
-    for i in everybody:
+    for i, (table, speed) in enumerate(tables):
         done, mine = -1, []
         for k, samples in enumerate(sizes):
             label = {"micro_batch": k, "samples": samples}
-            seconds, after = samples * table_of[i].fwd_cost[j] / speed_of[i], (done,) if k else begin
+            seconds, after = samples * table.fwd_cost[j] / speed, (done,) if k else begin
             done = jobs.event("forward", machine[i], seconds, after, stage=client_part[i], **label)
             seconds = transfer(samples * profile.act_bits[j], up_rate[i], cell.message_overhead)
             mine.append(jobs.event("activation", up_band[i], seconds, (done,), (k,), stage=i, **label))
@@ -80,14 +79,14 @@ def micro_batch_jobs(plan: Any) -> Recorder:
             _take_turns(jobs, plan.served.band[0 if slots else i], uploads[i], gradients[i])
     if step := (profile.steps[-1] - profile.steps[j]) / cell.server_speed:
         jobs.event("step", server, step, last, micro_batch=n_micro - 1, stage=server_part)
-    for i in everybody:
+    for i, (table, speed) in enumerate(tables):
         done = forwards[i]
         for k, samples in enumerate(sizes):
-            seconds = samples * table_of[i].bwd_cost[j] / speed_of[i]
+            seconds = samples * table.bwd_cost[j] / speed
             label = {"micro_batch": k, "stage": client_part[i], "samples": samples}
             done = jobs.event("backward", machine[i], seconds, (done, gradients[i][k]), **label)
-        if table_of[i].steps[j]:
-            seconds = table_of[i].steps[j] / speed_of[i]
+        if table.steps[j]:
+            seconds = float(table.steps[j]) / speed
             jobs.event("step", machine[i], seconds, (done,), micro_batch=n_micro - 1, stage=client_part[i])
     return jobs
 
@@ -116,10 +115,9 @@ def edgesplit_micro_batch_jobs(plan: Any) -> Recorder:
     profile, cluster, sizes = plan.profile, plan.cluster, plan.micro_batch_sizes.tolist()
     n_units, n_micro, server_speed = profile.n_units, len(sizes), cluster.server_speed / cluster.n_devices
     jobs = Recorder()
-    for i, name in enumerate(cluster.labels):
+    tables = tables_of(profile, cluster.device_speed, cluster.profiles)
+    for i, (name, (table, speed)) in enumerate(zip(cluster.labels, tables, strict=True)):
         j, lag = int(plan.cuts[i]), int(plan.lags[i])
-        own = None if cluster.profiles is None else cluster.profiles[i]
-        table, speed = (profile, cluster.device_speed[i]) if own is None else (own, 1.0)
         rate = cluster.spectral_efficiency[i] * plan.bandwidth[i]
         device, band = jobs.resource(name), jobs.resource(f"band of {name}")
         server = jobs.resource(f"server for {name}") if j < n_units else -1

@@ -3,7 +3,7 @@
 from typing import Any
 
 from psl.simulation.timeline import Recorder
-from psl.simulation.transfers import transfer
+from psl.simulation.transfers import tables_of, transfer
 
 
 def u_shaped_jobs(plan: Any) -> Recorder:
@@ -34,10 +34,7 @@ def u_shaped_jobs(plan: Any) -> Recorder:
         return jobs.event(kind, band[i], seconds, (after,), stage=i, samples=b)
 
     begin = (jobs.add(None, cell.round_overhead),) if cell.round_overhead else ()
-    tables = [(profile, cell.client_speed[i]) for i in range(n_clients)]
-    if cell.profiles is not None:
-        tables = [old if own is None else (own, 1.0) for own, old in zip(cell.profiles, tables, strict=True)]
-    arrived = []
+    arrived, tables = [], tables_of(profile, cell.client_speed, cell.profiles)
     for i, (table, speed) in enumerate(tables):
         computed = jobs.event("forward", machine[i], b * table.fwd_cost[j] / speed, begin, stage=head[i], samples=b)
         arrived.append(carried("activation", i, profile.act_bits[j], up[i], computed))

@@ -172,10 +172,8 @@ def _latency(
         sent = bits if cell.n_clients > 1 else 0.0
         exchange = head.model_exchange + float((seconds(sent, up) + seconds(sent, down)).sum())
         tail, stepping = float(tail_of.sum()), head.optimizer + float(step_tail.sum())
-        messages, calls = (
-            cell.n_clients * (messages + 2 * int(model > 0 and cell.n_clients > 1)),
-            cell.n_clients * calls,
-        )
+        messages += 2 * int(model > 0 and cell.n_clients > 1)
+        messages, calls = cell.n_clients * messages, cell.n_clients * calls
     else:
         tail = float(tail_of.max())
         done = np.asarray(head.downlink_of) + step_tail
@@ -197,9 +195,9 @@ def _latency(
     )
 
 
-def _messages(profile: Profile, j: int, k: int) -> int:
-    """Return the messages of a step that follow one another: those of four that have bits."""
-    return sum(int(bits[cut] > 0) for bits in (profile.act_bits, profile.grad_bits) for cut in (j, k))
+def _messages(profile: Profile, *cuts: int) -> int:
+    """Return the messages of a step that cross at some cuts, there and back: those that have bits."""
+    return sum(int(bits[cut] > 0) for bits in (profile.act_bits, profile.grad_bits) for cut in cuts)
 
 
 def _probe(profile: Profile) -> Profile:
@@ -299,8 +297,7 @@ def least_tail(profile: Profile, cell: WirelessCell, batch_size: int, k: int) ->
     computing = batch_size * (forward[-1] - forward[k] + backward[-1] - backward[k])
     sending = seconds(batch_size * profile.act_bits[k], problem.downlink_reach[:, most])
     back = seconds(batch_size * profile.grad_bits[k], problem.uplink_reach[:, most])
-    more = int(profile.act_bits[k] > 0) + int(profile.grad_bits[k] > 0)  # messages, and one more call of the server
-    fixed = cell.message_overhead * more + cell.call_overhead
+    fixed = cell.message_overhead * _messages(profile, k) + cell.call_overhead  # the server is called once more
     return float((computing + sending + back).max() + fixed)
 
 
