@@ -37,6 +37,8 @@ METHODS = {
     "GPSL's idea, b = 13": ("psl", {"sampling": "global", "batch_size": 13}),
     "CycleSL's idea: 5 server steps": ("psl", {"server_steps": 5}),
 }
+#: Whose spending in all rounds is the budget that all methods are compared at: those that spend least.
+BUDGETS = {"rows": "EPSL, averaged, φ = 1", "bits": "PSL, b = 13"}
 #: Learning rates that are tried, and on how many seeds: fewer where runs are long.
 TRIED = {
     ("digits", "CNN"): ((0.05, 0.1, 0.2, 0.3, 0.5), 2),
@@ -45,8 +47,8 @@ TRIED = {
 }
 
 
-def train(dataset, network, partition, method, lr, seed, rounds, n_test):
-    """Return the course of one run: round, test accuracy, rows that the server went back through so far."""
+def run(dataset, network, partition, method, lr, seed, rounds, n_test):
+    """Train once; return its history, and the rows that the server goes back through in each round."""
     framework, options = METHODS[method]
     build, cut = NETWORKS[network]
     train_set, test_set = psl.data.load(dataset)
@@ -66,8 +68,29 @@ def train(dataset, network, partition, method, lr, seed, rounds, n_test):
         rows = np.full(rounds, B)
     if given.get("server_steps"):
         rows = 2 * rows  # once to step, once to answer
+    return history, rows
+
+
+def train(**setting):
+    """Return the course of one run: round, test accuracy, rows that the server went back through so far."""
+    history, rows = run(**setting)
     frame = history.to_frame()[["round", "test_accuracy"]].assign(server_rows=np.cumsum(rows))
     return frame[frame["round"] % EVERY == 0]
+
+
+def bits(dataset, network, method):
+    """Return what crosses the links in a round, up and down, in bits: a part per round and a part per server row.
+
+    They depend neither on the seed nor on what is learned, so a short run tells them. Only where the rows of a round
+    vary (adaptive) is there a part per row.
+    """
+    history, rows = run(dataset, network, "iid", method, 0.1, 0, rounds=10, n_test=100)
+    sent = np.diff(history.uplink_bits + history.downlink_bits, prepend=0)
+    terms = np.stack([np.ones(len(rows)), rows if np.ptp(rows) else np.zeros(len(rows))], axis=1)
+    found = np.linalg.lstsq(terms, sent)[0]
+    if not np.allclose(terms @ found, sent, rtol=1e-9):
+        raise AssertionError(f"{method}: the bits of a round are not a sum of parts per round and per row")
+    return found
 
 
 def last(course: pd.DataFrame) -> float:
@@ -81,10 +104,59 @@ def first_round(course: pd.DataFrame, target: float) -> float:
     return float(met.min()) if len(met) else np.inf
 
 
-def at_rows(course: pd.DataFrame, rows: int) -> float:
-    """Return the accuracy, per cent, when so many rows have gone back; the last one if it never comes to that."""
-    known = course[course.server_rows >= rows]
+def at(course: pd.DataFrame, what: str, budget: float) -> float:
+    """Return the accuracy, per cent, when so many server rows or bits are spent; the last one if they never are."""
+    known = course[course[what] >= budget]
     return 100 * float((known if len(known) else course.tail(1)).test_accuracy.iloc[0])
+
+
+def courses_of(arguments: argparse.Namespace, network: str, division: str) -> pd.DataFrame:
+    """Choose the learning rate of every method on seeds of its own; return the courses of all methods and seeds."""
+    rates, n_seeds = TRIED.get((arguments.dataset, network), ((0.1, 0.3), 1))
+    partition = division if division == "iid" else float(division)
+    setting = {"dataset": arguments.dataset, "network": network, "partition": partition}
+    setting |= {"rounds": arguments.rounds, "n_test": 1000}
+    options = {"n_jobs": arguments.jobs, "cache": arguments.cache, "progress": False}
+    tried = [(m, lr, 100 + s) for m in arguments.methods for lr in arguments.lrs or rates for s in range(n_seeds)]
+    runs = psl.run_study(train, [setting | {"method": m, "lr": lr, "seed": seed} for m, lr, seed in tried], **options)
+    tuned = pd.DataFrame(tried, columns=["method", "lr", "seed"]).assign(accuracy=[*map(last, runs)])
+    best = tuned.groupby(["method", "lr"]).accuracy.mean().unstack().idxmax(axis=1)
+    done = [{"method": m, "lr": float(best[m]), "seed": s} for m in arguments.methods for s in range(arguments.seeds)]
+    runs = psl.run_study(train, [setting | one for one in done], **options)
+    where = {"network": network, "partition": division}
+    return pd.concat([course.assign(**where, **one) for one, course in zip(done, runs, strict=True)])
+
+
+def summary(dataset: str, courses: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for every network, division and method: accuracy, difference to PSL, costs, rounds to targets."""
+    table = []
+    for (network, division), setting in courses.groupby(["network", "partition"], sort=False):
+        methods = list(setting.method.unique())
+        sent = {method: bits(dataset, network, method) for method in {*methods, *BUDGETS.values()}}
+        rounds = setting["round"].max()
+        budgets = {"rows": rounds * B, "bits": rounds * sent[BUDGETS["bits"]][0]}
+        for method in methods:
+            per_round, per_row = sent[method]
+            mine = setting[setting.method == method]
+            mine = mine.assign(bits=per_round * mine["round"] + per_row * mine.server_rows)
+            runs = {seed: run for seed, run in mine.groupby("seed")}
+            accuracy = np.array([*map(last, runs.values())])
+            psl_runs = setting[setting.method == "PSL"].groupby("seed")
+            difference = accuracy - np.array([last(psl_runs.get_group(seed)) for seed in runs])
+            row = {
+                "dataset": dataset, "network": network, "partition": division, "method": method,
+                "lr": mine.lr.iloc[0], "seeds": len(runs), "accuracy": accuracy.mean(), "sd": accuracy.std(ddof=1),
+                "minus_psl": difference.mean(), "se": difference.std(ddof=1) / len(runs) ** 0.5,
+                "rows_per_round": np.mean([run.server_rows.iloc[-1] for run in runs.values()]) / rounds,
+                "Mbit_per_round": np.mean([run.bits.iloc[-1] for run in runs.values()]) / rounds / 1e6,
+                "accuracy_at_equal_rows": np.mean([at(r, "server_rows", budgets["rows"]) for r in runs.values()]),
+                "accuracy_at_equal_bits": np.mean([at(r, "bits", budgets["bits"]) for r in runs.values()]),
+            }  # fmt: skip
+            for target in (0.9, 0.95):
+                met = [first_round(run, target) for run in runs.values()]
+                row |= {f"rounds_to_{target:.0%}": np.median(met), f"never_{target:.0%}": np.isinf(met).sum()}
+            table.append(row)
+    return pd.DataFrame(table)
 
 
 def main() -> None:
@@ -100,54 +172,21 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--cache", default="build/epsl_accuracy")
     parser.add_argument("--name", default=None, help="of the CSV; default epsl_accuracy")
+    parser.add_argument("--again", action="store_true", help="no training: the table of the courses that are there")
     arguments = parser.parse_args()
     digits = arguments.dataset == "digits"
-    networks = arguments.networks or (list(NETWORKS) if digits else ["CNN"])
-    common = {"dataset": arguments.dataset, "rounds": arguments.rounds, "n_test": 1000}
-    options = {"n_jobs": arguments.jobs, "cache": arguments.cache, "progress": False}
     name = arguments.name or "epsl_accuracy" + ("" if digits else f"_{arguments.dataset}")
-    table, courses = [], []
-    for network in networks:
-        for division in arguments.partitions:
-            rates, n_seeds = TRIED.get((arguments.dataset, network), ((0.1, 0.3), 1))
-            rates, tuning = arguments.lrs or rates, range(100, 100 + n_seeds)
-            setting = common | {"network": network, "partition": division if division == "iid" else float(division)}
-            tried = [(m, lr, seed) for m in arguments.methods for lr in rates for seed in tuning]
-            runs = psl.run_study(
-                train, [setting | {"method": m, "lr": lr, "seed": seed} for m, lr, seed in tried], **options
-            )
-            tuned = pd.DataFrame(tried, columns=["method", "lr", "seed"]).assign(accuracy=[*map(last, runs)])
-            best = tuned.groupby(["method", "lr"]).accuracy.mean().unstack().idxmax(axis=1)
-            done = [(m, seed) for m in arguments.methods for seed in range(arguments.seeds)]
-            runs = psl.run_study(
-                train, [setting | {"method": m, "lr": float(best[m]), "seed": seed} for m, seed in done], **options
-            )
-            found = dict(zip(done, runs, strict=True))
-            for (method, seed), course in found.items():
-                where = {"network": network, "partition": division, "method": method, "seed": seed}
-                courses.append(course.assign(**where, lr=best[method]))
-            budget = arguments.rounds * B
-            for method in arguments.methods:
-                mine = [found[method, seed] for seed in range(arguments.seeds)]
-                psl_runs = [found["PSL", seed] for seed in range(arguments.seeds)]
-                accuracy = np.array([*map(last, mine)])
-                difference = accuracy - np.array([*map(last, psl_runs)])
-                row = {
-                    "dataset": arguments.dataset, "network": network, "partition": division, "method": method,
-                    "lr": best[method], "seeds": arguments.seeds, "accuracy": accuracy.mean(),
-                    "sd": accuracy.std(ddof=1), "minus_psl": difference.mean(),
-                    "se": difference.std(ddof=1) / len(difference) ** 0.5,
-                    "rows_per_round": np.mean([c.server_rows.iloc[-1] for c in mine]) / arguments.rounds,
-                    "accuracy_at_equal_rows": np.mean([at_rows(c, budget) for c in mine]),
-                }  # fmt: skip
-                for target in (0.9, 0.95):
-                    rounds = [first_round(c, target) for c in mine]
-                    row |= {f"rounds_to_{target:.0%}": np.median(rounds), f"never_{target:.0%}": np.isinf(rounds).sum()}
-                table.append(row)
-            frame = pd.DataFrame(table)
-            print(frame.tail(len(arguments.methods)).to_string(float_format=lambda x: f"{x:.4g}"), flush=True)
-            frame.to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.5g")
-            pd.concat(courses).to_csv(RESULTS / f"{name}_runs.csv", index=False, float_format="%.5g")
+    kept = RESULTS / f"{name}_runs.csv"
+    if arguments.again:
+        courses = pd.read_csv(kept, dtype={"partition": str})
+    else:
+        networks = arguments.networks or (list(NETWORKS) if digits else ["CNN"])
+        settings = [(network, division) for network in networks for division in arguments.partitions]
+        courses = pd.concat([courses_of(arguments, *setting) for setting in settings])
+        courses.to_csv(kept, index=False, float_format="%.5g")
+    table = summary(arguments.dataset, courses)
+    print(table.to_string(float_format=lambda x: f"{x:.4g}"), flush=True)
+    table.to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.5g")
 
 
 if __name__ == "__main__":

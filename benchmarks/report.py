@@ -162,7 +162,7 @@ def training() -> Iterator[tuple[str, str, str]]:
 
 def accuracies() -> pd.DataFrame:
     """Return the tables of epsl_accuracy.py, of all data sets, networks and divisions."""
-    parts = ("", "_resnet", "_mnist")
+    parts = ("", "_resnet", "_mnist", "_mnist_resnet")
     return pd.concat([pd.read_csv(RESULTS / f"epsl_accuracy{part}.csv") for part in parts], ignore_index=True)
 
 
@@ -175,15 +175,18 @@ def accuracy_table() -> list[str]:
         "accuracy, %",
         "minus PSL's",
         "server rows per round",
-        "at 6,400 rows, %",
+        "Mbit per round",
+        "at equal rows, %",
+        "at equal bits, %",
     )
-    lines = [f"| {' | '.join(head)} |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for row in accuracies().to_dict("records"):
         division = "IID" if row["partition"] == "iid" else f"Dirichlet({row['partition']})"
         values = [
             f"{row['dataset']}, {row['network']}, {division}", row["method"], f"{row['lr']:g}",
             f"{row['accuracy']:.1f} ± {row['sd']:.1f}", f"{row['minus_psl']:+.1f} ± {row['se']:.1f}",
-            f"{row['rows_per_round']:.0f}", f"{row['accuracy_at_equal_rows']:.1f}",
+            f"{row['rows_per_round']:.0f}", f"{row['Mbit_per_round']:.1f}",
+            f"{row['accuracy_at_equal_rows']:.1f}", f"{row['accuracy_at_equal_bits']:.1f}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(values) + " |")
     return lines
@@ -216,8 +219,9 @@ def main() -> None:
         "",
         "Test accuracy after 100 rounds with 5 clients, b = 64 unless said: mean and standard deviation of 5 seeds,",
         "and the mean of the paired differences to PSL with its standard error. Each method has the learning rate that",
-        "was best for it on other seeds. The last column: when 6,400 rows have gone back through the server, as many",
-        "as φ = 1 takes in 100 rounds. Written by `epsl_accuracy.py`.",
+        "was best for it on other seeds. Equal rows: when 6,400 rows have gone back through the server, as many as",
+        "φ = 1 takes in 100 rounds. Equal bits: when as many bits have crossed the links, up and down, as PSL with",
+        "b = 13 sends in 100 rounds. Seconds are compared by `epsl_seconds_to_target.py`. Written by `epsl_accuracy.py`.",
         "",
         *accuracy_table(),
     ]

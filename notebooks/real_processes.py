@@ -111,44 +111,54 @@ def profile_for(scheduler, micro_batches: int | None = None) -> "object":
     return measured_profile(MODEL, DATA, batch_size=BATCHES[name_of(scheduler)] // parts, repeats=_PASSES * parts)
 
 
-def server_call(profile, cut: int, samples: int) -> float:
-    """Return what one call of the server takes on this machine beyond the profile: CPU s, the mean of a few.
+def server_step(framework: str, cut: int, clients: int, samples: int, phi: float = 0.0) -> float:
+    """Return what a step of the server takes on this machine: CPU s, the mean of a few.
 
-    A profile knows layers. A call also joins activations, computes the loss and divides the gradients, and finds the
-    caches filled by other processes. Measured with the server's own step, not fitted to any round.
+    A profile knows layers. A step also joins activations, computes the loss and divides the gradients, and finds the
+    caches filled by other processes. Measured with the server's own code, not fitted to any round.
 
     Args:
-        profile: of `profile_for`.
+        framework: "psl" or "epsl".
         cut: behind which the server's layers begin.
-        samples: of a call.
+        clients: whose activations the step takes.
+        samples: of each of them.
+        phi: of "epsl".
     """
-    run = Job.of("psl", MODEL, DATA, rounds=1, n_clients=1, batch_size=samples, cut=cut, partition="iid").prepare()
+    given = {"rounds": 1, "n_clients": clients, "batch_size": samples, "cut": cut, "partition": "iid"}
+    run = Job.of(framework, MODEL, DATA, **given, **({"phi": phi} if framework == "epsl" else {})).prepare()
     inputs, labels = load("digits")[0][:samples]
     with torch.no_grad():
         smashed = run.devices[0].module(inputs)
-    found, threads = [], torch.get_num_threads()
+    found, threads, rng = [], torch.get_num_threads(), np.random.default_rng(0)
     torch.set_num_threads(1)
     try:
         for _ in range(2 + _PASSES):
             idle()
             begin = thread_time()
-            run.server_gradients([smashed], [labels], np.ones(1), np.random.default_rng(0))
+            run.server_gradients([smashed] * clients, [labels] * clients, np.full(clients, 1 / clients), rng)
             found.append(thread_time() - begin)
     finally:
         torch.set_num_threads(threads)
-    layers = sum(cost[-1] - cost[cut] for cost in (profile.fwd_cost, profile.bwd_cost))
-    return max(float(np.mean(found[2:])) - samples * layers, 0.0)
+    return float(np.mean(found[2:]))
 
 
 def with_server_calls(plan):
-    """Return the network of a plan in micro-batches with the time of a server's call, measured at the plan's cuts."""
-    samples = int(plan.micro_batch_sizes[0])
+    """Return the network of a plan with the time of a server's call beyond the profile, measured at the plan's cuts."""
+    profile, parts = plan.profile, plan.micro_batches or 1
+    b = plan.batch_size // parts
+    behind = (profile.fwd_cost[-1] - profile.fwd_cost) + (profile.bwd_cost[-1] - profile.bwd_cost)  # s per sample
+    if plan.scheduler == "epsl" and parts == 1:  # compared with a profile whose server begins with cold caches
+        begun = measured_profile(MODEL, DATA, batch_size=b, repeats=_PASSES, cuts=(plan.cut,))
+        terms = replace(plan, profile=begun).latency()
+        layers = (terms.server_forward + terms.server_backward) * plan.cell.server_speed
+        seconds = server_step("epsl", plan.cut, plan.cell.n_clients, b, plan.phi) - layers
+    else:
+        cuts = [plan.cut] if plan.scheduler == "epsl" else [int(j) for j in plan.cuts if j < profile.n_units]
+        seconds = np.mean([server_step("psl", j, 1, b) - b * behind[j] for j in cuts]) if cuts else 0.0
+    seconds = max(float(seconds), 0.0)
     if plan.scheduler == "epsl":
-        seconds = server_call(plan.profile, plan.cut, samples) / plan.cell.server_speed
-        return replace(plan.cell, call_overhead=seconds)
-    cuts = [int(cut) for cut in plan.cuts if cut < plan.profile.n_units]
-    seconds = np.mean([server_call(plan.profile, cut, samples) for cut in cuts]) if cuts else 0.0
-    return replace(plan.cluster, call_overhead=float(seconds) * plan.cluster.n_devices / plan.cluster.server_speed)
+        return replace(plan.cell, call_overhead=seconds / plan.cell.server_speed)
+    return replace(plan.cluster, call_overhead=seconds * plan.cluster.n_devices / plan.cluster.server_speed)
 
 
 def make_plan(scheduler, profile, network, method: str | None = None, seed: int = 0, micro_batches=None):
@@ -192,8 +202,8 @@ def experiment(
 ) -> pd.DataFrame:
     """Compare prediction, simulation and measurement on seeded scenarios, one after the other.
 
-    Every scenario is drawn by its seed (`sample_network`) and planned with a profile that is measured just before; in
-    micro-batches also with the time of a server's call (`server_call`), which weighs more where passes are shorter.
+    Every scenario is drawn by its seed (`sample_network`) and planned with what is measured just before: a profile, and
+    what a call of the server takes beyond it (`with_server_calls`).
 
     Args:
         scheduler: the module, as in `make_plan`.
@@ -214,7 +224,7 @@ def experiment(
             for method in methods:
                 profile = profile_for(scheduler, micro_batches)
                 plan = make_plan(scheduler, profile, network, method, seed, micro_batches)
-                if micro_batches is not None:
+                if name != "pipeline":  # whose stages are all alike
                     known = with_server_calls(plan)
                     plan = make_plan(scheduler, profile, known, method, seed, micro_batches)
                 frame = compare(plan, MODEL, DATA, **options)

@@ -65,8 +65,10 @@ def compare(
 
     The plan's profile must have been measured on this machine (`measured_profile`), with speeds relative to it. After
     the run it is measured again, and prediction and simulation take the mean of both: a machine that others share
-    changes its speed from one minute to the next. Nothing is fitted: the prediction knows the profiles and the
-    scenario, the emulation the scenario alone. The first two rounds warm up; of the others the median counts.
+    changes its speed from one minute to the next. Where all devices cut the model at the same places, both are
+    measured with these cuts. Nothing is fitted: the prediction knows the
+    profiles and the scenario, the emulation the scenario alone. The first two rounds warm up; of the others the median
+    counts.
 
     Args:
         plan: of `epsl.solve`, `edgesplit.solve` or `pipeline.solve`.
@@ -79,8 +81,8 @@ def compare(
 
     Returns:
         One row per term of `TERMS`, in micro-batches the round alone: scheduler, term, predicted_s, simulated_s,
-        measured_s, error (measured over predicted − 1), simulated_error, error_as_planned (by the profile measured
-        before alone), overrun_s (computing that found no core in time, per round), drift (the network's computing
+        measured_s, error (measured over predicted − 1), simulated_error, error_as_planned (by the plan's own
+        profile), overrun_s (computing that found no core in time, per round), drift (the network's computing
         after the run over that before − 1), emulation. A round lasts from the first event that the formula covers to
         the last: what the formula lacks in between counts, what comes after, such as a client's report, does not.
 
@@ -96,9 +98,11 @@ def compare(
         options["schedule"] = schedule
         if schedule != "eager":
             simulation = {"gpipe": {"order": "flush"}, "1f1b": {"max_in_flight": len(plan.hops) + 1}}[schedule]
+    b, cuts = plan.training_arguments().get("micro_batch") or plan.batch_size, _common_cuts(plan)
+    measured_now = partial(measured_profile, model, dataset, batch_size=b, repeats=_PASSES, cuts=cuts)
+    before = measured_now() if cuts else plan.profile
     done = run(plan.scheduler, model, dataset, plan=plan, emulate=links, progress=False, **options)
-    b = plan.training_arguments().get("micro_batch") or plan.batch_size
-    before, after = plan.profile, measured_profile(model, dataset, batch_size=b, repeats=_PASSES)
+    after = measured_now()
     planned, plan = plan, replace(plan, profile=_mean(before, after))
     events = _by_round(done.events, plan.scheduler)
     events = events[events["round"].between(_WARM_UP, total - 1)]
@@ -118,6 +122,13 @@ def compare(
     table.insert(0, "scheduler", plan.scheduler)
     how = {"overrun_s": done.overrun / total, "drift": whole[1] / whole[0] - 1, "emulation": done.emulation}
     return table.assign(**how)
+
+
+def _common_cuts(plan) -> tuple[int, ...]:
+    """Return the cuts at which every pass goes on in another process: each of EdgeSplit's devices has its own."""
+    if getattr(plan, "micro_batches", None) is not None or plan.scheduler == "edgesplit":
+        return ()  # in micro-batches a plan has the time of a server's call instead
+    return plan.cuts if plan.scheduler == "pipeline" else (plan.cut,)
 
 
 def _by_round(events: Table, scheduler: str) -> Table:
@@ -211,7 +222,7 @@ def _pipeline_measured(plan, events: Table) -> dict[str, float]:
         graph = plan.network.graph
         delays = sum(graph.edges[u, v]["latency"] + graph.edges[v, u]["latency"] for _, u, v in plan.hops)
     return {
-        "stages": seconds[np.isin(kinds, ["forward", "backward"])].sum(),
+        "stages": seconds[np.isin(kinds, ["forward", "backward", "loss"])].sum(),
         "hops": seconds[np.isin(kinds, ["activation", "gradient"])].sum() + delays,
         "round": inner["end_s"].max() - inner["start_s"].min(),
     }
