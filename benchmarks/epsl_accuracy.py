@@ -139,7 +139,7 @@ def summary(dataset: str, courses: pd.DataFrame) -> pd.DataFrame:
             per_round, per_row = sent[method]
             mine = setting[setting.method == method]
             mine = mine.assign(bits=per_round * mine["round"] + per_row * mine.server_rows)
-            runs = {seed: run for seed, run in mine.groupby("seed")}
+            runs = dict(iter(mine.groupby("seed")))
             accuracy = np.array([*map(last, runs.values())])
             psl_runs = setting[setting.method == "PSL"].groupby("seed")
             difference = accuracy - np.array([last(psl_runs.get_group(seed)) for seed in runs])

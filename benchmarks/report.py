@@ -221,7 +221,7 @@ def main() -> None:
         "and the mean of the paired differences to PSL with its standard error. Each method has the learning rate that",
         "was best for it on other seeds. Equal rows: when 6,400 rows have gone back through the server, as many as",
         "φ = 1 takes in 100 rounds. Equal bits: when as many bits have crossed the links, up and down, as PSL with",
-        "b = 13 sends in 100 rounds. Seconds are compared by `epsl_seconds_to_target.py`. Written by `epsl_accuracy.py`.",
+        "b = 13 sends in 100 rounds. Written by `epsl_accuracy.py`; `epsl_seconds_to_target.py` compares seconds.",
         "",
         *accuracy_table(),
     ]

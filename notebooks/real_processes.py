@@ -154,7 +154,8 @@ def with_server_calls(plan):
         seconds = server_step("epsl", plan.cut, plan.cell.n_clients, b, plan.phi) - layers
     else:
         cuts = [plan.cut] if plan.scheduler == "epsl" else [int(j) for j in plan.cuts if j < profile.n_units]
-        seconds = np.mean([server_step("psl", j, 1, b) - b * behind[j] for j in cuts]) if cuts else 0.0
+        more = {j: server_step("psl", j, 1, b) - b * behind[j] for j in set(cuts)}
+        seconds = np.mean([more[j] for j in cuts]) if cuts else 0.0
     seconds = max(float(seconds), 0.0)
     if plan.scheduler == "epsl":
         return replace(plan.cell, call_overhead=seconds / plan.cell.server_speed)

@@ -32,6 +32,7 @@ from psl.distributed.segments import Segments
 from psl.distributed.star import half
 from psl.errors import CutError, DataError, PSLError, ScenarioError
 from psl.models import cuts
+from psl.networks import WirelessCell
 from psl.privacy import Noise, NoPeek, Quantise
 from psl.schedulers import epsl
 
@@ -75,6 +76,17 @@ def test_processes_find_what_one_process_finds(runs, framework, options):
 )  # fmt: skip
 def test_odd_settings_too(processes, framework, options):
     assert_same_run(in_processes(framework, **options).history, in_one_process(framework, **options))
+
+
+def test_the_plan_says_the_seconds_of_rounds_with_adaptive_rows(processes):
+    model = Job.of("epsl", **OPTIONS).build_model()
+    cell = WirelessCell.sample(3, 6, 0)
+    plan = epsl.solve(psl.profile(model, (1, 8, 8)), cell, batch_size=4, phi=0.5, linearise="sampled")
+    options = {"plan": plan, "rows": "adaptive", "cut": None, "phi": None, "batch_size": None}
+    found, alone = in_processes("epsl", **options).history, in_one_process("epsl", **options)
+    assert_same_run(found, alone)
+    np.testing.assert_array_equal(found.simulated_time_s, alone.simulated_time_s)
+    assert len(np.unique(np.diff(found.simulated_time_s))) > 1, "another number of rows takes another time"
 
 
 KINDS = {

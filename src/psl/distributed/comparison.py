@@ -180,6 +180,8 @@ def _slowest_clients(events: Table) -> tuple[int, int]:
 def _edgesplit_predicted(plan, device: int) -> dict[str, float]:
     frame = plan.to_frame()
     terms = {term: float(frame.loc[device, term]) for term in _OF_ONE_DEVICE}
+    if plan.cuts[device] < plan.profile.n_units:
+        terms["server_compute"] += plan.local_steps * plan.cluster.call_overhead
     return terms | {"rest": 0.0, "round": float(frame["total"].max())}
 
 

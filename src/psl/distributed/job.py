@@ -25,7 +25,7 @@ from psl.training.messages import each, part_sizes
 from psl.training.model_preparation import check_model, prepare_model, tried_layout, verify_cuts
 from psl.training.partition import check_rule
 from psl.training.partition import partition as divide
-from psl.training.resolve import check_plan_fits, resolve
+from psl.training.resolve import check_plan_fits, drawn_time, resolve
 from psl.training.sampling import IndexedDataset, Sampler, Samples
 from psl.training.scores import Score, check_metric, row_loss
 
@@ -58,7 +58,7 @@ class Job(Record):
         save_every: s between two checkpoints.
         record: keep every tensor that crosses, for tests of privacy.
         emulation: slower devices and links, None for none.
-        round_time: s of a round by the plan, NaN without one.
+        round_time: s of a round by the plan, NaN without one; plan: kept where they depend on drawn rows, else None.
         micro_batch: samples that go through at a time, see `psl.train`; None for the whole mini-batch.
         schedule: of a pipeline: "eager": what has arrived, backward first, as in `psl.simulate`; "gpipe": all
             forward, then all backward; "1f1b": one forward, one backward, with as many in flight as stages are left.
@@ -95,6 +95,7 @@ class Job(Record):
     record: bool = False
     emulation: EdgeEmulation | None = None
     round_time: float = float("nan")
+    plan: Any = None
     micro_batch: int | None = None
     schedule: str = "eager"
     relays: tuple = ()
@@ -117,7 +118,7 @@ class Job(Record):
         """
         check_choice("framework", framework, (*STAR, "pipeline"))
         pipeline = framework == "pipeline"
-        known = {f.name for f in fields(cls)} - {"relays", "turns", "sample", "round_time"} | {"plan"}
+        known = {f.name for f in fields(cls)} - {"relays", "turns", "sample", "round_time"}
         foreign = _OF_CLIENTS if pipeline else _OF_PIPELINES[FRAMEWORKS[framework].micro_batched :]
         for name, value in options.items():
             if name in foreign:
@@ -128,10 +129,8 @@ class Job(Record):
             name: options.pop(name) for name in ("cut", *_RESOLVED) if name in options
         }
         found = resolve(framework_class(framework), plan=plan, **given)
-        if found.drawn_time is not None:
-            fix = "leave the plan out, or take rows='fixed'"
-            raise expected("rows", "as many as the plan says, between processes", repr(found.rows), fix)
         options |= {name: getattr(found, name) for name in _RESOLVED} | {"round_time": found.round_time}
+        options["plan"] = None if found.drawn_time is None else plan
         options["cut"] = tuple(found.cut) if isinstance(found.cut, list) else found.cut
         served = getattr(plan, "served", None)
         turns = () if served is None else tuple(map(int, served.order))
@@ -314,6 +313,7 @@ class Job(Record):
             phi=self.phi, linearise=self.linearise, rows=self.rows, server_steps=self.server_steps,
             defence=self.defence, micro_batch=self.micro_batch, partition=self.partition,
             seed=self.seed, eval_every=self.eval_every, round_time=self.round_time,
+            drawn_time=None if self.plan is None else drawn_time(self.plan, self.framework, self.rows),
             example=example if self.kind.splits else None,
         )  # fmt: skip
         run = build_framework(prepare_model(model, device, layout), config)

@@ -1,7 +1,6 @@
 """From the arguments of `psl.train` and a plan to the configuration of a run."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -90,7 +89,7 @@ def resolve(
     server_steps = check_count("server_steps", server_steps, minimum=0)
     _check_options(kind, linearise, rows, sampling, server_steps)
     micro_batch = choose("micro_batch", micro_batch, None)
-    round_time, drawn_time = float("nan"), None
+    round_time = float("nan")
     if plan is not None:
         if server_steps:
             round_time = _of_rows(plan, "server_steps").round_time_of(kind.name, server_steps=server_steps)
@@ -98,10 +97,6 @@ def resolve(
             round_time = plan.round_time_of(kind.name, linearise=linearise)
         else:
             round_time = plan.framework_round_time(kind.name, local_steps=local_steps if kind.averages else 1)
-        if sampling == "global":
-            drawn_time = partial(_time_of_samples, _of_rows(plan, "sampling"), kind.name, server_steps)
-        elif rows == "adaptive":
-            drawn_time = partial(_time_of_rows, _of_rows(plan, "rows"), kind.name)
     cuts = _choose_cut(kind, cut, plan, n_clients, u_shaped)
     if (defence := check_defence(defence)) is not None:
         if not kind.defends:
@@ -147,7 +142,7 @@ def resolve(
         seed=check_count("seed", seed, minimum=0),
         eval_every=check_count("eval_every", eval_every),
         round_time=round_time,
-        drawn_time=drawn_time,
+        drawn_time=None if plan is None else drawn_time(plan, kind.name, rows, sampling, server_steps),
     )
 
 
@@ -194,12 +189,17 @@ def _of_rows(plan: Any, name: str) -> PlanOfRows:
     raise expected("plan", f"a plan of epsl.solve with {name}=", type(plan).__name__, "leave the plan out")
 
 
-def _time_of_rows(plan: PlanOfRows, framework: str, rows: np.ndarray) -> float:
-    return plan.round_time_of(framework, rows=rows)
-
-
-def _time_of_samples(plan: PlanOfRows, framework: str, server_steps: int, samples: np.ndarray) -> float:
-    return plan.round_time_of(framework, samples=samples, server_steps=server_steps)
+def drawn_time(
+    plan: Plan, framework: str, rows: str, sampling: str = "own", server_steps: int = 0
+) -> Callable[[np.ndarray], float] | None:
+    """Return what tells the seconds of a round from the (N,) rows or samples drawn in it; None if none are drawn."""
+    if sampling == "global":
+        known = _of_rows(plan, "sampling")
+        return lambda drawn: known.round_time_of(framework, samples=drawn, server_steps=server_steps)
+    if rows == "adaptive":
+        known = _of_rows(plan, "rows")
+        return lambda drawn: known.round_time_of(framework, rows=drawn)
+    return None
 
 
 def _check_quantised(plan: Plan, defence: Quantise) -> None:
