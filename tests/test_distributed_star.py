@@ -71,6 +71,7 @@ def test_processes_find_what_one_process_finds(runs, framework, options):
         ("psl", {"dataset": "digits", "model": "psl.models:cnn", "cut": "pool1", "partition": "iid", "micro_batch": 3}),
         ("epsl", {"phi": 1.0, "micro_batch": 4} | DROPOUT),
         ("edgesplit", {"cut": (1, 6, 12), "local_steps": 2, "micro_batch": 3} | DROPOUT),
+        ("psl", {"sampling": "global"} | DROPOUT),
         ("psl", {"server_steps": 2, "defence": NoPeek(0.1)}), ("sfl", {"defence": Quantise(4)}),
     ],
 )  # fmt: skip

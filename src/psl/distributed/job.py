@@ -26,7 +26,7 @@ from psl.training.model_preparation import check_model, prepare_model, tried_lay
 from psl.training.partition import check_rule
 from psl.training.partition import partition as divide
 from psl.training.resolve import check_plan_fits, drawn_time, resolve
-from psl.training.sampling import IndexedDataset, Sampler, Samples
+from psl.training.sampling import IndexedDataset, PartSampler, PooledSampler, Sampler, Samples
 from psl.training.scores import Score, check_metric, row_loss
 
 Given = tuple[IndexedDataset, IndexedDataset]  # (train, test)
@@ -34,7 +34,7 @@ Given = tuple[IndexedDataset, IndexedDataset]  # (train, test)
 STAR = ("fedavg", "sl", "sfl", "psl", "epsl", "edgesplit")
 #: Orders in which a stage computes what has arrived.
 SCHEDULES = ("eager", "gpipe", "1f1b")
-_OF_CLIENTS = ("local_steps", "phi", "linearise", "rows", "server_steps", "defence")
+_OF_CLIENTS = ("local_steps", "phi", "linearise", "rows", "sampling", "server_steps", "defence")
 _OF_PIPELINES = ("micro_batch", "schedule")  # the first also of some frameworks with clients
 _RESOLVED = ("rounds", "n_clients", "batch_size", "micro_batch", *_OF_CLIENTS)
 _ROOM = 1 << 28  # bytes of a message beside a model
@@ -58,7 +58,7 @@ class Job(Record):
         save_every: s between two checkpoints.
         record: keep every tensor that crosses, for tests of privacy.
         emulation: slower devices and links, None for none.
-        round_time: s of a round by the plan, NaN without one; plan: kept where they depend on drawn rows, else None.
+        round_time: s of a round by the plan, NaN without one; plan: kept where they depend on what is drawn.
         micro_batch: samples that go through at a time, see `psl.train`; None for the whole mini-batch.
         schedule: of a pipeline: "eager": what has arrived, backward first, as in `psl.simulate`; "gpipe": all
             forward, then all backward; "1f1b": one forward, one backward, with as many in flight as stages are left.
@@ -78,6 +78,7 @@ class Job(Record):
     phi: float = 0.0
     linearise: str = "representative"
     rows: str = "fixed"
+    sampling: str = "own"
     server_steps: int = 0
     defence: Defence | None = None
     partition: Any = "iid"
@@ -125,10 +126,8 @@ class Job(Record):
                 why = "which is for frameworks with clients" if pipeline else "which is for pipelines"
                 raise expected(f"{name}, {why}", f"none for {framework!r}", repr(value)[:80], "leave it out")
             check_choice("argument", name, sorted(known))
-        given: dict[str, Any] = {"rounds": None} | {
-            name: options.pop(name) for name in ("cut", *_RESOLVED) if name in options
-        }
-        found = resolve(framework_class(framework), plan=plan, **given)
+        given = {name: options.pop(name) for name in ("cut", *_RESOLVED) if name in options}
+        found = resolve(framework_class(framework), plan=plan, **{"rounds": None} | given)
         options |= {name: getattr(found, name) for name in _RESOLVED} | {"round_time": found.round_time}
         options["plan"] = None if found.drawn_time is None else plan
         options["cut"] = tuple(found.cut) if isinstance(found.cut, list) else found.cut
@@ -181,9 +180,8 @@ class Job(Record):
             CutError, DataError, ScenarioError: as there.
         """
         given = given or open_named(self.dataset)
-        job = dataclasses.replace(
-            self, sample=described(Samples(given[0], layout=torch.contiguous_format).fetch([0, 0])[0])
-        )
+        inputs, _ = Samples(given[0], layout=torch.contiguous_format).fetch([0, 0])
+        job = dataclasses.replace(self, sample=described(inputs))
         run = dataclasses.replace(job, device="cpu").prepare()
         job.open_samples(run.model, torch.device("cpu"), run.config, given)
         if run.splits:
@@ -278,13 +276,15 @@ class Job(Record):
         layout = self.layout(self.build_model())
         return checked_samples(model, given or open_named(self.dataset), device, config, layout)
 
-    def samplers(self, samples: Samples) -> list[Sampler]:
+    def samplers(self, samples: Samples) -> list[Sampler] | list[PartSampler]:
         """Return what draws each client's mini-batches; in a pipeline one for all data."""
         shares = divide(
             self.partition, len(samples), self.n_clients, labels=samples.labels, minimum=self.batch_size, seed=self.seed
         )
         if self.framework == "pipeline":
             return [Sampler(np.concatenate(shares), sum(self.sizes), self.seed, 0)]
+        if self.sampling == "global":
+            return [*map(PooledSampler(shares, sum(self.sizes), self.seed).of, range(self.n_clients))]
         return [Sampler(share, self.batch_size, self.seed, i) for i, share in enumerate(shares)]
 
     def layout(self, model: nn.Module) -> torch.memory_format:
@@ -310,10 +310,10 @@ class Job(Record):
             optimizer=self.optimizer_maker(), rounds=self.rounds, loss=self.loss_function(),
             metric=self.metric_function(), local_steps=self.local_steps,
             cut=list(self.cut) if pipeline else [self.cut[client or 0]] if several else self.cut,
-            phi=self.phi, linearise=self.linearise, rows=self.rows, server_steps=self.server_steps,
-            defence=self.defence, micro_batch=self.micro_batch, partition=self.partition,
-            seed=self.seed, eval_every=self.eval_every, round_time=self.round_time,
-            drawn_time=None if self.plan is None else drawn_time(self.plan, self.framework, self.rows),
+            phi=self.phi, linearise=self.linearise, rows=self.rows, sampling=self.sampling,
+            server_steps=self.server_steps, defence=self.defence, micro_batch=self.micro_batch, seed=self.seed,
+            partition=self.partition, eval_every=self.eval_every, round_time=self.round_time,
+            drawn_time=drawn_time(self.plan, self.framework, self.rows, self.sampling, self.server_steps),
             example=example if self.kind.splits else None,
         )  # fmt: skip
         run = build_framework(prepare_model(model, device, layout), config)

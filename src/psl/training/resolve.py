@@ -142,7 +142,7 @@ def resolve(
         seed=check_count("seed", seed, minimum=0),
         eval_every=check_count("eval_every", eval_every),
         round_time=round_time,
-        drawn_time=None if plan is None else drawn_time(plan, kind.name, rows, sampling, server_steps),
+        drawn_time=drawn_time(plan, kind.name, rows, sampling, server_steps),
     )
 
 
@@ -190,9 +190,11 @@ def _of_rows(plan: Any, name: str) -> PlanOfRows:
 
 
 def drawn_time(
-    plan: Plan, framework: str, rows: str, sampling: str = "own", server_steps: int = 0
+    plan: Plan | None, framework: str, rows: str, sampling: str, server_steps: int
 ) -> Callable[[np.ndarray], float] | None:
     """Return what tells the seconds of a round from the (N,) rows or samples drawn in it; None if none are drawn."""
+    if plan is None:
+        return None
     if sampling == "global":
         known = _of_rows(plan, "sampling")
         return lambda drawn: known.round_time_of(framework, samples=drawn, server_steps=server_steps)

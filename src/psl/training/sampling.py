@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -159,7 +160,7 @@ class PooledSampler:
         self._owner = np.full(together.max() + 1, -1)
         for client, share in enumerate(shares):
             self._owner[share] = client
-        self._n_clients = len(shares)
+        self.shares = shares
 
     def batch(self, step: int, client: int) -> np.ndarray:
         """Return the (b_i,) sample indices of a client in mini-batch number `step`, counted from 0."""
@@ -168,7 +169,28 @@ class PooledSampler:
 
     def sizes(self, step: int) -> np.ndarray:
         """Return the (N,) numbers of samples that the clients have in mini-batch number `step`."""
-        return np.bincount(self._owner[self._sampler.batch(step)], minlength=self._n_clients)
+        return np.bincount(self._owner[self._sampler.batch(step)], minlength=len(self.shares))
+
+    def of(self, client: int) -> "PartSampler":
+        """Return what draws the samples of one client."""
+        return PartSampler(self, client)
+
+
+@dataclass(frozen=True)
+class PartSampler:
+    """A client's samples of the mini-batches that a `PooledSampler` draws."""
+
+    pool: PooledSampler
+    client: int
+
+    @property
+    def indices(self) -> np.ndarray:
+        """The client's samples."""
+        return self.pool.shares[self.client]
+
+    def batch(self, step: int) -> np.ndarray:
+        """Return the (b_i,) sample indices of mini-batch number `step`, counted from 0."""
+        return self.pool.batch(step, self.client)
 
 
 class Samples:

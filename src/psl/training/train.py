@@ -207,6 +207,8 @@ class _Training:
         self.samplers = [Sampler(part, rows, self.config.seed, client) for client, part in enumerate(parts)]
         everyone = self.config.n_clients * self.config.batch_size
         self.pooled = PooledSampler(shares, everyone, self.config.seed) if self.config.sampling == "global" else None
+        if self.pooled is not None:
+            self.samplers = [*map(self.pooled.of, range(len(shares)))]
         self.settings = settings_of(run)
         self.recorder = Recorder(self.config, run.bits, lambda index: evaluate(run, tests, index), depth=5)
         self.file: Checkpoint | None = None
@@ -263,8 +265,6 @@ class _Training:
         run, config, device = self.run, self.config, self.samples.device
 
         def draw(client: int, k: int) -> Batch:
-            if self.pooled is not None:
-                return self.samples.fetch(self.pooled.batch(index * run.steps + k, client))
             return self.samples.fetch(self.samplers[client].batch(index * run.steps + k))
 
         def sizes(k: int) -> np.ndarray:

@@ -29,7 +29,7 @@ class Client:
     def __init__(self, place: Place):
         self.place, self.number = place, place.rank - 1
         job = self.job = place.job
-        self.segments = Segments(place.compute(place.name, self.number, lambda kind, number: job.samples_of(number)))
+        self.segments = Segments(place.compute(place.name, self.number, lambda kind, number: self._samples(number)))
         self.run = job.prepare(self.number, self.segments)
         self.torch_device = torch.device(job.device)
         self.samples, self.tests = job.open_samples(self.run.model, self.torch_device, self.run.config)
@@ -63,7 +63,7 @@ class Client:
         obey = {
             "train": self.train, "parts": self.parts,
             "alone": self.alone, "give": self.give, "take": self.take, "evaluate": self.evaluate,
-            "report": self.report, "save": self.save, "load": self.load,
+            "report": self.report, "size": self.size, "save": self.save, "load": self.load,
         }  # fmt: skip
         while True:
             step, word = self._command()
@@ -83,6 +83,11 @@ class Client:
     def _command(self) -> tuple[int, dict[str, Any]]:
         message = self.link.recv_any(Kind.COMMAND)
         return message.step, message.word
+
+    def _samples(self, number: int) -> int:
+        if self.job.sampling == "own":
+            return self.job.samples_of(number)
+        return len(self.sampler.batch(self.index * self.job.steps + number))
 
     def _draw(self, client: int, step: int):
         batch = self.samples.fetch(self.sampler.batch(self.index * self.job.steps + step))
@@ -158,6 +163,10 @@ class Client:
                 self.link.send(Kind.TEST_LABELS, index, labels)
                 self.link.send(Kind.TEST_ACTIVATION, index, outputs)
         self.run.train(True)
+
+    def size(self, number: int, word: dict) -> None:
+        """Tell the server how many samples this client has in a mini-batch that is drawn from all clients' data."""
+        self.link.send(Kind.REPORT, number, size=len(self.sampler.batch(number)))
 
     def report(self, index: int, word: dict) -> None:
         """Tell the server that everything before is done."""

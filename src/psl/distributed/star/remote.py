@@ -40,6 +40,7 @@ class RemoteDevice:
         self.number, self.job, self.link, self.broadcasts = number, job, link, broadcasts or link
         self.data, self._like, self._part, self.index = link.hello["data"], like, part, 0
         self._step = 0  # of those in micro-batches
+        self._size = job.batch_size  # of the next mini-batch
         self._loss, self._patience, self._defence = (
             job.loss_function(),
             _DEADLINE * job.timeout,
@@ -70,7 +71,19 @@ class RemoteDevice:
         """Let the client start a local step, and return what it sends."""
         number = self.index * self.job.steps + step
         self.command("train", number)
-        return self._upload(number, self.job.batch_size)
+        return self._upload(number, self._size)
+
+    def size(self, step: int) -> int:
+        """Ask how many samples the client has in a mini-batch that is drawn from the data of all clients."""
+        size, everyone = self.ask("size", self.index * self.job.steps + step).get("size"), sum(self.job.sizes)
+        if not isinstance(size, int) or not 0 <= size <= everyone:
+            failure = expected(
+                f"client {self.number}", f"0 to {everyone} samples", str(size)[:40], "let it run psl", ProtocolError
+            )
+            self.close(failure)
+            raise failure
+        self._size = size
+        return size
 
     def _upload(self, number: int, size: int) -> Upload:
         labels = self.receive(Kind.LABELS, number, self._like["labels"], size)

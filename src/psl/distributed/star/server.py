@@ -186,12 +186,21 @@ class Server:
         start = time.monotonic()
         rng = generator(Stream.ROUND, self.job.seed, index)
         rng.integers(2**63)  # torch's seed of the round, drawn first in `psl.train` too
-        loss = float(self.half.run.train_round(Round(no_draw, rng, None, no_seed, self.devices, self.half.computing)))
+        sizes = self._sizes if self.job.sampling == "global" else None
+        this = Round(no_draw, rng, None, no_seed, self.devices, self.half.computing, sizes)
+        loss = float(self.half.run.train_round(this))
         if not isinstance(self.half.run, LocalTraining):  # else the next round begins with its models on the way down
             self.devices.do(self.devices.present, lambda device: device.ask("report", index))
         seconds, self.place.log.round = time.monotonic() - start, -1
         self.recorder.enter(loss, seconds=seconds, participants=len(self.devices.present), rows=self.half.run.rows)
         self.place.tell(self.recorder, done=True)
+
+    def _sizes(self, step: int) -> np.ndarray:
+        """Return the (N,) samples of each client in a mini-batch from the data of all; none of who is gone."""
+        found = np.zeros(self.job.n_clients, dtype=int)
+        for client, size in self.devices.each(self.devices.present, lambda device: device.size(step)):
+            found[client] = size
+        return found
 
     def tested(self) -> list[int]:
         """Return the clients whose models differ, or one of them if none do."""
