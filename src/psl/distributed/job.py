@@ -126,8 +126,9 @@ class Job(Record):
                 why = "which is for frameworks with clients" if pipeline else "which is for pipelines"
                 raise expected(f"{name}, {why}", f"none for {framework!r}", repr(value)[:80], "leave it out")
             check_choice("argument", name, sorted(known))
+        options.setdefault("rounds", None)
         given = {name: options.pop(name) for name in ("cut", *_RESOLVED) if name in options}
-        found = resolve(framework_class(framework), plan=plan, **{"rounds": None} | given)
+        found = resolve(framework_class(framework), plan=plan, **given)
         options |= {name: getattr(found, name) for name in _RESOLVED} | {"round_time": found.round_time}
         options["plan"] = None if found.drawn_time is None else plan
         options["cut"] = tuple(found.cut) if isinstance(found.cut, list) else found.cut
@@ -159,9 +160,8 @@ class Job(Record):
             fix = "leave emulate= out, or run on the CPU, whose computing time is known"
             raise expected("emulate", "device 'cpu'", repr(str(device)), fix)
         check_choice("schedule", self.schedule, SCHEDULES)
-        self.optimizer_maker()
-        self.loss_function()
-        self.metric_function()
+        for named in (self.optimizer_maker, self.loss_function, self.metric_function):
+            named()
         check_model(self.build_model())
         find_dataset(self.dataset)
         return dataclasses.replace(
