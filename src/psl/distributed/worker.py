@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from psl.distributed.edge.emulate import settle
+from psl.distributed.edge.emulate import keep_memory, settle
 from psl.distributed.job import Job
 from psl.distributed.names import device_of
 from psl.distributed.pipeline.member import Member
@@ -38,8 +38,7 @@ def work(place: Place) -> Any:
     torch.set_num_threads(1)
     if torch.device(place.job.device).type == "cuda":
         torch.cuda.set_device(place.job.device)
-    if place.job.emulation is not None:
-        settle()
+    keep_memory() if place.job.emulation is None else settle()
     try:
         if place.job.framework == "pipeline":
             return Member(place).run()
