@@ -32,6 +32,19 @@ def test_a_profile_is_measured_in_a_process_of_its_own(processes):
         measured_profile("psl.models:no_such", batch_size=8)
 
 
+def test_a_profile_by_stages_adds_up_to_what_the_stages_take(processes):
+    whole = measured_profile("psl.models:cnn", batch_size=8, repeats=3)
+    found = measured_profile("psl.models:cnn", batch_size=8, repeats=3, cuts=(3, 6))
+    assert found.names == whole.names and found.unit == "s"
+    np.testing.assert_array_equal(found.act_bits, whole.act_bits)
+    for cost in (found.fwd_cost, found.bwd_cost):
+        stages = np.diff(cost[[0, 3, 6, -1]])
+        assert (np.diff(cost) >= 0).all() and (stages > 1e-6).all(), "no stage is free, however little it computes"
+    assert 0 < found.last_bwd_cost <= found.bwd_cost[-1] - found.bwd_cost[6]
+    with pytest.raises(PSLError, match=r"measurement.*cut"):
+        measured_profile("psl.models:cnn", batch_size=8, cuts=(6, 3))
+
+
 @pytest.mark.full  # notebook 07 does this in every run
 @pytest.mark.parametrize("scheduler", [epsl, edgesplit, pipeline], ids=list(TERMS))
 def test_measured_seconds_stand_beside_predicted_and_simulated_ones(processes, scheduler):
