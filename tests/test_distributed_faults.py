@@ -176,7 +176,8 @@ BACK = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("framework", some(BACK, lambda name: name == "psl"))
+@pytest.mark.full  # notebook 07 does it in every run, with psl
+@pytest.mark.parametrize("framework", BACK)
 def test_a_killed_client_comes_back_and_it_is_said_with_which_weights(framework):
     options = MANY | {"rounds": 60, "eval_every": 60, "emulate": star(overhead=0.03)}
     options |= {"cut": (1, 6, 12)} if framework == "edgesplit" else {}
