@@ -16,6 +16,7 @@ course of every run beside it (…_runs.csv).
 """
 
 import argparse
+import functools
 
 import numpy as np
 import pandas as pd
@@ -38,8 +39,8 @@ METHODS = {
     "GPSL's idea, b = 13": ("psl", {"sampling": "global", "batch_size": 13}),
     "CycleSL's idea: 5 server steps": ("psl", {"server_steps": 5}),
 }
-#: Whose spending in all rounds is the budget that all methods are compared at: those that spend least.
-BUDGETS = {"rows": "EPSL, averaged, φ = 1", "bits": "PSL, b = 13"}
+#: The method that sends least: what it sends in all rounds is the budget at equal bits.
+FEWEST_BITS = "PSL, b = 13"
 #: Learning rates that are tried, and on how many seeds: fewer where runs are long.
 TRIED = {
     ("digits", "CNN"): ((0.05, 0.1, 0.2, 0.3, 0.5), 2),
@@ -80,6 +81,7 @@ def train(**setting):
     return frame[frame["round"] % EVERY == 0]
 
 
+@functools.cache  # for all divisions
 def bits(dataset, network, method):
     """Return what crosses the links in a round, up and down, in bits: a part per round and a part per server row.
 
@@ -133,29 +135,27 @@ def summary(dataset: str, courses: pd.DataFrame) -> pd.DataFrame:
     """Return a row for every network, division and method: accuracy, difference to PSL, costs, rounds to targets."""
     table = []
     for (network, division), setting in courses.groupby(["network", "partition"], sort=False):
-        methods = list(setting.method.unique())
-        sent = {method: bits(dataset, network, method) for method in {*methods, *BUDGETS.values()}}
+        psl_runs = setting[setting.method == "PSL"].groupby("seed")
         rounds = setting["round"].max()
-        budgets = {"rows": rounds * B, "bits": rounds * sent[BUDGETS["bits"]][0]}
-        for method in methods:
-            per_round, per_row = sent[method]
+        bit_budget = rounds * bits(dataset, network, FEWEST_BITS)[0]
+        for method in setting.method.unique():
+            per_round, per_row = bits(dataset, network, method)
             mine = setting[setting.method == method]
             mine = mine.assign(bits=per_round * mine["round"] + per_row * mine.server_rows)
             runs = dict(iter(mine.groupby("seed")))
             accuracy = np.array([*map(last, runs.values())])
-            psl_runs = setting[setting.method == "PSL"].groupby("seed")
             difference = accuracy - np.array([last(psl_runs.get_group(seed)) for seed in runs])
             row = {
                 "dataset": dataset, "network": network, "partition": division, "method": method,
                 "lr": mine.lr.iloc[0], "seeds": len(runs), "accuracy": accuracy.mean(), "sd": accuracy.std(ddof=1),
                 "minus_psl": difference.mean(), "se": difference.std(ddof=1) / len(runs) ** 0.5,
-                "rows_per_round": np.mean([run.server_rows.iloc[-1] for run in runs.values()]) / rounds,
-                "Mbit_per_round": np.mean([run.bits.iloc[-1] for run in runs.values()]) / rounds / 1e6,
-                "accuracy_at_equal_rows": np.mean([at(r, "server_rows", budgets["rows"]) for r in runs.values()]),
-                "accuracy_at_equal_bits": np.mean([at(r, "bits", budgets["bits"]) for r in runs.values()]),
+                "rows_per_round": np.mean([r.server_rows.iloc[-1] for r in runs.values()]) / rounds,
+                "Mbit_per_round": np.mean([r.bits.iloc[-1] for r in runs.values()]) / rounds / 1e6,
+                "accuracy_at_equal_rows": np.mean([at(r, "server_rows", rounds * B) for r in runs.values()]),
+                "accuracy_at_equal_bits": np.mean([at(r, "bits", bit_budget) for r in runs.values()]),
             }  # fmt: skip
             for target in (0.9, 0.95):
-                met = [first_round(run, target) for run in runs.values()]
+                met = [first_round(r, target) for r in runs.values()]
                 row |= {f"rounds_to_{target:.0%}": np.median(met), f"never_{target:.0%}": np.isinf(met).sum()}
             table.append(row)
     return pd.DataFrame(table)

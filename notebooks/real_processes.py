@@ -6,7 +6,6 @@ It is a file, because worker processes import the model and the data from here b
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import replace
-from time import thread_time
 
 import numpy as np
 import pandas as pd
@@ -17,9 +16,10 @@ from tqdm.auto import tqdm
 
 from psl.data import load
 from psl.distributed import Job, compare, measured_profile
-from psl.distributed.measure import idle
+from psl.distributed.measure import timed
 from psl.errors import check_choice, check_count
 from psl.networks import EdgeCluster, EdgeNetwork, WirelessCell
+from psl.studies import one_thread
 from psl.training.seeds import Stream, generator
 
 #: Devices are this many times slower than this machine, so that a few of them compute at once on two cores.
@@ -124,30 +124,26 @@ def server_step(framework: str, cut: int, clients: int, samples: int, phi: float
         samples: of each of them.
         phi: of "epsl".
     """
-    given = {"rounds": 1, "n_clients": clients, "batch_size": samples, "cut": cut, "partition": "iid"}
-    run = Job.of(framework, MODEL, DATA, **given, **({"phi": phi} if framework == "epsl" else {})).prepare()
+    given = {"rounds": 1, "n_clients": clients, "batch_size": samples, "cut": cut, "phi": phi, "partition": "iid"}
+    run = Job.of(framework, MODEL, DATA, **given).prepare()
     inputs, labels = load("digits")[0][:samples]
     with torch.no_grad():
         smashed = run.devices[0].module(inputs)
-    found, threads, rng = [], torch.get_num_threads(), np.random.default_rng(0)
-    torch.set_num_threads(1)
-    try:
-        for _ in range(2 + _PASSES):
-            idle()
-            begin = thread_time()
-            run.server_gradients([smashed] * clients, [labels] * clients, np.full(clients, 1 / clients), rng)
-            found.append(thread_time() - begin)
-    finally:
-        torch.set_num_threads(threads)
-    return float(np.mean(found[2:]))
+    seconds, rng = np.zeros(2 + _PASSES), np.random.default_rng(0)
+    with one_thread():
+        for k in range(len(seconds)):
+            with timed(seconds, k):
+                run.server_gradients([smashed] * clients, [labels] * clients, np.full(clients, 1 / clients), rng)
+    return float(seconds[2:].mean())
 
 
 def with_server_calls(plan):
     """Return the network of a plan with the time of a server's call beyond the profile, measured at the plan's cuts."""
-    profile, parts = plan.profile, plan.micro_batches or 1
-    b = plan.batch_size // parts
+    profile, b = plan.profile, plan.training_arguments().get("micro_batch") or plan.batch_size
     behind = (profile.fwd_cost[-1] - profile.fwd_cost) + (profile.bwd_cost[-1] - profile.bwd_cost)  # s per sample
-    if plan.scheduler == "epsl" and parts == 1:  # compared with a profile whose server begins with cold caches
+    if (
+        plan.scheduler == "epsl" and plan.micro_batches is None
+    ):  # compared with a profile whose server begins with cold caches
         begun = measured_profile(MODEL, DATA, batch_size=b, repeats=_PASSES, cuts=(plan.cut,))
         terms = replace(plan, profile=begun).latency()
         layers = (terms.server_forward + terms.server_backward) * plan.cell.server_speed

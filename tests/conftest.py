@@ -24,10 +24,11 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="FULL=1 runs it; what is like it runs always"))
         if item.path.suffix == ".ipynb":
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
-        elif "processes" in item.fixturenames or item.path.stem == "test_distributed_emulate":  # this one reads clocks
+        elif "processes" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("processes"))
-            if "processes" in item.fixturenames:
-                item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.slow)
+        elif item.path.stem == "test_distributed_emulate":  # reads clocks
+            item.add_marker(pytest.mark.xdist_group("processes"))
 
 
 @pytest.fixture(scope="module")

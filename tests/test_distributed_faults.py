@@ -407,10 +407,7 @@ DAMAGES = {
 }  # fmt: skip
 
 
-USUAL = (
-    "a bit of a client's newest is flipped",
-    "a stage's newest is cut short",
-)
+USUAL = ("a bit of a client's newest is flipped", "a stage's newest is cut short")
 
 
 @pytest.mark.parametrize("damage", some(DAMAGES, lambda damage: damage in USUAL))

@@ -19,15 +19,8 @@ PUBLISHED = [
     "alexnet", "convnext_tiny", "efficientnet_b0", "googlenet", "mnasnet1_0", "mobilenet_v2", "resnet18", "resnet50",
     "shufflenet_v2_x1_0", "squeezenet1_0", "swin_t", "vgg11", "vit_b_16",
 ]  # fmt: skip
-LONG = (
-    "efficientnet_b0",
-    "googlenet",
-    "mnasnet1_0",
-    "swin_t",
-    "densenet121",
-    "inception_v3",
-    "vit_b_16",
-)  # run with FULL=1
+# These run with FULL=1.
+LONG = ("efficientnet_b0", "googlenet", "mnasnet1_0", "swin_t", "densenet121", "inception_v3", "vit_b_16")
 
 
 @pytest.mark.parametrize("name", some(PUBLISHED, lambda name: name not in LONG))

@@ -66,9 +66,8 @@ def compare(
     The plan's profile must have been measured on this machine (`measured_profile`), with speeds relative to it. After
     the run it is measured again, and prediction and simulation take the mean of both: a machine that others share
     changes its speed from one minute to the next. Where all devices cut the model at the same places, both are
-    measured with these cuts. Nothing is fitted: the prediction knows the
-    profiles and the scenario, the emulation the scenario alone. The first two rounds warm up; of the others the median
-    counts.
+    measured with these cuts. Nothing is fitted: the prediction knows the profiles and the scenario, the emulation the
+    scenario alone. The first two rounds warm up; of the others the median counts.
 
     Args:
         plan: of `epsl.solve`, `edgesplit.solve` or `pipeline.solve`.

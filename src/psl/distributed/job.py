@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -26,7 +25,7 @@ from psl.training.model_preparation import check_model, prepare_model, tried_lay
 from psl.training.partition import check_rule
 from psl.training.partition import partition as divide
 from psl.training.resolve import check_plan_fits, drawn_time, resolve
-from psl.training.sampling import IndexedDataset, PartSampler, PooledSampler, Sampler, Samples
+from psl.training.sampling import IndexedDataset, PartSampler, Sampler, Samples, samplers_of
 from psl.training.scores import Score, check_metric, row_loss
 
 Given = tuple[IndexedDataset, IndexedDataset]  # (train, test)
@@ -160,8 +159,9 @@ class Job(Record):
             fix = "leave emulate= out, or run on the CPU, whose computing time is known"
             raise expected("emulate", "device 'cpu'", repr(str(device)), fix)
         check_choice("schedule", self.schedule, SCHEDULES)
-        for named in (self.optimizer_maker, self.loss_function, self.metric_function):
-            named()
+        self.optimizer_maker()
+        self.loss_function()
+        self.metric_function()
         check_model(self.build_model())
         find_dataset(self.dataset)
         return dataclasses.replace(
@@ -281,11 +281,7 @@ class Job(Record):
         shares = divide(
             self.partition, len(samples), self.n_clients, labels=samples.labels, minimum=self.batch_size, seed=self.seed
         )
-        if self.framework == "pipeline":
-            return [Sampler(np.concatenate(shares), sum(self.sizes), self.seed, 0)]
-        if self.sampling == "global":
-            return [*map(PooledSampler(shares, sum(self.sizes), self.seed).of, range(self.n_clients))]
-        return [Sampler(share, self.batch_size, self.seed, i) for i, share in enumerate(shares)]
+        return samplers_of(shares, self.batch_size, self.seed, sampling=self.sampling, together=self.kind.pooled)
 
     def layout(self, model: nn.Module) -> torch.memory_format:
         """Return the memory layout of images that all processes use."""

@@ -107,12 +107,12 @@ def _by_stages(profile: Profile, order: dict[str, Any], samples: Samples) -> Pro
     for k in range(_WARM_UP + order["repeats"]):
         crossing, seconds = inputs, np.zeros((2, last + 1))
         for number, stage in enumerate(run.stages):
-            with _timed(seconds[0], number):
+            with timed(seconds[0], number):
                 crossing = run.stage_forward(stage, crossing, 0)
-        with _timed(seconds[1], last):
+        with timed(seconds[1], last):
             gradient = loss_and_gradient(crossing, labels, run.config.loss)[1]
         for number in range(last, -1, -1):
-            with _timed(seconds[1], number):
+            with timed(seconds[1], number):
                 gradient = run.stages[number].backward(gradient)
         for stage in run.stages:
             stage.zero_grad()
@@ -132,7 +132,7 @@ def _by_stages(profile: Profile, order: dict[str, Any], samples: Samples) -> Pro
 
 
 @contextmanager
-def _timed(seconds: np.ndarray, number: int) -> Iterator[None]:
+def timed(seconds: np.ndarray, number: int) -> Iterator[None]:
     """Add the computing time of this thread to one of several numbers, after idling."""
     idle()
     begin = time.thread_time()

@@ -38,7 +38,10 @@ def work(place: Place) -> Any:
     torch.set_num_threads(1)
     if torch.device(place.job.device).type == "cuda":
         torch.cuda.set_device(place.job.device)
-    keep_memory() if place.job.emulation is None else settle()
+    if place.job.emulation is None:
+        keep_memory()
+    else:
+        settle()
     try:
         if place.job.framework == "pipeline":
             return Member(place).run()

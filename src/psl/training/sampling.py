@@ -171,10 +171,6 @@ class PooledSampler:
         """Return the (N,) numbers of samples that the clients have in mini-batch number `step`."""
         return np.bincount(self._owner[self._sampler.batch(step)], minlength=len(self.shares))
 
-    def of(self, client: int) -> "PartSampler":
-        """Return what draws the samples of one client."""
-        return PartSampler(self, client)
-
 
 @dataclass(frozen=True)
 class PartSampler:
@@ -191,6 +187,27 @@ class PartSampler:
     def batch(self, step: int) -> np.ndarray:
         """Return the (b_i,) sample indices of mini-batch number `step`, counted from 0."""
         return self.pool.batch(step, self.client)
+
+
+def samplers_of(
+    shares: list[np.ndarray], batch_size: int, seed: int, *, sampling: str = "own", together: bool = False
+) -> list[Sampler] | list[PartSampler]:
+    """Return what draws each client's mini-batches; with `together` one for the data of all.
+
+    Args:
+        shares: N index arrays, the samples of each client.
+        batch_size: b, samples per client and mini-batch.
+        seed: number that the permutations are drawn from.
+        sampling: "own" or "global", as in `psl.train`.
+        together: whether there is one mini-batch of N b samples, which nobody divides.
+    """
+    everyone = len(shares) * batch_size
+    if sampling == "global":
+        pool = PooledSampler(shares, everyone, seed)
+        return [PartSampler(pool, client) for client in range(len(shares))]
+    if together:
+        return [Sampler(np.concatenate(shares), everyone, seed, 0)]
+    return [Sampler(share, batch_size, seed, client) for client, share in enumerate(shares)]
 
 
 class Samples:

@@ -26,7 +26,7 @@ from psl.training.participation import Participation
 from psl.training.partition import partition as divide
 from psl.training.recorder import Recorder
 from psl.training.resolve import check_plan_fits, resolve
-from psl.training.sampling import PooledSampler, Sampler, Samples, open_dataset
+from psl.training.sampling import PartSampler, Sampler, Samples, open_dataset, samplers_of
 from psl.training.seeds import Party, own_random_state, seed_computation, seed_evaluation, seed_round
 
 
@@ -201,14 +201,8 @@ class _Training:
     def __init__(self, run: Framework, samples: Samples, tests: Samples, shares: list[np.ndarray]):
         self.run, self.config = run, run.config
         self.samples, self.tests, self.shares = samples, tests, shares
-        parts, rows = shares, self.config.batch_size
-        if run.pooled:  # one sampler of all data
-            parts, rows = [np.concatenate(shares)], self.config.n_clients * rows
-        self.samplers = [Sampler(part, rows, self.config.seed, client) for client, part in enumerate(parts)]
-        everyone = self.config.n_clients * self.config.batch_size
-        self.pooled = PooledSampler(shares, everyone, self.config.seed) if self.config.sampling == "global" else None
-        if self.pooled is not None:
-            self.samplers = [*map(self.pooled.of, range(len(shares)))]
+        how = {"sampling": self.config.sampling, "together": run.pooled}
+        self.samplers = samplers_of(shares, self.config.batch_size, self.config.seed, **how)
         self.settings = settings_of(run)
         self.recorder = Recorder(self.config, run.bits, lambda index: evaluate(run, tests, index), depth=5)
         self.file: Checkpoint | None = None
@@ -268,8 +262,9 @@ class _Training:
             return self.samples.fetch(self.samplers[client].batch(index * run.steps + k))
 
         def sizes(k: int) -> np.ndarray:
-            assert self.pooled is not None
-            return self.pooled.sizes(index * run.steps + k)
+            sampler = self.samplers[0]
+            assert isinstance(sampler, PartSampler)
+            return sampler.pool.sizes(index * run.steps + k)
 
         def seed_for(party: Party, client: int, step: int) -> None:
             seed_computation(config.seed, index, device, party, client, step)
@@ -280,7 +275,7 @@ class _Training:
             attendance = config.participation.attendance(index, config.seed, config.n_clients, run.steps)
         fix = "take a larger batch_size (or micro_batch), or a norm that takes single rows, such as GroupNorm"
         with one_row_refused("batch_size", "2 rows or more for this model's BatchNorm", fix):
-            loss = float(run.round(draw, rng, attendance, seed_for, None if self.pooled is None else sizes))
+            loss = float(run.round(draw, rng, attendance, seed_for, sizes if config.sampling == "global" else None))
         self.recorder.enter(loss, attendance, rows=run.rows)
 
     def _save(self, file: Checkpoint) -> None:

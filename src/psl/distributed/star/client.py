@@ -29,7 +29,7 @@ class Client:
     def __init__(self, place: Place):
         self.place, self.number = place, place.rank - 1
         job = self.job = place.job
-        self.segments = Segments(place.compute(place.name, self.number, lambda kind, number: self._samples(number)))
+        self.segments = Segments(place.compute(place.name, self.number, lambda kind, number: self._n_samples(number)))
         self.run = job.prepare(self.number, self.segments)
         self.torch_device = torch.device(job.device)
         self.samples, self.tests = job.open_samples(self.run.model, self.torch_device, self.run.config)
@@ -84,13 +84,16 @@ class Client:
         message = self.link.recv_any(Kind.COMMAND)
         return message.step, message.word
 
-    def _samples(self, number: int) -> int:
+    def _n_samples(self, number: int) -> int:
         if self.job.sampling == "own":
             return self.job.samples_of(number)
-        return len(self.sampler.batch(self.index * self.job.steps + number))
+        return len(self._rows(number))
+
+    def _rows(self, step: int) -> np.ndarray:
+        return self.sampler.batch(self.index * self.job.steps + step)
 
     def _draw(self, client: int, step: int):
-        batch = self.samples.fetch(self.sampler.batch(self.index * self.job.steps + step))
+        batch = self.samples.fetch(self._rows(step))
         self.segments.switch("forward")
         return batch
 
