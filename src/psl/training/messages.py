@@ -1,5 +1,6 @@
 """What client and server send each other: a tensor, or a tuple of tensors and whole numbers (sizes)."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any
@@ -141,10 +142,7 @@ class Gradients:
         self._found: dict[int, torch.Tensor] = {}
         for k, leaf in enumerate(entries(message)):
             if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
-                leaf.register_hook(lambda gradient, k=k: self._add(k, gradient))
-
-    def _add(self, k: int, gradient: torch.Tensor) -> None:
-        self._found[k] = self._found[k] + gradient if k in self._found else gradient
+                leaf.register_hook(functools.partial(_add, self._found, k))
 
     @property
     def message(self) -> Any:
@@ -156,6 +154,11 @@ class Gradients:
             for k, leaf in enumerate(entries(self._message))
         ]
         return tuple(parts) if isinstance(self._message, tuple | list) else parts[0]
+
+
+def _add(found: dict[int, torch.Tensor], k: int, gradient: torch.Tensor) -> None:
+    """Note a gradient; knows no leaf, or else leaves and their hooks would keep each other in memory."""
+    found[k] = found[k] + gradient if k in found else gradient
 
 
 def check_rows(message: Any, n_samples: int) -> None:
