@@ -27,32 +27,35 @@ def ridge(known: torch.Tensor, images: torch.Tensor, smashed: torch.Tensor) -> t
 
     Source: ridge regression with leave-one-out selection (Golub, Heath and Wahba 1979) as an inversion attack [B].
     """
-    x, y = known.double(), images.double()
+    x, y, asked = known.double(), images.double(), smashed.double()
     centre, mean = x.mean(dim=0), y.mean(dim=0)
-    x, y, asked = x - centre, y - mean, smashed.double() - centre
+    x, y, asked = x - centre, y - mean, asked - centre
     scale = x.square().mean().sqrt().clamp_min(1e-300)
-    x, asked = x / scale, asked / scale
+    x, asked = x.div_(scale), asked.div_(scale)
     m, d = x.shape
     # x = u s vᵀ without the parts of rank 0, by the smaller of the two products.
     if d <= m:
         squares, v = torch.linalg.eigh(x.T @ x)
         keep = squares > squares[-1].clamp_min(1e-300) * 1e-13
         s, v = squares[keep].sqrt(), v[:, keep]
-        u = x @ v / s
+        u, seen = x @ v / s, asked @ v
     else:
         squares, u = torch.linalg.eigh(x @ x.T)
         keep = squares > squares[-1].clamp_min(1e-300) * 1e-13
         s, u = squares[keep].sqrt(), u[:, keep]
-        v = x.T @ u / s
+        seen = asked @ x.T @ u / s  # v = xᵀ u / s is as large as x, and not needed
     inside = u.T @ y  # (rank, p)
+    # Of more pixels than images only the lengths of rows matter for the error: m numbers per row have the same.
+    short = y if y.shape[1] <= m else torch.linalg.qr(y.T, mode="r").R.T
+    within, leverage = u.T @ short, u * u
     best, chosen = torch.inf, torch.ones_like(s)
     for strength in (_RIDGES * m * d).tolist():
         kept = s * s / (s * s + strength)
-        left = 1 - (u * u) @ kept - 1 / m  # 1 − leverage, the mean's included
-        error = float((((y - u @ (kept[:, None] * inside)) / left.clamp_min(1e-12)[:, None]) ** 2).sum())
+        left = 1 - leverage @ kept - 1 / m  # 1 − leverage, the mean's included
+        error = float((((short - u @ (kept[:, None] * within)) / left.clamp_min(1e-12)[:, None]) ** 2).sum())
         if error < best:
             best, chosen = error, kept
-    return (mean + (asked @ v) @ ((chosen / s)[:, None] * inside)).to(images.dtype)
+    return (mean + seen @ ((chosen / s)[:, None] * inside)).to(images.dtype)
 
 
 def decoder(known: torch.Tensor, images: torch.Tensor, smashed: torch.Tensor, seed: int) -> torch.Tensor:

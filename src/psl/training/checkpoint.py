@@ -117,10 +117,11 @@ class Checkpoint:
 
 def _whole_content(path: Path) -> bytes:
     """Return what a file holds behind its hash; raises `ValueError` if the hash is that of something else."""
-    content = path.read_bytes()
-    if not content.startswith(_MAGIC):
-        return content
-    digest, _, content = content[len(_MAGIC) :].partition(b"\n")
+    with open(path, "rb") as file:  # read in two parts: a slice of the whole would be a second copy
+        start = file.read(len(_MAGIC))
+        if start != _MAGIC:
+            return start + file.read()
+        digest, content = file.readline().rstrip(b"\n"), file.read()
     if hashlib.sha256(content).hexdigest().encode() != digest:
         raise ValueError("its content is not what was written: damaged, or cut short")
     return content

@@ -9,7 +9,7 @@ from psl.training.sampling import Samples
 from psl.training.scores import Mean
 from psl.training.seeds import own_random_state, seed_evaluation
 
-_BATCH = 500  # test samples at a time
+_MOST_ROWS, _MOST_NUMBERS = 500, 1 << 23  # at a time: samples, and numbers in their inputs
 
 
 @torch.inference_mode()
@@ -30,8 +30,9 @@ def evaluate(framework: Framework, samples: Samples, index: int) -> np.ndarray:
     means = [Mean() for _ in clients]
     framework.train(False)
     with own_random_state(samples.device):
+        at_a_time = rows_at_a_time(samples)
         seed_evaluation(framework.config.seed, index, samples.device)
-        for rows in test_batches(len(samples)):
+        for rows in test_batches(len(samples), at_a_time):
             inputs, labels = samples.fetch(rows)
             for i, client in enumerate(clients):
                 # Every model gets its own copy: forward may overwrite its inputs.
@@ -41,6 +42,11 @@ def evaluate(framework: Framework, samples: Samples, index: int) -> np.ndarray:
     return np.array([mean.value for mean in means])
 
 
-def test_batches(n_samples: int) -> list[np.ndarray]:
-    """Return the sample numbers of each batch that is evaluated at a time."""
-    return [np.arange(start, min(start + _BATCH, n_samples)) for start in range(0, n_samples, _BATCH)]
+def rows_at_a_time(samples: Samples) -> int:
+    """Return how many test samples go through a model at a time: fewer of large ones, so that their layers fit."""
+    return max(1, min(_MOST_ROWS, _MOST_NUMBERS // max(samples.numbers, 1)))
+
+
+def test_batches(n_samples: int, rows: int) -> list[np.ndarray]:
+    """Return the sample numbers of each batch, of so many rows, that is evaluated at a time."""
+    return np.split(np.arange(n_samples), np.arange(rows, n_samples, rows)) if n_samples else []

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from psl.data import load
 from psl.errors import DataError, expected
-from psl.training.messages import each
+from psl.training.messages import each, flat
 from psl.training.seeds import Stream, generator
 
 _DIGESTED = 16  # samples that a fingerprint looks at
@@ -254,6 +255,11 @@ class Samples:
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
         layout = self.layout if tensor.ndim == 4 else torch.preserve_format
         return tensor.to(self.device, memory_format=layout)
+
+    @cached_property
+    def numbers(self) -> int:
+        """How many numbers the inputs of a sample have; reads the first."""
+        return sum(tensor.numel() for tensor in flat(self.fetch([0])[0]) if isinstance(tensor, torch.Tensor))
 
     def labels(self) -> np.ndarray:
         """Return all labels, (D, …); reads every sample of a data set that keeps no list of them."""

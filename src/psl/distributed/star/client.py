@@ -15,7 +15,7 @@ from psl.errors import CheckpointError, expected
 from psl.models.values import call
 from psl.training.defences import Defence
 from psl.training.devices import Device, Upload
-from psl.training.evaluation import test_batches
+from psl.training.evaluation import rows_at_a_time, test_batches
 from psl.training.seeds import seed_computation, seed_evaluation
 
 
@@ -53,7 +53,7 @@ class Client:
         """
         inputs, labels = self.samples.fetch(np.array([0, 0]))
         data = {"digest": self.digest, "samples": len(self.sampler.indices), "tests": len(self.tests)}
-        data |= {"sample": described(inputs), "label": described(labels)}
+        data |= {"rows": rows_at_a_time(self.tests), "sample": described(inputs), "label": described(labels)}
         options = {"server": 0, "timeout": self.job.timeout}
         servers, hello = self.place.host.servers, self.place.hello(data=data)
         connect(self.link, servers[0], self.place.keys, hello, **options)
@@ -160,7 +160,7 @@ class Client:
         self.run.train(False)
         seed_evaluation(self.job.seed, index, self.torch_device)
         with torch.inference_mode():
-            for rows in test_batches(len(self.tests)):
+            for rows in test_batches(len(self.tests), rows_at_a_time(self.tests)):
                 inputs, labels = self.tests.fetch(rows)
                 outputs = self.defence.sent(call(self.device.stage.module, inputs))
                 self.link.send(Kind.TEST_LABELS, index, labels)

@@ -149,7 +149,7 @@ class RemoteDevice:
     def tests(self, index: int) -> Iterator[tuple[Any, torch.Tensor]]:
         """Ask for the test data as activations; yields them with their labels."""
         self.command("evaluate", index)
-        for chosen in test_batches(self.data["tests"]):
+        for chosen in test_batches(self.data["tests"], max(self.data["rows"], 1)):
             labels = self.receive(Kind.TEST_LABELS, index, self._like["labels"], len(chosen))
             yield self.receive(Kind.TEST_ACTIVATION, index, self._like["activations"], len(chosen)), labels
 

@@ -84,7 +84,7 @@ class Server:
         rank, data = word["rank"], word.get("data") or {}
         name, fix = f"client {rank - 1}", "start it with the same data"
         data = data if isinstance(data, dict) else {"data": data}
-        counts = [data.get(key) for key in ("samples", "tests")]
+        counts = [data.get(key) for key in ("samples", "tests", "rows")]
         if not all(isinstance(count, int) and 0 <= count < 1 << 31 for count in counts):
             raise expected(name, "sizes of its data", str(data)[:80], "let both ends run psl", ProtocolError)
         known = self._data.setdefault(rank, data)

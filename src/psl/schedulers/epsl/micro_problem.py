@@ -35,6 +35,7 @@ class MicroProblem(RoundProblem):
     def __init__(self, *scenario: Any, sizes: np.ndarray, duplex: str = "full", **options: Any) -> None:
         super().__init__(*scenario, **options)
         self.sizes, self.duplex = sizes, duplex
+        self.tried: dict[tuple[int, bytes], float] = {}  # s, by cut and assignment
         self.slots = self.phi == 1
         self.shares = sizes / sizes.sum()  # (M,)
         self.common_rate = self.cell.broadcast_rate()
@@ -142,7 +143,8 @@ class MicroState:
         best: tuple[Any, ...] = (np.inf,)
         for start in [self.most, met, self._whole_batch()] if self.thorough else [self.most]:
             before = np.inf
-            self._take(start)
+            if start is not self.up_rate:  # that one was taken above
+                self._take(start)
             for _ in range(4):
                 self._take(self._raised(self._rates_for_power(least, met)))
                 best = min(best, self._now(), key=lambda state: state[0])

@@ -76,7 +76,11 @@ def improved(state: MicroState, goal: float) -> MicroState:
             assignment[k] = b
             if back >= 0:
                 assignment[back] = a
+            key = state.cut, assignment.tobytes()
+            if state.problem.tried.get(key, 0.0) >= state.value * (1 - _BETTER):
+                continue  # from another start it was no better
             trial = MicroState(state.problem, state.cut, assignment)
+            state.problem.tried[key] = trial.value
             if trial.value < state.value * (1 - _BETTER):
                 state = trial
                 break

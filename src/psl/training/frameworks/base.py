@@ -164,7 +164,13 @@ class Framework(ABC):
 
     def full_models(self) -> list[nn.Module]:
         """Return the trained models of the given model's class, one for each of `client_models`."""
+        self.forget_gradients()
         return self.client_models()
+
+    def forget_gradients(self) -> None:
+        """Free the parameters' gradients, which are as large as they are."""
+        for module in self.modules.values():
+            module.zero_grad(set_to_none=True)
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments that bear on this framework but not on all, by name."""

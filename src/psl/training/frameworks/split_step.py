@@ -202,8 +202,7 @@ class SplitFramework(Framework):
         """Return one model of the given class per client-side model; all share the server's tensors."""
         original = dict(_tensors(self._client_part))
         shared = {id(t): t for _, t in _tensors(self.server)}
-        for module in self.modules.values():
-            module.zero_grad(set_to_none=True)
+        self.forget_gradients()
         models = []
         for client in self.client_models():
             trained = {id(original[name]): tensor for name, tensor in _tensors(client)}
