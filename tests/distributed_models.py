@@ -84,11 +84,11 @@ def in_one_process(framework, **options):
     names = {"model", "dataset", "model_seed", "model_options", "optimizer", "timeout", "record", "loss", "save_every"}
     rest = {name: value for name, value in given.items() if name not in names}
     job = Job.of(framework, **{name: value for name, value in given.items() if name != "checkpoint"})
-    sets = {"small_data": small_data, "dict_data": dict_data}
-    loss = None if job.loss is None else globals()[job.loss.partition(":")[2]]
-    optimizer = momentum if ":" in job.optimizer else job.optimizer
-    dataset = sets.get(job.dataset.partition(":")[2], small_data)() if ":" in job.dataset else job.dataset
-    return train(framework, job.build_model(), dataset, optimizer=optimizer, loss=loss, progress=False, **rest)
+    given = {name: getattr(job, name) or "" for name in ("loss", "metric", "optimizer", "dataset")}
+    named = {name: globals()[value.partition(":")[2]] for name, value in given.items() if ":" in value}
+    rest |= {"dataset": job.dataset, "optimizer": job.optimizer} | named
+    rest["dataset"] = rest["dataset"]() if callable(rest["dataset"]) else rest["dataset"]
+    return train(framework, job.build_model(), progress=False, **rest)
 
 
 def assert_same_run(found, want, tolerance=1e-5):
@@ -333,3 +333,46 @@ def fork_server():
             if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes():
                 return int(child)
     raise AssertionError("expected a fork server among the children")
+
+
+def targets_of_64_bits():
+    """Two numbers per sample as NumPy gives them, for a model of 32 bits."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(60, 6, generator=generator), torch.randn(60, 2, generator=generator).double()
+    return TensorDataset(inputs[:40], targets[:40]), TensorDataset(inputs[40:], targets[40:])
+
+
+def two_layers():
+    """A regression model for six numbers."""
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
+
+
+def squared_error(outputs, labels):
+    """A loss of the type of the labels."""
+    return ((outputs - labels) ** 2).mean(1)
+
+
+def many_tests():
+    """Few images to train, and so many to test that their activations do not fit into one message."""
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(540, 1, 8, 8, generator=generator), torch.randint(0, 4, (540,), generator=generator)
+    return TensorDataset(images[:40], labels[:40]), TensorDataset(images[40:], labels[40:])
+
+
+def large_activations():
+    """Activations of 0.8 MB per image behind the second layer."""
+    layers = [nn.Upsample(scale_factor=4), nn.Conv2d(1, 192, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(192, 4))
+
+
+class Tied(nn.Module):
+    """Two layers of the server share their weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 2)
+        self.there, self.back = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+        self.back.weight = self.there.weight
+
+    def forward(self, x):
+        return self.last(torch.relu(self.back(torch.relu(self.there(torch.relu(self.first(x)))))))

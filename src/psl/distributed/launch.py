@@ -275,23 +275,22 @@ class Launch:
                 warn_of_divergence(float(loss), k, stacklevel=3)
                 break
         history.models.extend(self._models())
-        messages = {}
-        for rank in range(job.n_processes) if job.record else ():
-            file = folder / f"messages-{rank}.pt"
-            messages[rank] = torch.load(file, weights_only=True) if file.exists() else []
+        files = {rank: folder / f"messages-{rank}.pt" for rank in range(job.n_processes) if job.record}
+        messages = {k: torch.load(file, weights_only=True) if file.exists() else [] for k, file in files.items()}
         table, overrun = events.collect(folder / f"events-{rank}.json" for rank in range(job.n_processes))
         links = "none" if job.emulation is None else job.emulation.links
-        times = np.array(self.news["round_times"])
-        return Run(history, table, times, links, overrun, tuple(self.news["faults"]), messages)
+        seconds, faults = np.array(self.news["round_times"]), tuple(self.news["faults"])
+        return Run(history, table, seconds, links, overrun, faults, messages)
 
     def _models(self) -> list[nn.Module]:
         """Return the trained models: the first process's part of the weights with each client's."""
-        load = lambda name: torch.load(self.folder / name, map_location="cpu", weights_only=True)  # noqa: E731
-        models = []
+        load, models = lambda name: torch.load(self.folder / name, map_location="cpu", weights_only=True), []
         for number in self.news["models"]:
             model = self.job.build_model()
             state = load("server.pt") | load(f"client-{number}.pt") if self._star else load("model.pt")
-            model.load_state_dict(state)
+            own = model.state_dict(keep_vars=True)  # a tied tensor has several names, of which a half may keep one
+            first = {id(own[name]): state[name] for name in state if name in own}
+            model.load_state_dict(state | {name: first[id(t)] for name, t in own.items() if id(t) in first})
             models.append(model.eval())
         return models
 
@@ -307,6 +306,7 @@ class Launch:
 
     def _start(self, rank: int) -> Worker:
         order = {"job": self.job.to_dict(), "rank": rank, "folder": str(self.folder), "checkpoint": self._checkpoint}
+        order["numbers"] = str(torch.get_default_dtype()).removeprefix("torch.")
         order |= {"listen": self._addresses(rank), "keys": self._keys[rank]}
         namespace = None if self._network is None else self._network.names[rank]
         return Worker("psl.distributed.worker:launched", order, self.folder / f"log-{rank}.txt", namespace)

@@ -20,9 +20,10 @@ from psl.distributed.events import EventLog
 from psl.distributed.job import Job
 from psl.distributed.names import machine
 from psl.distributed.wire.keys import Bundle
-from psl.distributed.wire.links import Link
-from psl.distributed.wire.messages import Kind, Message, ProtocolError
+from psl.distributed.wire.links import START, Link
+from psl.distributed.wire.messages import ChannelError, Kind, Message, ProtocolError
 from psl.errors import CheckpointError, expected
+from psl.training.fingerprint import program_of
 from psl.training.recorder import Recorder
 
 _EVENTS = {
@@ -80,8 +81,14 @@ class Launcher:
 
     @property
     def servers(self) -> list[str]:
-        """Where to connect to, as soon as the launcher knows."""
-        self._told.wait()
+        """Where to connect to, as soon as the launcher knows.
+
+        Raises:
+            ChannelError: the process to connect to does not listen in time.
+        """
+        if not self._told.wait(2 * START):
+            fix = "see what the server, or the stage before, waits for"
+            raise expected("launcher", f"somebody who listens within {2 * START:g} s", "nobody", fix, ChannelError)
         return self._servers
 
     def listening(self, port: int) -> None:
@@ -211,7 +218,9 @@ class Place:
     def checkpoints(self, who: str, **more: str) -> Checkpoints | None:
         """Return the checkpoints of this process, None without a folder; `more` must agree too."""
         return (
-            None if self.checkpoint is None else Checkpoints(self.checkpoint, who, agreed(self.job, saved=True) | more)
+            None
+            if self.checkpoint is None
+            else Checkpoints(self.checkpoint, who, agreed(self.job, saved=True) | _program(self.job) | more)
         )
 
     def note(self, *lines: str) -> None:
@@ -257,6 +266,14 @@ def agreed(job: Job, *, saved: bool = False) -> dict[str, str]:
     """Return what all processes of a run must have been started with, or it and what it `saved`, as short texts."""
     own = _NOT_SAVED if saved else _OWN
     return {name: _short(value) for name, value in job.to_dict().items() if name not in own}
+
+
+def _program(job: Job) -> dict[str, Any]:
+    """Return what stands behind the names of model, optimizer and loss, see `program_of`."""
+    model = job.build_model()
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizers = {job.optimizer: job.optimizer_maker()(trainable)} if trainable else {}
+    return program_of(model, optimizers, job.loss_function())
 
 
 def _short(value: Any) -> str:

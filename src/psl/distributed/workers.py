@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from multiprocessing import forkserver
 from pathlib import Path
@@ -20,7 +21,7 @@ _ONE_THREAD: dict[str, str] = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS
 FIRST_JOB = "PSL_FIRST_JOB"
 _PR_SET_PDEATHSIG, _CLONE_NEWNET = 1, 0x40000000
 _WITHIN = 180.0  # s to start a process
-_lock = threading.Lock()
+_lock, _imported_at = threading.Lock(), time.time()
 _context = multiprocessing.get_context("forkserver")
 
 
@@ -44,7 +45,7 @@ class Worker:
     def __init__(self, function: str, argument: dict[str, Any], log: Path, namespace: str | None = None):
         self.log, self._failure = Path(log), None
         self._connection, theirs = _context.Pipe()
-        order = json.dumps(argument), function, str(log), namespace
+        order = json.dumps(argument), function, str(log), namespace, {**os.environ} | _ONE_THREAD
         self._process = _context.Process(target=_become, args=(theirs, *order), daemon=True)
         starting = threading.Thread(target=self._start, daemon=True)  # a fork server that hangs must not hang us
         starting.start()
@@ -135,7 +136,9 @@ def start_fork_server(first: dict[str, Any] | None = None) -> None:
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _become(connection, argument: str, function: str, log: str, namespace: str | None) -> None:
+def _become(
+    connection, argument: str, function: str, log: str, namespace: str | None, environment: dict[str, str]
+) -> None:
     """Turn the forked process into a worker; never returns."""
     code = 1
     try:
@@ -147,6 +150,8 @@ def _become(connection, argument: str, function: str, log: str, namespace: str |
                 ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if namespace is not None:
             enter_namespace(namespace)
+        os.environ.update(environment)
+        forget_changed()
         place, _, name = function.partition(":")
         getattr(importlib.import_module(place), name)(connection, json.loads(argument))
         code = 0
@@ -161,6 +166,16 @@ def _become(connection, argument: str, function: str, log: str, namespace: str |
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)  # gRPC's threads have nothing left to do
+
+
+def forget_changed() -> None:
+    """Let modules be imported anew whose files have changed since this one was, in the process that was forked."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name.partition(".")[0] not in ("psl", "__main__") and file is not None:
+            with contextlib.suppress(OSError):
+                if os.stat(file).st_mtime > _imported_at:
+                    del sys.modules[name]
 
 
 def enter_namespace(name: str) -> None:

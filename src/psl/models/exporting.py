@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -228,24 +229,36 @@ def _forward_draws(model: nn.Module, example: Example) -> bool:
     return True
 
 
+_one_at_a_time = threading.RLock()  # what is replaced meanwhile belongs to all threads
+
+
 @contextmanager
 def _recording(model: nn.Module) -> Iterator[dict[str, Callable[..., Any]]]:
     """What torch.export needs to keep, or to refuse, what it would lose; yields the custom autograd functions."""
     devices = sorted({t.device.index or 0 for t in model.parameters() if t.device.type == "cuda"})
     with ExitStack() as stack:
+        stack.enter_context(_one_at_a_time)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # torch.export's own, about its internals
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(python_randomness_refused(model))
-        stack.enter_context(replaced(torch.Tensor, "register_hook", _refuse_tensor_hook))
+        stack.enter_context(replaced(torch.Tensor, "register_hook", _refuser(torch.Tensor.register_hook)))
         stack.enter_context(replaced(torch.inference_mode, "__enter__", _enter_no_grad))
         stack.enter_context(replaced(torch.inference_mode, "__exit__", _exit_no_grad))
         stack.enter_context(layers_kept())
         yield stack.enter_context(autograd_functions_kept())
 
 
-def _refuse_tensor_hook(tensor: torch.Tensor, hook: Any) -> None:
-    refuse("a gradient hook that forward puts on a tensor", "write what it does as a torch.autograd.Function")
+def _refuser(register_hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what stands for a tensor's `register_hook` in this thread; others may train meanwhile."""
+    here = threading.get_ident()
+
+    def refuse_hook(tensor: torch.Tensor, hook: Any) -> Any:
+        if threading.get_ident() != here:
+            return register_hook(tensor, hook)
+        return refuse("a gradient hook that forward puts on a tensor", "write what it does as an autograd.Function")
+
+    return refuse_hook
 
 
 def _enter_no_grad(self: Any) -> None:

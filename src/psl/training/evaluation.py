@@ -1,10 +1,13 @@
 """Test metric of the clients' own models."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from psl.models.values import copied
 from psl.training.frameworks import Framework
+from psl.training.messages import flat
 from psl.training.sampling import Samples
 from psl.training.scores import Mean
 from psl.training.seeds import own_random_state, seed_evaluation
@@ -30,11 +33,12 @@ def evaluate(framework: Framework, samples: Samples, index: int) -> np.ndarray:
     means = [Mean() for _ in clients]
     framework.train(False)
     with own_random_state(samples.device):
-        at_a_time = rows_at_a_time(samples)
-        seed_evaluation(framework.config.seed, index, samples.device)
-        for rows in test_batches(len(samples), at_a_time):
+        for k, rows in enumerate(test_batches(len(samples), rows_at_a_time(samples.numbers))):
+            seed_evaluation(framework.config.seed, index, samples.device, batch=k)
             inputs, labels = samples.fetch(rows)
             for i, client in enumerate(clients):
+                if i:
+                    seed_evaluation(framework.config.seed, index, samples.device, model=i, batch=k)
                 # Every model gets its own copy: forward may overwrite its inputs.
                 outputs = framework.outputs(client, copied(inputs) if i + 1 < len(clients) else inputs)
                 means[i].add(framework.config.metric(outputs, labels))
@@ -42,9 +46,14 @@ def evaluate(framework: Framework, samples: Samples, index: int) -> np.ndarray:
     return np.array([mean.value for mean in means])
 
 
-def rows_at_a_time(samples: Samples) -> int:
-    """Return how many test samples go through a model at a time: fewer of large ones, so that their layers fit."""
-    return max(1, min(_MOST_ROWS, _MOST_NUMBERS // max(samples.numbers, 1)))
+def rows_at_a_time(numbers: int) -> int:
+    """Return how many samples go through a model, or over a link, at a time: fewer of those with many numbers."""
+    return max(1, min(_MOST_ROWS, _MOST_NUMBERS // max(numbers, 1)))
+
+
+def numbers_of(batch: Any) -> int:
+    """Return how many numbers the tensors of a batch, rows first, have per sample."""
+    return sum(tensor[:1].numel() for tensor in flat(batch) if isinstance(tensor, torch.Tensor))
 
 
 def test_batches(n_samples: int, rows: int) -> list[np.ndarray]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -55,16 +55,23 @@ def fingerprint(run: Framework, samples: Samples, test_samples: Samples, shares:
         samples, test_samples: the data.
         shares: N index arrays, the samples of each client.
     """
-    model, loss = run.model, run.config.loss
-    state = model.state_dict(keep_vars=True).items()
     shape = tuple(tensors_of(samples.fetch([0])[0])[0].shape[1:])
-    return {
-        "model": [_tensor(name, t) for name, t in state if isinstance(t, torch.Tensor)],
-        "layers of the model": _text(model).splitlines(),
+    return program_of(run.model, run.optimizers, run.config.loss) | {
         "data": f"{len(samples)} training and {len(test_samples)} test samples of shape {shape}",
         "hash of the data": f"{samples.digest()} training, {test_samples.digest()} test",
         "hash of the clients' samples": _hash(*(share.astype(np.int64).tobytes() for share in shares)),
-        "optimizer groups": [f"{name}: {group}" for name, o in run.optimizers.items() for group in _groups(o)],
+    }
+
+
+def program_of(
+    model: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer | None], loss: Callable[..., torch.Tensor]
+) -> dict[str, list[str] | str]:
+    """Return plain values that differ where the model, the optimizers, by name, or the loss differ."""
+    state = model.state_dict(keep_vars=True).items()
+    return {
+        "model": [_tensor(name, t) for name, t in state if isinstance(t, torch.Tensor)],
+        "layers of the model": _text(model).splitlines(),
+        "optimizer groups": [f"{name}: {group}" for name, o in optimizers.items() for group in _groups(o)],
         "loss function": f"{getattr(loss, '__module__', '')}: {_text(loss)}{_code(loss)}",
     }
 

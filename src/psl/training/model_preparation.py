@@ -67,11 +67,16 @@ def tried_layout(model: nn.Module, device: torch.device, inputs: Any) -> torch.m
     except RuntimeError:  # for example x.view(b, -1) of a convolution's output
         return torch.contiguous_format
     same = len(found) == len(plain) and all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max() + 1e-30), equal_nan=True)
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * _largest(b), equal_nan=True)
         for a, b in zip(found, plain, strict=True)
         if b.is_floating_point() and b.numel()
     )
     return fast if same else torch.contiguous_format
+
+
+def _largest(outputs: torch.Tensor) -> float:
+    """Return the largest finite size of a number."""
+    return float(outputs.abs().where(outputs.isfinite(), 0.0).max() + 1e-30)
 
 
 def _trained_outputs(

@@ -22,7 +22,7 @@ class Stream(IntEnum):
     ROUND = 2  # EPSL's representatives and torch's state at the start of a round; further key: round
     PARTICIPATION = 3  # stragglers and dropouts of a round; further key: round
     COMPUTATION = 4  # samples' transforms and dropout layers; further keys: round, party, client, local step
-    EVALUATION = 5  # transforms of test samples; further key: round
+    EVALUATION = 5  # transforms of test samples; further keys: round, model, batch
     SCENARIO = 7  # emulated networks of psl.distributed
 
 
@@ -62,9 +62,20 @@ def seed_computation(seed: int, index: int, device: torch.device, party: Party, 
     _seed_all(int(rng.integers(2**63)), device)
 
 
-def seed_evaluation(seed: int, index: int, device: torch.device) -> None:
-    """Seed the global generators for the evaluation after round `index`: test samples may be transformed at random."""
-    _seed_all(int(generator(Stream.EVALUATION, seed, index).integers(2**63)), device)
+def seed_evaluation(seed: int, index: int, device: torch.device, model: int = 0, batch: int = 0) -> None:
+    """Seed the global generators for the evaluation after round `index`, the same in every process.
+
+    Test samples may be transformed at random, and what clients send may be changed at random.
+
+    Args:
+        seed: the run's.
+        index: of the round.
+        device: where it is computed.
+        model: number of the client-side model; what the first draws follows the transforms of the samples.
+        batch: number of the batch of test samples.
+    """
+    more = (model, batch) if model or batch else ()
+    _seed_all(int(generator(Stream.EVALUATION, seed, index, *more).integers(2**63)), device)
 
 
 @contextmanager

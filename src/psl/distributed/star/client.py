@@ -15,7 +15,8 @@ from psl.errors import CheckpointError, expected
 from psl.models.values import call
 from psl.training.defences import Defence
 from psl.training.devices import Device, Upload
-from psl.training.evaluation import rows_at_a_time, test_batches
+from psl.training.evaluation import numbers_of, rows_at_a_time, test_batches
+from psl.training.messages import split_rows
 from psl.training.seeds import seed_computation, seed_evaluation
 
 
@@ -53,7 +54,7 @@ class Client:
         """
         inputs, labels = self.samples.fetch(np.array([0, 0]))
         data = {"digest": self.digest, "samples": len(self.sampler.indices), "tests": len(self.tests)}
-        data |= {"rows": rows_at_a_time(self.tests), "sample": described(inputs), "label": described(labels)}
+        data |= {"rows": rows_at_a_time(self.tests.numbers), "sample": described(inputs), "label": described(labels)}
         options = {"server": 0, "timeout": self.job.timeout}
         servers, hello = self.place.host.servers, self.place.hello(data=data)
         connect(self.link, servers[0], self.place.keys, hello, **options)
@@ -144,7 +145,7 @@ class Client:
         step = number % self.job.steps
         with self.segments("", step):
             loss = self.device.train_alone(step)
-        self.link.send(Kind.LOSS, number, loss)
+        self.link.send(Kind.LOSS, number, loss.double())
 
     def give(self, index: int, word: dict) -> None:
         """Send this device's part of the model."""
@@ -158,13 +159,18 @@ class Client:
     def evaluate(self, index: int, word: dict) -> None:
         """Send the test data through this device's part to the server."""
         self.run.train(False)
-        seed_evaluation(self.job.seed, index, self.torch_device)
         with torch.inference_mode():
-            for rows in test_batches(len(self.tests), rows_at_a_time(self.tests)):
+            for k, rows in enumerate(test_batches(len(self.tests), rows_at_a_time(self.tests.numbers))):
+                seed_evaluation(self.job.seed, index, self.torch_device, batch=k)
                 inputs, labels = self.tests.fetch(rows)
+                if word["number"]:
+                    seed_evaluation(self.job.seed, index, self.torch_device, model=word["number"], batch=k)
                 outputs = self.defence.sent(call(self.device.stage.module, inputs))
-                self.link.send(Kind.TEST_LABELS, index, labels)
-                self.link.send(Kind.TEST_ACTIVATION, index, outputs)
+                size = rows_at_a_time(numbers_of(outputs))
+                parts = [outputs] if size >= len(rows) else split_rows(outputs, size)
+                for some_labels, part in zip(labels.split(size), parts, strict=True):
+                    self.link.send(Kind.TEST_LABELS, index, some_labels)
+                    self.link.send(Kind.TEST_ACTIVATION, index, part)
         self.run.train(True)
 
     def size(self, number: int, word: dict) -> None:

@@ -13,8 +13,8 @@ from psl.distributed.wire.messages import ChannelError, Kind, ProtocolError, che
 from psl.errors import expected, first_line
 from psl.training.defences import Defence
 from psl.training.devices import Devices, Upload
-from psl.training.evaluation import test_batches
-from psl.training.messages import each, entries, rows
+from psl.training.evaluation import numbers_of, rows_at_a_time, test_batches
+from psl.training.messages import each, entries, part_sizes, rows
 
 _DEADLINE = 20  # timeouts until a client that is alive must have answered
 
@@ -133,7 +133,7 @@ class RemoteDevice:
         """Let the client take a step of the whole model, and return its loss."""
         number = self.index * self.job.steps + step
         self.command("alone", number)
-        return self.receive(Kind.LOSS, number, torch.zeros(()))
+        return self.receive(Kind.LOSS, number, torch.zeros((), dtype=torch.float64))
 
     def give(self) -> list[torch.Tensor]:
         """Ask for the client's part of the model."""
@@ -146,12 +146,14 @@ class RemoteDevice:
         link, kind = (self.broadcasts, Kind.BROADCAST) if broadcast else (self.link, Kind.MODEL)
         link.send(kind, self.index, tuple(tensors))
 
-    def tests(self, index: int) -> Iterator[tuple[Any, torch.Tensor]]:
-        """Ask for the test data as activations; yields them with their labels."""
-        self.command("evaluate", index)
+    def tests(self, index: int, number: int) -> Iterator[tuple[Any, torch.Tensor]]:
+        """Ask for the test data as activations of the model of a number; yields parts of them with their labels."""
+        self.command("evaluate", index, number=number)
+        like = self._like["activations"]
         for chosen in test_batches(self.data["tests"], max(self.data["rows"], 1)):
-            labels = self.receive(Kind.TEST_LABELS, index, self._like["labels"], len(chosen))
-            yield self.receive(Kind.TEST_ACTIVATION, index, self._like["activations"], len(chosen)), labels
+            for size in part_sizes(len(chosen), rows_at_a_time(numbers_of(like))):
+                labels = self.receive(Kind.TEST_LABELS, index, self._like["labels"], size)
+                yield self.receive(Kind.TEST_ACTIVATION, index, like, size), labels
 
     def ask(self, do: str, index: int, **word: Any) -> dict[str, Any]:
         """Tell the client to do something, and return what it says when it is done."""

@@ -219,7 +219,8 @@ class Server:
     @torch.inference_mode()
     def _score(self, index: int, device: RemoteDevice) -> float:
         mean, rest = Mean(), self.half.rest(device.number)
-        for smashed, labels in device.tests(index):
+        number = device.number if self.job.framework in _OWN_MODELS else 0
+        for smashed, labels in device.tests(index, number):
             mean.add(self.half.run.config.metric(smashed if rest is None else rest(smashed), labels))
         return mean.value
 
