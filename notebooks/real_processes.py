@@ -141,9 +141,7 @@ def with_server_calls(plan):
     """Return the network of a plan with the time of a server's call beyond the profile, measured at the plan's cuts."""
     profile, b = plan.profile, plan.training_arguments().get("micro_batch") or plan.batch_size
     behind = (profile.fwd_cost[-1] - profile.fwd_cost) + (profile.bwd_cost[-1] - profile.bwd_cost)  # s per sample
-    if (
-        plan.scheduler == "epsl" and plan.micro_batches is None
-    ):  # compared with a profile whose server begins with cold caches
+    if plan.scheduler == "epsl" and plan.micro_batches is None:  # `compare` takes a profile measured at its cut
         begun = measured_profile(MODEL, DATA, batch_size=b, repeats=_PASSES, cuts=(plan.cut,))
         terms = replace(plan, profile=begun).latency()
         layers = (terms.server_forward + terms.server_backward) * plan.cell.server_speed

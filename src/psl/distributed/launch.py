@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -284,10 +285,10 @@ class Launch:
 
     def _models(self) -> list[nn.Module]:
         """Return the trained models: the first process's part of the weights with each client's."""
-        load, models = lambda name: torch.load(self.folder / name, map_location="cpu", weights_only=True), []
+        load, at, models = partial(torch.load, map_location="cpu", weights_only=True), self.folder, []
         for number in self.news["models"]:
             model = self.job.build_model()
-            state = load("server.pt") | load(f"client-{number}.pt") if self._star else load("model.pt")
+            state = load(at / "server.pt") | load(at / f"client-{number}.pt") if self._star else load(at / "model.pt")
             own = model.state_dict(keep_vars=True)  # a tied tensor has several names, of which a half may keep one
             first = {id(own[name]): state[name] for name in state if name in own}
             model.load_state_dict(state | {name: first[id(t)] for name, t in own.items() if id(t) in first})
@@ -306,7 +307,7 @@ class Launch:
 
     def _start(self, rank: int) -> Worker:
         order = {"job": self.job.to_dict(), "rank": rank, "folder": str(self.folder), "checkpoint": self._checkpoint}
-        order["numbers"] = str(torch.get_default_dtype()).removeprefix("torch.")
+        order["dtype"] = str(torch.get_default_dtype()).removeprefix("torch.")
         order |= {"listen": self._addresses(rank), "keys": self._keys[rank]}
         namespace = None if self._network is None else self._network.names[rank]
         return Worker("psl.distributed.worker:launched", order, self.folder / f"log-{rank}.txt", namespace)

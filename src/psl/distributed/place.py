@@ -23,6 +23,7 @@ from psl.distributed.wire.keys import Bundle
 from psl.distributed.wire.links import START, Link
 from psl.distributed.wire.messages import ChannelError, Kind, Message, ProtocolError
 from psl.errors import CheckpointError, expected
+from psl.training.config import optimizer_of
 from psl.training.fingerprint import program_of
 from psl.training.recorder import Recorder
 
@@ -217,11 +218,9 @@ class Place:
 
     def checkpoints(self, who: str, **more: str) -> Checkpoints | None:
         """Return the checkpoints of this process, None without a folder; `more` must agree too."""
-        return (
-            None
-            if self.checkpoint is None
-            else Checkpoints(self.checkpoint, who, agreed(self.job, saved=True) | _program(self.job) | more)
-        )
+        if self.checkpoint is None:
+            return None
+        return Checkpoints(self.checkpoint, who, agreed(self.job, saved=True) | _program(self.job) | more)
 
     def note(self, *lines: str) -> None:
         """Keep lines about what went wrong, and tell them."""
@@ -271,9 +270,7 @@ def agreed(job: Job, *, saved: bool = False) -> dict[str, str]:
 def _program(job: Job) -> dict[str, Any]:
     """Return what stands behind the names of model, optimizer and loss, see `program_of`."""
     model = job.build_model()
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizers = {job.optimizer: job.optimizer_maker()(trainable)} if trainable else {}
-    return program_of(model, optimizers, job.loss_function())
+    return program_of(model, {job.optimizer: optimizer_of(model, job.optimizer_maker())}, job.loss_function())
 
 
 def _short(value: Any) -> str:

@@ -24,7 +24,7 @@ def launched(connection, order: dict[str, Any]) -> None:
     checkpoint = None if order["checkpoint"] is None else Path(order["checkpoint"])
     job = Job.from_dict(order["job"])
     device = device_of(job.device, order["rank"])
-    torch.set_default_dtype(getattr(torch, order["numbers"]))
+    torch.set_default_dtype(getattr(torch, order["dtype"]))
     job = dataclasses.replace(job, device=device)
     work(Place(job, order["rank"], host, Path(order["folder"]), checkpoint, order["listen"], keys))
 

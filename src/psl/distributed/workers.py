@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import sysconfig
 import threading
 import time
 import traceback
@@ -21,6 +22,7 @@ _ONE_THREAD: dict[str, str] = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS
 FIRST_JOB = "PSL_FIRST_JOB"
 _PR_SET_PDEATHSIG, _CLONE_NEWNET = 1, 0x40000000
 _WITHIN = 180.0  # s to start a process
+_INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))  # folders of packages
 _lock, _imported_at = threading.Lock(), time.time()
 _context = multiprocessing.get_context("forkserver")
 
@@ -169,13 +171,17 @@ def _become(
 
 
 def forget_changed() -> None:
-    """Let modules be imported anew whose files have changed since this one was, in the process that was forked."""
+    """Let the user's modules be imported anew whose files have changed since the fork server began.
+
+    What is installed, psl too, stays as it was imported: half of a package anew would not fit the other half.
+    """
     for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if name.partition(".")[0] not in ("psl", "__main__") and file is not None:
-            with contextlib.suppress(OSError):
-                if os.stat(file).st_mtime > _imported_at:
-                    del sys.modules[name]
+        file = getattr(module, "__dict__", {}).get("__file__")  # a lazy module that is asked itself would import more
+        if file is None or file.startswith(_INSTALLED) or name.partition(".")[0] in ("psl", "__main__"):
+            continue
+        with contextlib.suppress(OSError):
+            if os.stat(file).st_mtime > _imported_at:
+                del sys.modules[name]
 
 
 def enter_namespace(name: str) -> None:

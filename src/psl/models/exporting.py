@@ -26,6 +26,8 @@ from psl.models.refusals import (
 )
 from psl.models.values import call_on_example, fixed_arguments
 
+_one_at_a_time = threading.RLock()  # an export replaces functions of torch, for all threads
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -227,9 +229,6 @@ def _forward_draws(model: nn.Module, example: Example) -> bool:
         except RandomDraw:
             continue
     return True
-
-
-_one_at_a_time = threading.RLock()  # what is replaced meanwhile belongs to all threads
 
 
 @contextmanager

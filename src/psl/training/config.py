@@ -79,8 +79,13 @@ class TrainingConfig:
 
     def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer | None:
         """Return an optimizer for the module's trainable parameters, None if it has none."""
-        trainable = [p for p in module.parameters() if p.requires_grad]
-        return self.optimizer(trainable) if trainable else None
+        return optimizer_of(module, self.optimizer)
+
+
+def optimizer_of(module: nn.Module, make: Callable[..., torch.optim.Optimizer]) -> torch.optim.Optimizer | None:
+    """Return what `make` makes for the module's trainable parameters, None if it has none."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    return make(trainable) if trainable else None
 
 
 def optimizer_factory(

@@ -1,13 +1,10 @@
 """Test metric of the clients' own models."""
 
-from typing import Any
-
 import numpy as np
 import torch
 
 from psl.models.values import copied
 from psl.training.frameworks import Framework
-from psl.training.messages import flat
 from psl.training.sampling import Samples
 from psl.training.scores import Mean
 from psl.training.seeds import own_random_state, seed_evaluation
@@ -49,11 +46,6 @@ def evaluate(framework: Framework, samples: Samples, index: int) -> np.ndarray:
 def rows_at_a_time(numbers: int) -> int:
     """Return how many samples go through a model, or over a link, at a time: fewer of those with many numbers."""
     return max(1, min(_MOST_ROWS, _MOST_NUMBERS // max(numbers, 1)))
-
-
-def numbers_of(batch: Any) -> int:
-    """Return how many numbers the tensors of a batch, rows first, have per sample."""
-    return sum(tensor[:1].numel() for tensor in flat(batch) if isinstance(tensor, torch.Tensor))
 
 
 def test_batches(n_samples: int, rows: int) -> list[np.ndarray]:

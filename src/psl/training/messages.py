@@ -76,6 +76,11 @@ def rows_of(value: Any) -> int:
     return len(tensors_of(value)[0])
 
 
+def numbers_of(value: Any) -> int:
+    """Return how many numbers the tensors of a batch, rows first, have per sample."""
+    return sum(tensor[:1].numel() for tensor in flat(value) if isinstance(tensor, torch.Tensor))
+
+
 def rows(value: Any, index: Any) -> Any:
     """Return some samples of a message or of a model's inputs."""
     return each(lambda tensor: tensor[index], value)

@@ -13,7 +13,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from psl.data import load
 from psl.errors import DataError, expected
-from psl.training.messages import each, flat
+from psl.training.messages import each, numbers_of
 from psl.training.seeds import Stream, generator
 
 _DIGESTED = 16  # samples that a fingerprint looks at
@@ -259,7 +259,7 @@ class Samples:
     @cached_property
     def numbers(self) -> int:
         """How many numbers the inputs of a sample have; reads the first."""
-        return sum(tensor.numel() for tensor in flat(self.fetch([0])[0]) if isinstance(tensor, torch.Tensor))
+        return numbers_of(self.fetch([0])[0])
 
     def labels(self) -> np.ndarray:
         """Return all labels, (D, …); reads every sample of a data set that keeps no list of them."""

@@ -15,8 +15,8 @@ from psl.errors import CheckpointError, expected
 from psl.models.values import call
 from psl.training.defences import Defence
 from psl.training.devices import Device, Upload
-from psl.training.evaluation import numbers_of, rows_at_a_time, test_batches
-from psl.training.messages import split_rows
+from psl.training.evaluation import rows_at_a_time, test_batches
+from psl.training.messages import numbers_of, split_rows
 from psl.training.seeds import seed_computation, seed_evaluation
 
 

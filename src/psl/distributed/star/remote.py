@@ -13,8 +13,8 @@ from psl.distributed.wire.messages import ChannelError, Kind, ProtocolError, che
 from psl.errors import expected, first_line
 from psl.training.defences import Defence
 from psl.training.devices import Devices, Upload
-from psl.training.evaluation import numbers_of, rows_at_a_time, test_batches
-from psl.training.messages import each, entries, part_sizes, rows
+from psl.training.evaluation import rows_at_a_time
+from psl.training.messages import each, entries, numbers_of, part_sizes, rows
 
 _DEADLINE = 20  # timeouts until a client that is alive must have answered
 
@@ -150,8 +150,8 @@ class RemoteDevice:
         """Ask for the test data as activations of the model of a number; yields parts of them with their labels."""
         self.command("evaluate", index, number=number)
         like = self._like["activations"]
-        for chosen in test_batches(self.data["tests"], max(self.data["rows"], 1)):
-            for size in part_sizes(len(chosen), rows_at_a_time(numbers_of(like))):
+        for n_samples in part_sizes(self.data["tests"], max(self.data["rows"], 1)):
+            for size in part_sizes(n_samples, rows_at_a_time(numbers_of(like))):
                 labels = self.receive(Kind.TEST_LABELS, index, self._like["labels"], size)
                 yield self.receive(Kind.TEST_ACTIVATION, index, like, size), labels
 

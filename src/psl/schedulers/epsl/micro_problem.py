@@ -141,9 +141,9 @@ class MicroState:
         even = problem.limit * (problem.total / problem.limit.sum())
         met = fill(even, self.assignment, self.snr, problem.bandwidth)[0]  # (N,) bit/s within all limits
         best: tuple[Any, ...] = (np.inf,)
-        for start in [self.most, met, self._whole_batch()] if self.thorough else [self.most]:
+        for number, start in enumerate([self.most, met, self._whole_batch()] if self.thorough else [self.most]):
             before = np.inf
-            if start is not self.up_rate:  # that one was taken above
+            if number > 0:  # the first was taken above
                 self._take(start)
             for _ in range(4):
                 self._take(self._raised(self._rates_for_power(least, met)))
