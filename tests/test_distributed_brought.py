@@ -12,7 +12,7 @@ import psl.distributed
 from distributed_models import in_one_process, in_processes
 from marks import some
 from psl.distributed.job import Job
-from psl.distributed.place import _program
+from psl.distributed.place import Place
 from psl.errors import CutError
 from psl.models import exporting
 from psl.privacy import Noise
@@ -57,9 +57,10 @@ def test_workers_take_what_the_program_has_changed(processes, tmp_path, monkeypa
     assert losses[1:] == pytest.approx([3 * losses[0], 6 * losses[0]])
 
 
-def test_a_checkpoint_knows_what_stands_behind_names():
+def test_a_checkpoint_knows_what_stands_behind_names(tmp_path):
     def behind(**options):
-        return _program(Job.of("psl", "psl.models:cnn", n_clients=2, batch_size=8, rounds=1, cut="pool1", **options))
+        job = Job.of("psl", "psl.models:cnn", n_clients=2, batch_size=8, rounds=1, cut="pool1", **options)
+        return Place(job, 0, None, tmp_path).program
 
     usual = behind()
     for changed, key in (

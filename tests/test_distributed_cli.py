@@ -1,6 +1,7 @@
 """The command line: processes of this machine, one per host with keys, and two hosts as the documentation says."""
 
 import functools
+import importlib
 import os
 import re
 import shlex
@@ -287,3 +288,26 @@ def test_the_version_is_part_of_what_a_process_says(monkeypatch):
         place.check_hello(hello | {"version": "0.1"})
     with pytest.raises(psl.distributed.ProtocolError, match='rank 1: framework: expected "psl", got None'):
         place.check_hello(hello | {"job": None})
+
+
+def test_hosts_whose_files_differ_are_refused(tmp_path, monkeypatch):
+    from psl.distributed.place import Place
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def host(activation, rate):
+        text = "import torch\nfrom torch import nn\n\n\ndef model():\n"
+        text += f"    return nn.Sequential(nn.Linear(4, 3), {activation})\n\n\ndef optimizer(parameters):\n"
+        text += f"    return torch.optim.SGD(parameters, lr={rate})\n"
+        (tmp_path / "on_each_host.py").write_text(text)
+        sys.modules.pop("on_each_host", None)
+        importlib.invalidate_caches()
+        job = Job("psl", "on_each_host:model", "digits", 1, 2, 8, cut=1, optimizer="on_each_host:optimizer")
+        place = Place(job, 1, None, tmp_path)
+        return place, place.hello()
+
+    first, hello = host("nn.ReLU()", 0.1)
+    first.check_hello(hello)
+    for different, what in ((("nn.Tanh() ", 0.1), "layers of the model"), (("nn.ReLU()", 0.125), "optimizer groups")):
+        with pytest.raises(psl.distributed.ProtocolError, match=f"rank 1: {what}: expected .* with the same files"):
+            first.check_hello(host(*different)[1])

@@ -248,6 +248,7 @@ def test_segments_follow_a_step():
         ({"model": "__main__:f"}, ScenarioError, "model: expected a function of a file .*pass 'mine:f'"),
         ({"model": nn.Linear(1, 1)}, ScenarioError, "model: expected 'module:function', got an object, Linear"),
         ({"model_options": 3}, ScenarioError, "model_options: expected a dictionary, got int"),
+        ({"model_options": {"width": {1, 2}}}, PSLError, "model_options: expected numbers, .*, got set"),
         ({"dataset": small_data()}, DataError, "dataset: expected one of digits, .*got an object, tuple.*a function"),
         ({"dataset": np.ones(3)}, DataError, "dataset: expected one of digits, .*got an object, ndarray"),
         ({"optimizer": torch.optim.Adam}, ScenarioError, "optimizer: expected 'module:function', got an object, Adam"),

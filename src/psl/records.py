@@ -40,7 +40,10 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict of JSON types; `from_dict` restores an equal record from it."""
-        return {"type": _full_name(type(self)), **{name: _encode(value) for name, value in self._values().items()}}
+        cls = type(self)
+        return {"type": _full_name(cls)} | {
+            name: _encode(value, f"{cls.__name__}.{name}") for name, value in self._values().items()
+        }
 
     def _values(self) -> dict[str, Any]:
         """Return the fields that make the record, by name: what files hold and `==` compares."""
@@ -121,7 +124,16 @@ def _class_named(name: str) -> type[Record] | None:
     return Record._classes.get(name)
 
 
-def _encode(value: Any) -> Any:
+def as_kept(name: str, value: Any) -> Any:
+    """Return a value in the form in which files of records keep it: lists become tuples, NumPy's numbers Python's.
+
+    Raises:
+        PSLError: a record cannot hold it; `name` says whose value it is.
+    """
+    return _decode(_encode(value, name))
+
+
+def _encode(value: Any, name: str) -> Any:
     if isinstance(value, Record):
         return value.to_dict()
     if isinstance(value, np.ndarray):
@@ -129,16 +141,20 @@ def _encode(value: Any) -> Any:
         shown = value if plain else np.where(np.isfinite(value), value.astype(object), value.astype(str))
         return {"array": shown.tolist(), "dtype": str(value.dtype)}
     if isinstance(value, np.generic):
-        return _encode(value.item())
+        return _encode(value.item(), name)
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}
     if isinstance(value, dict):
-        return {"dict": {str(k): _encode(v) for k, v in value.items()}}
+        return {"dict": {str(k): _encode(v, name) for k, v in value.items()}}
     if isinstance(value, list | tuple):
-        return [_encode(v) for v in value]
+        return [_encode(v, name) for v in value]
     if value is None or isinstance(value, str | bool | int | float):
         return value
-    raise PSLError(f"a record field holds {type(value).__name__}, which JSON cannot carry")
+    want, fix = (
+        "numbers, texts, arrays, records, or tuples and dicts of them",
+        "convert it, or pass a name in its place",
+    )
+    raise expected(name, want, type(value).__name__, fix, PSLError)
 
 
 def _decode(value: Any) -> Any:

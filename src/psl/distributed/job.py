@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from psl.distributed.segments import Segments
 from psl.distributed.wire.messages import described, ones_like
 from psl.errors import check_choice, check_count, check_number, expected
 from psl.gradient_aggregation import aggregated_rows
-from psl.records import Record
+from psl.records import Record, as_kept
 from psl.training.config import TrainingConfig, optimizer_factory
 from psl.training.defences import Defence
 from psl.training.first_batch import checked_samples
@@ -154,6 +155,7 @@ class Job(Record):
         if not isinstance(self.model_options, dict):
             got = type(self.model_options).__name__
             raise expected("model_options", "a dictionary", got, "pass the model's arguments by their names")
+        self = dataclasses.replace(self, model_options=as_kept("model_options", self.model_options))
         device, pass_seconds = check_device(self.device), "pass seconds"
         if self.emulation is not None and device.type != "cpu":
             fix = "leave emulate= out, or run on the CPU, whose computing time is known"
@@ -242,7 +244,7 @@ class Job(Record):
         aggregates = self.framework == "epsl" and self.linearise != "sampled" and self.n_clients > 1
         return aggregated_rows(self.phi, self.micro_batch or self.batch_size) if aggregates else 0
 
-    @property
+    @cached_property
     def limit(self) -> int:
         """Bytes of the longest message."""
         return _ROOM + 2 * sum(t.numel() * t.element_size() for t in self.build_model().state_dict().values())

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ class Place:
 
     def hello(self, **more: Any) -> dict[str, Any]:
         """Return what this process says when it connects."""
-        own = {"version": psl.__version__, "rank": self.rank, "machine": machine(), "job": agreed(self.job)}
+        own = {"version": psl.__version__, "rank": self.rank, "machine": machine(), "job": self._agreed}
         return own | more
 
     def check_hello(self, word: dict[str, Any]) -> None:
@@ -206,11 +207,11 @@ class Place:
         Raises:
             ProtocolError: with what differs.
         """
-        name, fix = f"rank {word.get('rank')}", "start all processes with the same arguments"
+        name, fix = f"rank {word.get('rank')}", "start all processes with the same arguments, and with the same files"
         if word.get("version") != psl.__version__:
             got, same = str(word.get("version"))[:20], "install the same version of psl everywhere"
             raise expected(name, f"psl {psl.__version__}", got, same, ProtocolError)
-        own, theirs = agreed(self.job), word.get("job")
+        own, theirs = self._agreed, word.get("job")
         for key in own:
             got = theirs.get(key) if isinstance(theirs, dict) else None
             if got != own[key]:
@@ -220,7 +221,23 @@ class Place:
         """Return the checkpoints of this process, None without a folder; `more` must agree too."""
         if self.checkpoint is None:
             return None
-        return Checkpoints(self.checkpoint, who, agreed(self.job, saved=True) | _program(self.job) | more)
+        return Checkpoints(self.checkpoint, who, agreed(self.job, saved=True) | self.program | more)
+
+    @cached_property
+    def program(self) -> dict[str, Any]:
+        """What stands behind the names of model, optimizer and loss, see `program_of`."""
+        model = self.job.build_model()
+        optimizer = optimizer_of(model, self.job.optimizer_maker())
+        return program_of(model, {self.job.optimizer: optimizer}, self.job.loss_function())
+
+    @property
+    def _agreed(self) -> dict[str, str]:
+        """What other processes must have been started with, and what their files must have behind the same names.
+
+        Of a loss the name must do: its byte code depends on the version of Python.
+        """
+        layers, groups = (self.program["model"], self.program["layers of the model"]), self.program["optimizer groups"]
+        return agreed(self.job) | {"layers of the model": _short(layers), "optimizer groups": _short(groups)}
 
     def note(self, *lines: str) -> None:
         """Keep lines about what went wrong, and tell them."""
@@ -265,12 +282,6 @@ def agreed(job: Job, *, saved: bool = False) -> dict[str, str]:
     """Return what all processes of a run must have been started with, or it and what it `saved`, as short texts."""
     own = _NOT_SAVED if saved else _OWN
     return {name: _short(value) for name, value in job.to_dict().items() if name not in own}
-
-
-def _program(job: Job) -> dict[str, Any]:
-    """Return what stands behind the names of model, optimizer and loss, see `program_of`."""
-    model = job.build_model()
-    return program_of(model, {job.optimizer: optimizer_of(model, job.optimizer_maker())}, job.loss_function())
 
 
 def _short(value: Any) -> str:
