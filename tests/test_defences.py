@@ -223,6 +223,8 @@ def test_u_shapes_that_make_no_sense_are_refused():
             run("psl", cut=cut)
     with pytest.raises(PSLError, match="number or name of a cut"):
         run("epsl", cut=(2, 4))
+    with pytest.raises(PSLError, match="server_steps: expected 0 with a U-shaped split, got 2"):
+        run("psl", cut=(2, 4), server_steps=2)
 
 
 def test_the_round_of_a_u_shape_term_by_term():
@@ -313,7 +315,7 @@ def test_a_u_shaped_plan_is_simulated_and_trained():
             **how,
         )
     with pytest.raises(PSLError, match="one with one cut"):
-        psl.distributed.Job.of("psl", "psl.models:cnn", plan=plan, rounds=1)
+        psl.distributed.Job.of("epsl", "psl.models:cnn", plan=plan, rounds=1)
     with pytest.raises(PSLError, match="quantises"):
         psl.train("psl", copy.deepcopy(model), "digits", plan=plan, defence=Quantise(8), **how)
     with pytest.raises(PSLError):

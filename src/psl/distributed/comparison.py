@@ -79,11 +79,12 @@ def compare(
         timeout: s, as for `run`.
 
     Returns:
-        One row per term of `TERMS`, in micro-batches the round alone: scheduler, term, predicted_s, simulated_s,
-        measured_s, error (measured over predicted − 1), simulated_error, error_as_planned (by the plan's own
-        profile), overrun_s (computing that found no core in time, per round), drift (the network's computing
-        after the run over that before − 1), emulation. A round lasts from the first event that the formula covers to
-        the last: what the formula lacks in between counts, what comes after, such as a client's report, does not.
+        One row per term of `TERMS`, in micro-batches and of a U-shaped split the round alone: scheduler, term,
+        predicted_s, simulated_s, measured_s, error (measured over predicted − 1), simulated_error, error_as_planned (by
+        the plan's own profile), overrun_s (computing that found no core in time, per round), drift (the network's
+        computing after the run over that before − 1), emulation. A round lasts from the first event that the formula
+        covers to the last: what the formula lacks in between counts, what comes after, such as a client's report, does
+        not.
 
     Source: ours [B]; the closed forms are EPSL's (arXiv 2303.15991), EdgeSplit's (arXiv 2403.15815) and pipelined
         split learning's (arXiv 2505.04368).
@@ -93,6 +94,7 @@ def compare(
         plan = replace(plan, cluster=replace(plan.cluster, device_names=None))
     total, simulation = check_count("rounds", rounds) + _WARM_UP, {}
     options = {"rounds": total, "eval_every": total, "lr": 0.01, "timeout": timeout}
+    framework = "psl" if _is_u_shaped(plan) else plan.scheduler
     if plan.scheduler == "pipeline":
         options["schedule"] = schedule
         if schedule != "eager":
@@ -100,9 +102,10 @@ def compare(
     b, cuts = plan.training_arguments().get("micro_batch") or plan.batch_size, _common_cuts(plan)
     measured_now = partial(measured_profile, model, dataset, batch_size=b, repeats=_PASSES, cuts=cuts)
     before = measured_now() if cuts else plan.profile
-    done = run(plan.scheduler, model, dataset, plan=plan, emulate=links, progress=False, **options)
+    done = run(framework, model, dataset, plan=plan, emulate=links, progress=False, **options)
     after = measured_now()
-    planned, plan = plan, replace(plan, profile=_mean(before, after))
+    planned, mean = plan, _mean(before, after)
+    plan = plan.with_profile(mean) if _is_u_shaped(plan) else replace(plan, profile=mean)
     events = _by_round(done.events, plan.scheduler)
     events = events[events["round"].between(_WARM_UP, total - 1)]
     predict, measure = _terms_of(plan, events)
@@ -127,7 +130,11 @@ def _common_cuts(plan) -> tuple[int, ...]:
     """Return the cuts at which every pass goes on in another process: each of EdgeSplit's devices has its own."""
     if getattr(plan, "micro_batches", None) is not None or plan.scheduler == "edgesplit":
         return ()  # in micro-batches a plan has the time of a server's call instead
-    return plan.cuts if plan.scheduler == "pipeline" else (plan.cut,)
+    return plan.cuts if plan.scheduler == "pipeline" or _is_u_shaped(plan) else (plan.cut,)
+
+
+def _is_u_shaped(plan) -> bool:
+    return plan.scheduler == "epsl" and hasattr(plan, "tail_cut")
 
 
 def _by_round(events: Table, scheduler: str) -> Table:
@@ -241,9 +248,9 @@ def _terms_of(plan, events: Table) -> tuple[Callable, Callable]:
     """Return what predicts the terms of a plan, and what measures them in the events of one round.
 
     Whose terms they are is asked of the measured events: in a good plan several clients are predicted to end at once.
-    In micro-batches machines work side by side, and the round is the only term.
+    In micro-batches machines work side by side, and the round is the only term; so it is of a U-shaped split.
     """
-    if getattr(plan, "micro_batches", None) is not None:
+    if getattr(plan, "micro_batches", None) is not None or _is_u_shaped(plan):
         return lambda plan: {"round": plan.round_time}, partial(_round_measured, plan.scheduler == "epsl")
     if plan.scheduler == "edgesplit":
         device = _slowest_device(plan, events)

@@ -51,7 +51,7 @@ class Job(Record):
         optimizer: "sgd", "adam" or "module:function".
         loss: "module:function", or "module:name" of a loss module; None for the cross entropy.
         metric: "accuracy" or "module:function".
-        cut: one number or name, or a tuple with one per client or stage boundary; None where nothing is cut.
+        cut: a number or name; a tuple with one per client or stage boundary, or both of a U-shaped split; or None.
         partition: "iid", a Dirichlet α, or N index arrays.
         device: "cpu", or "cuda": the processes of a machine take its GPUs in turn; tensors cross in the CPU's memory.
         timeout: s without a sign of life after which a process counts as gone; computing and sending may take longer.
@@ -132,8 +132,7 @@ class Job(Record):
         options |= {name: getattr(found, name) for name in _RESOLVED} | {"round_time": found.round_time}
         options["plan"] = None if found.drawn_time is None else plan
         options["cut"] = tuple(found.cut) if isinstance(found.cut, list) else found.cut
-        served = getattr(plan, "served", None)
-        turns = () if served is None else tuple(map(int, served.order))
+        turns = tuple(map(int, getattr(getattr(plan, "served", None), "order", ())))
         job = cls(framework, model, dataset, emulation=emulation, turns=turns, **options).checked()
         if pipeline:
             job = dataclasses.replace(job, relays=tuple(relays(plan, len(job.cut) + 1)))
@@ -153,12 +152,11 @@ class Job(Record):
             ScenarioError, DataError: as `psl.train`; a function or data in place of a name.
         """
         if not isinstance(self.model_options, dict):
-            got = type(self.model_options).__name__
-            raise expected("model_options", "a dictionary", got, "pass the model's arguments by their names")
+            raise expected("model_options", "a dictionary", type(self.model_options).__name__, "pass arguments by name")
         self = dataclasses.replace(self, model_options=as_kept("model_options", self.model_options))
         device, pass_seconds = check_device(self.device), "pass seconds"
         if self.emulation is not None and device.type != "cpu":
-            fix = "leave emulate= out, or run on the CPU, whose computing time is known"
+            fix = "leave it out, or run on the CPU, whose time is known"
             raise expected("emulate", "device 'cpu'", repr(str(device)), fix)
         check_choice("schedule", self.schedule, SCHEDULES)
         self.optimizer_maker()
@@ -196,6 +194,11 @@ class Job(Record):
     def kind(self) -> type[Framework]:
         """The framework's class."""
         return FRAMEWORKS[self.framework]
+
+    @property
+    def u_shaped(self) -> bool:
+        """Whether the clients have the last layers, too, and keep their labels."""
+        return self.kind.u_shaped and isinstance(self.cut, tuple)
 
     @property
     def steps(self) -> int:
@@ -296,23 +299,21 @@ class Job(Record):
             client: whose cut is meant where each has its own.
             segments: told which part of a step is computed.
         """
-        model, device = self.build_model(), torch.device(self.device)
+        model, device, cut = self.build_model(), torch.device(self.device), self.cut
         layout = self.layout(model)
-        example = each(
-            lambda x: x.to(device, memory_format=layout if x.ndim == 4 else torch.preserve_format),
-            ones_like(self.sample),
-        )
-        pipeline, several = self.framework == "pipeline", isinstance(self.cut, tuple)
+        placed = lambda x: x.to(device, memory_format=layout if x.ndim == 4 else torch.preserve_format)  # noqa: E731
+        pipeline = self.framework == "pipeline"
+        if isinstance(cut, tuple):
+            cut = list(cut) if pipeline or self.u_shaped else [cut[client or 0]]
         config = TrainingConfig(
             framework=self.framework, n_clients=self.n_clients if pipeline else 1, batch_size=self.batch_size,
             optimizer=self.optimizer_maker(), rounds=self.rounds, loss=self.loss_function(),
             metric=self.metric_function(), local_steps=self.local_steps,
-            cut=list(self.cut) if pipeline else [self.cut[client or 0]] if several else self.cut,
-            phi=self.phi, linearise=self.linearise, rows=self.rows, sampling=self.sampling,
+            cut=cut, phi=self.phi, linearise=self.linearise, rows=self.rows, sampling=self.sampling,
             server_steps=self.server_steps, defence=self.defence, micro_batch=self.micro_batch, seed=self.seed,
             partition=self.partition, eval_every=self.eval_every, round_time=self.round_time,
             drawn_time=drawn_time(self.plan, self.framework, self.rows, self.sampling, self.server_steps),
-            example=example if self.kind.splits else None,
+            example=each(placed, ones_like(self.sample)) if self.kind.splits else None,
         )  # fmt: skip
         run = build_framework(prepare_model(model, device, layout), config)
         return run if segments is None else segments.attach(run)

@@ -16,6 +16,8 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from psl.errors import PSLError, expected
 
 _ONE_THREAD: dict[str, str] = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -154,6 +156,7 @@ def _become(
             enter_namespace(namespace)
         os.environ.update(environment)
         forget_changed()
+        tqdm.set_lock(threading.RLock())  # its own is a semaphore, which who ends at once leaves behind
         place, _, name = function.partition(":")
         getattr(importlib.import_module(place), name)(connection, json.loads(argument))
         code = 0

@@ -20,10 +20,10 @@ Result = TypeVar("Result")
 
 
 class Upload(NamedTuple):
-    """What a client sends up in a step: activations, labels, and which of the activations need a gradient."""
+    """What a client sends up in a step: activations, labels or None, and which of the activations need a gradient."""
 
     smashed: Any
-    labels: torch.Tensor
+    labels: torch.Tensor | None
     needed: list[bool]
 
 
@@ -36,7 +36,6 @@ class Device:
         draw: ``draw(client, k)`` fetches inputs and labels of mini-batch k of the round.
         seed_for: called before it computes, see `psl.training.frameworks.base.Framework.round`.
         loss: maps outputs and labels to one loss per row, for a client that holds the whole model.
-        shared: whether all clients train the same tensors one after the other, so that models need not be copied.
         defence: what it does to its smashed data.
         model: its part of the model, default the stage's module; a U-shaped split has more than that.
     """
@@ -49,11 +48,10 @@ class Device:
         seed_for: Callable[..., None],
         loss: Callable[..., torch.Tensor],
         *,
-        shared: bool = False,
         defence: Defence | None = None,
         model: nn.Module | None = None,
     ):
-        self.number, self.stage, self.shared = number, stage, shared
+        self.number, self.stage = number, stage
         self._draw, self._seed_for, self._loss = draw, seed_for, loss
         self._defence, self._penalty = defence or Defence(), None
         self._uploads: list[Upload] = []
@@ -117,8 +115,11 @@ class Device:
 
     def take(self, tensors: Sequence[torch.Tensor], *, broadcast: bool = False) -> None:
         """Overwrite its part of the model; `broadcast` if all clients get the same."""
-        if not self.shared:
-            copy_into(exchanged(self._model), tensors)
+        copy_into(exchanged(self._model), tensors)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return its part of the model by the names of the whole model."""
+        return self.stage.module.state_dict()
 
 
 class Devices:

@@ -45,7 +45,6 @@ def resolve(
     partition: str | float | Sequence[Any] = "iid",
     participation: Participation | None = None,
     defence: Defence | None = None,
-    u_shaped: bool = False,
     optimizer: str | Callable[..., torch.optim.Optimizer] = "sgd",
     lr: float | None = None,
     loss: Callable[..., torch.Tensor] | None = None,
@@ -59,7 +58,6 @@ def resolve(
     Args:
         kind: the framework's class.
         plan: a plan or None; the others are as in `psl.train`.
-        u_shaped: whether two cuts are understood, where the framework takes them.
 
     Raises:
         ScenarioError: an argument is out of range, unknown, or contradicts the plan.
@@ -97,7 +95,9 @@ def resolve(
             round_time = plan.round_time_of(kind.name, linearise=linearise)
         else:
             round_time = plan.framework_round_time(kind.name, local_steps=local_steps if kind.averages else 1)
-    cuts = _choose_cut(kind, cut, plan, n_clients, u_shaped)
+    cuts = _choose_cut(kind, cut, plan, n_clients)
+    if (two := isinstance(cuts, list) and kind.u_shaped) and server_steps:
+        raise expected("server_steps", "0 with a U-shaped split", server_steps, "leave one of the two out")
     if (defence := check_defence(defence)) is not None:
         if not kind.defends:
             fix = "leave it out, or train sl, sfl, psl or epsl"
@@ -110,7 +110,7 @@ def resolve(
             "linearise='sampled'": kind.name == "epsl" and linearise == "sampled",
             "sampling='global'": sampling == "global",
             "server_steps": server_steps > 0,
-            "a U-shaped split": isinstance(cuts, list) and kind.u_shaped,
+            "a U-shaped split": two,
             f"defence={defence}": defence is not None and defence.penalises,
         }
         check_micro_batch(micro_batch, batch_size, framework=kind.name, phi=phi, refused=refused)
@@ -217,14 +217,14 @@ def _check_quantised(plan: Plan, defence: Quantise) -> None:
 
 
 def _choose_cut(
-    kind: type[Framework], cut: object, plan: Plan | None, n_clients: int, u_shaped: bool
+    kind: type[Framework], cut: object, plan: Plan | None, n_clients: int
 ) -> int | str | Cut | list[int | str | Cut] | None:
     """Return the cut or the list of cuts that a framework takes, else the plan's; None if it does not split."""
     if not kind.splits:
         return None
-    if _is_u_shaped(plan) or (isinstance(cut, list | tuple) and u_shaped and kind.u_shaped):
-        if not (u_shaped and kind.u_shaped):
-            fix = "train sl, sfl or psl in one process, or solve a plan with one cut"
+    if _is_u_shaped(plan) or (isinstance(cut, list | tuple) and kind.u_shaped):
+        if not kind.u_shaped:
+            fix = "train sl, sfl or psl, or solve a plan with one cut"
             raise expected("plan", "one with one cut", "one of a U-shaped split", fix)
         return _two_cuts(cut, plan)
     planned = None if plan is None else _planned_cuts(plan)

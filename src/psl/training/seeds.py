@@ -4,14 +4,15 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 
 from psl.models.generators import numpy_and_python_kept
 
-Party = Literal["device", "server", "stage"]
+Party = Literal["device", "server", "stage", "tail"]
+_PARTIES: tuple[Party, ...] = get_args(Party)
 
 
 class Stream(IntEnum):
@@ -54,11 +55,11 @@ def seed_computation(seed: int, index: int, device: torch.device, party: Party, 
         seed: the run's.
         index: of the round.
         device: where it is computed.
-        party: "device", "server", or "stage" of a pipeline.
+        party: "device", "server", "stage" of a pipeline, or "tail" of a device whose split is U-shaped.
         client: for which the party computes, the first of several; of a stage its number.
         step: local step of the round; of a stage the number of the micro-batch.
     """
-    rng = generator(Stream.COMPUTATION, seed, index, ("device", "server", "stage").index(party), client, step)
+    rng = generator(Stream.COMPUTATION, seed, index, _PARTIES.index(party), client, step)
     _seed_all(int(rng.integers(2**63)), device)
 
 

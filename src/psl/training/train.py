@@ -150,7 +150,6 @@ def train(
         partition=partition,
         participation=participation,
         defence=defence,
-        u_shaped=True,
         optimizer=optimizer,
         lr=lr,
         loss=loss,

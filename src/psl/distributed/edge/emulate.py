@@ -255,10 +255,10 @@ def choose_links(links: str) -> str:
 
 
 def _epsl(plan) -> EdgeEmulation:
-    cell = plan.cell
+    cell, radio = plan.cell, getattr(plan, "plan", plan)  # a U-shaped plan has another's subchannels and power
     _refuse_what_cannot_be(cell)
     slowdown = np.array([1 / cell.server_speed, *(1 / cell.client_speed)])
-    up, down = cell.uplink_rate(plan.assignment, plan.power), cell.downlink_rate(plan.assignment)
+    up, down = cell.uplink_rate(radio.assignment, radio.power), cell.downlink_rate(radio.assignment)
     return _star_of(slowdown, up, down, cell.message_overhead, broadcast=cell.broadcast_rate())
 
 

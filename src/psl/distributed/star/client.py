@@ -14,9 +14,10 @@ from psl.distributed.wire.streams import connect
 from psl.errors import CheckpointError, expected
 from psl.models.values import call
 from psl.training.defences import Defence
-from psl.training.devices import Device, Upload
+from psl.training.devices import Upload
 from psl.training.evaluation import rows_at_a_time, test_batches
 from psl.training.messages import numbers_of, split_rows
+from psl.training.scores import Mean
 from psl.training.seeds import seed_computation, seed_evaluation
 
 
@@ -36,8 +37,7 @@ class Client:
         self.samples, self.tests = job.open_samples(self.run.model, self.torch_device, self.run.config)
         self.sampler = job.samplers(self.samples)[self.number]
         self.defence = job.defence or Defence()
-        loss = self.run.config.loss
-        self.device = Device(self.number, self.run.devices[0], self._draw, self._seed, loss, defence=self.defence)
+        self.device: Any = self.run.device(0, self._draw, self._seed, self.number)
         self.index = 0
         self.checkpoints = place.checkpoints(f"client-{self.number}", **{"hash of the data": self.digest})
         transferred = place.star_transfer(self.number)
@@ -70,7 +70,7 @@ class Client:
             step, word = self._command()
             do = word.get("do")
             if do == "stop":
-                torch.save(self.device.stage.module.state_dict(), self.place.folder / f"client-{self.number}.pt")
+                torch.save(self.device.state_dict(), self.place.folder / f"client-{self.number}.pt")
                 self.link.send(Kind.REPORT, step)
                 self.link.flush()
                 return
@@ -107,9 +107,19 @@ class Client:
         with self.segments("", step):
             sent = self.device.forward(step)
         self._send(number, sent)
+        if self.job.u_shaped:
+            self._turn(number, step)
         answer = self._answer(number)
         with self.segments("backward", step):
             self.device.backward(step, *answer)
+
+    def _turn(self, number: int, step: int) -> None:
+        """Take the server's features through the tail of a U-shaped split."""
+        features = self.link.recv(Kind.ACTIVATION, number)
+        with self.segments("forward", step):
+            loss, gradient = self.device.turn(step, self._placed(features.content), features.word["needed"])
+        self.link.send(Kind.LOSS, number, loss.double())
+        self.link.send(Kind.GRADIENT, number, gradient)
 
     def parts(self, number: int, word: dict) -> None:
         """Take a local step together with the server, in micro-batches."""
@@ -127,7 +137,8 @@ class Client:
                     self.device.finish()
 
     def _send(self, number: int, sent: Upload) -> None:
-        self.link.send(Kind.LABELS, number, sent.labels)
+        if sent.labels is not None:
+            self.link.send(Kind.LABELS, number, sent.labels)
         self.link.send(Kind.ACTIVATION, number, self.defence.packed(sent.smashed))
         self.link.send(Kind.REPORT, number, needed=sent.needed)
 
@@ -157,7 +168,8 @@ class Client:
         self.device.take(self._placed(link.recv(kind, index).content))
 
     def evaluate(self, index: int, word: dict) -> None:
-        """Send the test data through this device's part to the server."""
+        """Send the test data through this device's part to the server; in a U-shape tell the score of what returns."""
+        mean = Mean()
         self.run.train(False)
         with torch.inference_mode():
             for k, rows in enumerate(test_batches(len(self.tests), rows_at_a_time(self.tests.numbers))):
@@ -169,8 +181,14 @@ class Client:
                 size = rows_at_a_time(numbers_of(outputs))
                 parts = [outputs] if size >= len(rows) else split_rows(outputs, size)
                 for some_labels, part in zip(labels.split(size), parts, strict=True):
-                    self.link.send(Kind.TEST_LABELS, index, some_labels)
+                    if not self.job.u_shaped:
+                        self.link.send(Kind.TEST_LABELS, index, some_labels)
                     self.link.send(Kind.TEST_ACTIVATION, index, part)
+                    if self.job.u_shaped:
+                        features = self._placed(self.link.recv(Kind.TEST_ACTIVATION, index).content)
+                        mean.add(self.run.config.metric(self.device.tail.module(features), some_labels))
+        if self.job.u_shaped:
+            self.link.send(Kind.REPORT, index, score=mean.value)
         self.run.train(True)
 
     def size(self, number: int, word: dict) -> None:

@@ -112,7 +112,7 @@ class ServerHalf:
             run.train(mode)
 
     @contextmanager
-    def computing(self, client: int, step: int) -> Iterator[None]:
+    def computing(self, client: int, step: int, kind: str = "forward") -> Iterator[None]:
         """The context of what the server computes in a local step, for a client or, first of several, for all."""
         self._now.client = client
         if self._separate:
@@ -120,7 +120,7 @@ class ServerHalf:
                 yield
             return
         local_step, k = divmod(step, self.job.parts)
-        with self._turns.turn((local_step, self._rank.get((client, k), k))), self._segments[0]("forward", step):
+        with self._turns.turn((local_step, self._rank.get((client, k), k))), self._segments[0](kind, step):
             yield
 
     def _exclusive(self, client: int):

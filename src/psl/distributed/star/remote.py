@@ -15,6 +15,7 @@ from psl.training.defences import Defence
 from psl.training.devices import Devices, Upload
 from psl.training.evaluation import rows_at_a_time
 from psl.training.messages import each, entries, numbers_of, part_sizes, rows
+from psl.training.scores import Mean
 
 _DEADLINE = 20  # timeouts until a client that is alive must have answered
 
@@ -33,8 +34,6 @@ class RemoteDevice:
     Attributes:
         index: of the round.
     """
-
-    shared = False
 
     def __init__(self, number: int, job: Job, link: Link, broadcasts: Link | None, like: dict[str, Any], part: list):
         self.number, self.job, self.link, self.broadcasts = number, job, link, broadcasts or link
@@ -86,8 +85,10 @@ class RemoteDevice:
         return size
 
     def _upload(self, number: int, size: int) -> Upload:
-        labels = self.receive(Kind.LABELS, number, self._like["labels"], size)
-        self._try_loss(labels)
+        labels = None
+        if not self.job.u_shaped:
+            labels = self.receive(Kind.LABELS, number, self._like["labels"], size)
+            self._try_loss(labels)
         packed = self.receive(Kind.ACTIVATION, number, self._packed, size)
         smashed = self._defence.unpacked(packed, self._like["activations"])
         needed = self.link.recv(Kind.REPORT, number, self._patience).word.get("needed")
@@ -98,6 +99,14 @@ class RemoteDevice:
             self.close(failure)
             raise failure
         return Upload(smashed, labels, [bool(flag) for flag in needed])
+
+    def turn(self, step: int, features: torch.Tensor, needed: list[bool]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Send features of a U-shaped split, and return the client's loss and the features' gradient."""
+        number = self.index * self.job.steps + step
+        self.link.send(Kind.ACTIVATION, number, features, needed=needed)
+        loss = self.receive(Kind.LOSS, number, torch.zeros((), dtype=torch.float64))
+        like = self._like["outputs"] if needed[0] else None
+        return loss, self.receive(Kind.GRADIENT, number, like, len(features))
 
     def backward(self, step: int, shared: Any, own: Any, drawn: torch.Tensor | None = None) -> None:
         """Send the client the gradients: those that all clients share, if any, then its own."""
@@ -146,14 +155,30 @@ class RemoteDevice:
         link, kind = (self.broadcasts, Kind.BROADCAST) if broadcast else (self.link, Kind.MODEL)
         link.send(kind, self.index, tuple(tensors))
 
-    def tests(self, index: int, number: int) -> Iterator[tuple[Any, torch.Tensor]]:
-        """Ask for the test data as activations of the model of a number; yields parts of them with their labels."""
+    def score(self, index: int, number: int, server: Callable[[Any], Any], metric: Callable[..., Any]) -> float:
+        """Return the test metric of the model of a number; the client sends its test data as activations.
+
+        Args:
+            index, number: of the round and of the model.
+            server: the server's layers.
+            metric: gives one number per row. In a U-shaped split, whose labels stay, the client computes it.
+        """
         self.command("evaluate", index, number=number)
-        like = self._like["activations"]
+        like, mean = self._like["activations"], Mean()
         for n_samples in part_sizes(self.data["tests"], max(self.data["rows"], 1)):
             for size in part_sizes(n_samples, rows_at_a_time(numbers_of(like))):
-                labels = self.receive(Kind.TEST_LABELS, index, self._like["labels"], size)
-                yield self.receive(Kind.TEST_ACTIVATION, index, like, size), labels
+                if self.job.u_shaped:
+                    self.link.send(Kind.TEST_ACTIVATION, index, server(self._tests(index, size)))
+                else:
+                    labels = self.receive(Kind.TEST_LABELS, index, self._like["labels"], size)
+                    mean.add(metric(server(self._tests(index, size)), labels))
+        if not self.job.u_shaped:
+            return mean.value
+        said = self.link.recv(Kind.REPORT, index, self._patience).word.get("score")
+        return float(said) if isinstance(said, int | float) else float("nan")
+
+    def _tests(self, index: int, size: int) -> Any:
+        return self.receive(Kind.TEST_ACTIVATION, index, self._like["activations"], size)
 
     def ask(self, do: str, index: int, **word: Any) -> dict[str, Any]:
         """Tell the client to do something, and return what it says when it is done."""

@@ -19,7 +19,6 @@ from psl.training.frameworks.base import Round, no_seed
 from psl.training.frameworks.local_training import LocalTraining
 from psl.training.history import History
 from psl.training.recorder import Recorder
-from psl.training.scores import Mean
 from psl.training.seeds import Stream, generator
 
 _OWN_MODELS = ("psl", "epsl")  # every client keeps a model of its own
@@ -218,11 +217,8 @@ class Server:
 
     @torch.inference_mode()
     def _score(self, index: int, device: RemoteDevice) -> float:
-        mean, rest = Mean(), self.half.rest(device.number)
-        number = device.number if self.job.framework in _OWN_MODELS else 0
-        for smashed, labels in device.tests(index, number):
-            mean.add(self.half.run.config.metric(smashed if rest is None else rest(smashed), labels))
-        return mean.value
+        rest, number = self.half.rest(device.number), device.number if self.job.framework in _OWN_MODELS else 0
+        return device.score(index, number, rest or (lambda outputs: outputs), self.half.run.config.metric)
 
     def _resume(self) -> int:
         found = None if self.checkpoints is None else self.checkpoints.load()

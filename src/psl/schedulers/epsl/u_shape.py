@@ -254,6 +254,11 @@ class UShapedPlan(Bounded, Record):
         """N, the number of clients of the cell."""
         return self.cell.n_clients
 
+    def with_profile(self, profile: Profile) -> "UShapedPlan":
+        """Return the same decisions for another profile of the model, such as one measured anew."""
+        plan = dataclasses.replace(self.plan, profile=front(profile, self.tail_cut))
+        return dataclasses.replace(self, profile=profile, plan=plan)
+
     def training_arguments(self) -> dict[str, Any]:
         """Return what the plan decides for `psl.train`: n_clients, batch_size and both cuts."""
         return {"n_clients": self.n_clients, "batch_size": self.batch_size, "cut": self.cuts}

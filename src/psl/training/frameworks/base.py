@@ -33,7 +33,8 @@ class Round(NamedTuple):
     Args:
         draw, rng, attendance, seed_for: see there.
         devices: the clients.
-        at_server: ``at_server(client, step)`` is the context of what the server computes for the (first) client.
+        at_server: ``at_server(client, step)`` is the context of what the server computes for the (first) client;
+            ``at_server(client, step, "backward")`` that of a backward pass which begins later than its forward pass.
     """
 
     draw: Draw
@@ -41,7 +42,7 @@ class Round(NamedTuple):
     attendance: Attendance | None
     seed_for: SeedFor
     devices: Devices
-    at_server: Callable[[int, int], AbstractContextManager[None]]
+    at_server: Callable[..., AbstractContextManager[None]]
     sizes: Callable[[int], np.ndarray] | None = None
 
 
@@ -115,7 +116,7 @@ class Framework(ABC):
             draw: ``draw(i, k)`` fetches mini-batch k of this round for client i.
             rng: this round's random numbers.
             attendance: who takes part; None for everybody.
-            seed_for: called before a party computes, with "device" or "server", the (first) client it computes for
+            seed_for: called before a party computes, with its name, the (first) client it computes for
                 and the local step. `psl.train` seeds dropout there, so that parties in different processes draw the
                 same numbers.
             sizes: ``sizes(k)`` gives the (N,) samples of each client in mini-batch k, some of them 0; None for b each.
@@ -126,8 +127,9 @@ class Framework(ABC):
         self.check_participation(attendance)
 
         @contextmanager
-        def at_server(client: int, step: int) -> Iterator[None]:
-            seed_for("server", client, step)
+        def at_server(client: int, step: int, kind: str = "forward") -> Iterator[None]:
+            if kind == "forward":
+                seed_for("server", client, step)
             yield
 
         devices = self.local_devices(draw, seed_for)
@@ -135,14 +137,12 @@ class Framework(ABC):
 
     def local_devices(self, draw: Draw, seed_for: SeedFor) -> Devices:
         """Return the clients in this process; arguments as in `round`."""
-        loss, options = self.config.loss, {"shared": self.one_client_model, "defence": self.config.defence}
-        owned = [self.device_model(i) for i in range(len(self.devices))]
-        pairs = enumerate(zip(self.devices, owned, strict=True))
-        return Devices([Device(i, s, draw, seed_for, loss, model=model, **options) for i, (s, model) in pairs])
+        return Devices([self.device(i, draw, seed_for) for i in range(len(self.devices))])
 
-    def device_model(self, client: int) -> nn.Module:
-        """Return what a client has of the model."""
-        return self.devices[client].module
+    def device(self, client: int, draw: Draw, seed_for: SeedFor, number: int | None = None) -> Device:
+        """Return a client in this process; `number` is that of the run where this framework has another."""
+        number = client if number is None else number
+        return Device(number, self.devices[client], draw, seed_for, self.config.loss, defence=self.config.defence)
 
     @abstractmethod
     def train_round(self, this: Round) -> torch.Tensor | float:

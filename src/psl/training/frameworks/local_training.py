@@ -86,9 +86,8 @@ class LocalTraining(Framework):
         return total / self.steps
 
     def hand_back(self, device: Device) -> None:
-        """Send a device its part of the average, which here all devices have already."""
-        if not device.shared:
-            device.take(self.copies.get(device.number, self).part_of(device), broadcast=self.sends_to_all)
+        """Send a device its part of the average, which those of this process have already."""
+        device.take(self.copies.get(device.number, self).part_of(device), broadcast=self.sends_to_all)
 
     def part_of(self, device: Device) -> list[torch.Tensor]:
         """Return the tensors that travel between the server and a device."""

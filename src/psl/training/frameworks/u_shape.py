@@ -9,7 +9,7 @@ Source: split learning (Vepakomma et al., arXiv 1812.00564), its configuration w
 configuration; R: parallel clients with one server-side part].
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,13 @@ from psl.models.tracing import trace
 from psl.models.values import call
 from psl.training.config import TrainingConfig, check_cuts
 from psl.training.defences import Defence
-from psl.training.devices import defended_forward, device_backward
-from psl.training.frameworks.base import Framework, Round
+from psl.training.devices import Device, Upload
+from psl.training.frameworks.base import Draw, Framework, Round, SeedFor
 from psl.training.frameworks.psl import PSL
 from psl.training.frameworks.sfl import SFL
 from psl.training.frameworks.sl import SL
-from psl.training.frameworks.split_step import SplitFramework, only_needed, own_gradients
-from psl.training.messages import check_rows, entries, joined
+from psl.training.frameworks.split_step import SplitFramework, normalised, only_needed, own_gradients
+from psl.training.messages import check_rows, entries, joined, rows_of
 from psl.training.stage import Stage, loss_and_gradient
 
 
@@ -62,50 +62,94 @@ class UShape(SplitFramework):
         head, middle, tail = stages(traced, places)
         return nn.ModuleList([head, tail]), middle, [traced.number(place) for place in places]
 
-    def device_model(self, client: int) -> nn.Module:
-        """Return a client's head and tail."""
-        return self.clients[client % len(self.clients)]
+    def device(self, client: int, draw: Draw, seed_for: SeedFor, number: int | None = None) -> Device:
+        """Return a client in this process; arguments as of `Framework.device`."""
+        model, options = self.clients[client % len(self.clients)], {"defence": self.config.defence}
+        number = client if number is None else number
+        parts = self.devices[client], self.tails[client], model
+        return UShapedDevice(number, *parts, draw, seed_for, self.config.loss, **options)
 
     def outputs(self, client: nn.Module, inputs: Any) -> Any:
         """Return what a client's head, the server and the client's tail make of inputs."""
         head, tail = entries_of(client)
         return tail(self.server((self.config.defence or Defence()).sent(call(head, inputs))))
 
-    def train_clients(self, clients: Sequence[int], weights: np.ndarray, step: int, this: Round) -> torch.Tensor:
-        """Train some clients, by number, and the server on one mini-batch each; returns Σ_i λ_i ℓ̄_i."""
-        defence, bits, middle = self.config.defence or Defence(), self.bits, self.middle
-        devices, tails = [self.devices[i] for i in clients], [self.tails[i] for i in clients]
-        smashed, labels, more = [], [], []
-        for i, device in zip(clients, devices, strict=True):
-            this.seed_for("device", i, step)
-            inputs, targets = this.draw(i, step)
-            sent, penalty = defended_forward(device, inputs, defence)
-            smashed.append(bits.up(sent, defence.bits_of))
-            more.append(penalty)
-            labels.append(targets)
-        this.seed_for("server", clients[0], step)
-        middle.zero_grad()
-        features = middle.forward(joined(smashed))
-        n_rows = sum(map(len, labels))
+    def train_clients(
+        self, clients: Sequence[int], weights: np.ndarray, step: int, this: Round
+    ) -> torch.Tensor | float:
+        """Train some clients, by number, and the server on one mini-batch each; returns Σ_i λ_i ℓ̄_i.
+
+        A client that is lost while it has the features adds nothing: its rows get the gradient 0.
+        """
+        defence, bits, middle, devices = self.config.defence or Defence(), self.bits, self.middle, this.devices
+        arrived = devices.do(clients, lambda device: device.forward(step))
+        if not arrived:
+            return float("nan")
+        there = list(arrived)
+        smashed = [bits.up(sent.smashed, defence.bits_of) for sent in arrived.values()]
+        sizes = [rows_of(part) for part in smashed]
+        with this.at_server(there[0], step):
+            middle.zero_grad()
+            features = middle.forward(joined(smashed))
         if not isinstance(features, torch.Tensor):
             fix = "choose a second cut with one tensor"
             raise expected("cut", "one tensor at the second cut", f"{len(entries(features))}", fix, CutError)
-        check_rows(features, n_rows)
-        total, returned = torch.zeros(()), []
-        parts = features.split([len(targets) for targets in labels])
-        for tail, part, targets, weight in zip(tails, parts, labels, weights.tolist(), strict=True):
-            value, gradient = loss_and_gradient(tail.forward(bits.down(part)), targets, self.config.loss)
-            up = only_needed(tail.backward(gradient), middle.needs_gradient())
-            total = total + weight * value
-            returned.append(None if up is None else bits.up(up) * weight)
-        gradient = None if returned[0] is None else torch.cat(returned)
-        arrived = middle.backward(gradient)
-        middle.step()
-        own = own_gradients(arrived, torch.as_tensor(weights))
-        needed = devices[0].needs_gradient()
-        for device, part, extra in zip(devices, own, more, strict=True):
-            device_backward(device, None, bits.down(only_needed(part, needed)), more=extra)
+        check_rows(features, sum(sizes))
+        needed = middle.needs_gradient()
+        down = {i: bits.down(part) for i, part in zip(there, features.split(sizes), strict=True)}
+        turned = devices.do(there, lambda device: device.turn(step, down[device.number], needed))
+        if not turned:
+            return float("nan")
+        known = dict(zip(clients, weights, strict=True))
+        kept = np.array([known[i] for i in turned])
+        share = dict(zip(turned, (kept if len(turned) == len(known) else normalised(kept)).tolist(), strict=True))
+        total = sum(share[i] * loss for i, (loss, _) in turned.items())
+        gradients = {i: bits.up(gradient) * share[i] for i, (_, gradient) in turned.items() if needed[0]}
+        with this.at_server(there[0], step, "backward"):
+            back = [gradients[i] if i in gradients else torch.zeros_like(down[i]) for i in there]
+            returned = middle.backward(torch.cat(back) if needed[0] else None)
+            middle.step()
+        divided_by = torch.tensor([share.get(i, 1.0) for i in there], dtype=torch.float64)
+        parts = own_gradients(returned, divided_by, sizes)
+        wanted = arrived[there[0]].needed
+        own = {i: bits.down(only_needed(part, wanted)) for i, part in zip(there, parts, strict=True) if i in turned}
+        devices.do(list(own), lambda device: device.backward(step, None, own[device.number]))
         return total
+
+
+class UShapedDevice(Device):
+    """A client that keeps the tail and its labels.
+
+    Args:
+        number, draw, seed_for, loss, defence: as of `Device`.
+        head, tail: its layers before and behind the server's.
+        model: both.
+    """
+
+    def __init__(
+        self, number: int, head: Stage, tail: Stage, model: nn.Module, draw: Draw, seed_for: SeedFor,
+        loss: Callable[..., torch.Tensor], *, defence: Defence | None = None,
+    ):  # fmt: skip
+        super().__init__(number, head, draw, seed_for, loss, defence=defence, model=model)
+        self.tail = tail
+        self._labels: torch.Tensor | None = None
+
+    def forward(self, step: int) -> Upload:
+        """Start a local step: return activations at the first cut."""
+        sent = super().forward(step)
+        self._labels = sent.labels
+        return sent._replace(labels=None)
+
+    def turn(self, step: int, features: torch.Tensor, needed: list[bool]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Take the server's features through the tail and back; returns mean loss and the features' gradient."""
+        assert self._labels is not None
+        self._seed_for("tail", self.number, step)
+        loss, gradient = loss_and_gradient(self.tail.forward(features), self._labels, self._loss)
+        return loss, only_needed(self.tail.backward(gradient), needed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return head and tail by the names of the whole model."""
+        return self.stage.module.state_dict() | self.tail.module.state_dict()
 
 
 def entries_of(client: nn.Module) -> list[nn.Module]:
