@@ -314,8 +314,9 @@ def test_a_u_shaped_plan_is_simulated_and_trained():
             cut=("conv1", "relu3" if plan.cuts[0] != 1 else "pool1"),
             **how,
         )
-    with pytest.raises(PSLError, match="one with one cut"):
-        psl.distributed.Job.of("epsl", "psl.models:cnn", plan=plan, rounds=1)
+    for framework, message in (("epsl", "one of 'psl', 'sfl', 'sl'"), ("pipeline", "pipeline")):
+        with pytest.raises(PSLError, match=message):
+            psl.distributed.Job.of(framework, "psl.models:cnn", plan=plan, rounds=1)
     with pytest.raises(PSLError, match="quantises"):
         psl.train("psl", copy.deepcopy(model), "digits", plan=plan, defence=Quantise(8), **how)
     with pytest.raises(PSLError):

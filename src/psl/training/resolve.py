@@ -222,10 +222,7 @@ def _choose_cut(
     """Return the cut or the list of cuts that a framework takes, else the plan's; None if it does not split."""
     if not kind.splits:
         return None
-    if _is_u_shaped(plan) or (isinstance(cut, list | tuple) and kind.u_shaped):
-        if not kind.u_shaped:
-            fix = "train sl, sfl or psl, or solve a plan with one cut"
-            raise expected("plan", "one with one cut", "one of a U-shaped split", fix)
+    if kind.u_shaped and (_is_u_shaped(plan) or isinstance(cut, list | tuple)):
         return _two_cuts(cut, plan)
     planned = None if plan is None else _planned_cuts(plan)
     if planned is not None and not kind.several_cuts:  # a plan with a cut per client may decide one for all
