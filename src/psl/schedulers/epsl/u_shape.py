@@ -270,15 +270,9 @@ class UShapedPlan(Bounded, Record):
     def latency(self, framework: str = "psl", local_steps: int = 1) -> UShapedLatency:
         """Return the terms of one round of a framework with this plan's cuts, subchannels and power."""
         return u_shaped_latency(
-            self.profile,
-            self.cell,
-            cuts=self.cuts,
-            assignment=self.plan.assignment,
-            power=self.plan.power,
-            batch_size=self.batch_size,
-            framework=framework,
-            local_steps=local_steps,
-        )
+            self.profile, self.cell, cuts=self.cuts, assignment=self.plan.assignment, power=self.plan.power,
+            batch_size=self.batch_size, framework=framework, local_steps=local_steps,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         first, second = (self.profile.names[cut] for cut in self.cuts)

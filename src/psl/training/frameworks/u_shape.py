@@ -138,7 +138,7 @@ class UShapedDevice(Device):
         """Start a local step: return activations at the first cut."""
         sent = super().forward(step)
         self._labels = sent.labels
-        return sent._replace(labels=None)
+        return Upload(sent.smashed, None, sent.needed)
 
     def turn(self, step: int, features: torch.Tensor, needed: list[bool]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Take the server's features through the tail and back; returns mean loss and the features' gradient."""
