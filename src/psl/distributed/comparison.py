@@ -14,6 +14,7 @@ from psl.errors import check_choice, check_count
 from psl.profiles import Profile
 from psl.simulation import simulate
 from psl.simulation.timeline import KINDS
+from psl.training.resolve import is_u_shaped
 
 #: A pandas.DataFrame, whose stubs do not follow selections.
 Table = Any
@@ -94,7 +95,7 @@ def compare(
         plan = replace(plan, cluster=replace(plan.cluster, device_names=None))
     total, simulation = check_count("rounds", rounds) + _WARM_UP, {}
     options = {"rounds": total, "eval_every": total, "lr": 0.01, "timeout": timeout}
-    framework = "psl" if _is_u_shaped(plan) else plan.scheduler
+    framework = "psl" if is_u_shaped(plan) else plan.scheduler
     if plan.scheduler == "pipeline":
         options["schedule"] = schedule
         if schedule != "eager":
@@ -105,7 +106,7 @@ def compare(
     done = run(framework, model, dataset, plan=plan, emulate=links, progress=False, **options)
     after = measured_now()
     planned, mean = plan, _mean(before, after)
-    plan = plan.with_profile(mean) if _is_u_shaped(plan) else replace(plan, profile=mean)
+    plan = plan.with_profile(mean) if is_u_shaped(plan) else replace(plan, profile=mean)
     events = _by_round(done.events, plan.scheduler)
     events = events[events["round"].between(_WARM_UP, total - 1)]
     predict, measure = _terms_of(plan, events)
@@ -130,11 +131,7 @@ def _common_cuts(plan) -> tuple[int, ...]:
     """Return the cuts at which every pass goes on in another process: each of EdgeSplit's devices has its own."""
     if getattr(plan, "micro_batches", None) is not None or plan.scheduler == "edgesplit":
         return ()  # in micro-batches a plan has the time of a server's call instead
-    return plan.cuts if plan.scheduler == "pipeline" or _is_u_shaped(plan) else (plan.cut,)
-
-
-def _is_u_shaped(plan) -> bool:
-    return plan.scheduler == "epsl" and hasattr(plan, "tail_cut")
+    return plan.cuts if plan.scheduler == "pipeline" or is_u_shaped(plan) else (plan.cut,)
 
 
 def _by_round(events: Table, scheduler: str) -> Table:
@@ -250,7 +247,7 @@ def _terms_of(plan, events: Table) -> tuple[Callable, Callable]:
     Whose terms they are is asked of the measured events: in a good plan several clients are predicted to end at once.
     In micro-batches machines work side by side, and the round is the only term; so it is of a U-shaped split.
     """
-    if getattr(plan, "micro_batches", None) is not None or _is_u_shaped(plan):
+    if getattr(plan, "micro_batches", None) is not None or is_u_shaped(plan):
         return lambda plan: {"round": plan.round_time}, partial(_round_measured, plan.scheduler == "epsl")
     if plan.scheduler == "edgesplit":
         device = _slowest_device(plan, events)

@@ -206,7 +206,7 @@ def drawn_time(
 
 def _check_quantised(plan: Plan, defence: Quantise) -> None:
     """Refuse a plan whose profile counts other bits per activation than the defence sends, by those of gradients."""
-    if _is_u_shaped(plan):
+    if is_u_shaped(plan):
         raise expected("defence", "none that quantises, with a U-shaped plan", str(defence), "leave one of the two out")
     up, down = plan.profile.act_bits, plan.profile.grad_bits
     for j in range(1, plan.profile.n_units):
@@ -222,7 +222,7 @@ def _choose_cut(
     """Return the cut or the list of cuts that a framework takes, else the plan's; None if it does not split."""
     if not kind.splits:
         return None
-    if kind.u_shaped and (_is_u_shaped(plan) or isinstance(cut, list | tuple)):
+    if kind.u_shaped and (is_u_shaped(plan) or isinstance(cut, list | tuple)):
         return _two_cuts(cut, plan)
     planned = None if plan is None else _planned_cuts(plan)
     if planned is not None and not kind.several_cuts:  # a plan with a cut per client may decide one for all
@@ -237,14 +237,15 @@ def _choose_cut(
     return chosen
 
 
-def _is_u_shaped(plan: Plan | None) -> bool:
+def is_u_shaped(plan: Plan | None) -> bool:
+    """Return whether a plan has two cuts, between which the server computes."""
     return plan is not None and plan.scheduler == "epsl" and len(_planned_cuts(plan) or ()) == 2
 
 
 def _two_cuts(cut: object, plan: Plan | None) -> list[int | str | Cut]:
     """Return the cuts of a U-shaped split: behind the first the server computes, behind the second the client again."""
     planned = None if plan is None else _planned_cuts(plan)
-    if plan is not None and not _is_u_shaped(plan):
+    if plan is not None and not is_u_shaped(plan):
         fix = "leave plan= out, or plan the round with epsl.solve_u_shaped"
         raise expected("plan", "one for a U-shaped split", type(plan).__name__, fix)
     if planned and cut is None:
