@@ -573,6 +573,8 @@ def test_a_launcher_that_is_ended_leaves_nothing(tmp_path):
         program = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
         family = [int(pid) for pid in program.stdout.readline().split()[1:]]
         assert len(family) == 4 and len(list(temporary.glob("psl-run-*"))) == 1, "its own, nobody else's"
+        if number == signal.SIGKILL:
+            os.kill(family[1], signal.SIGSTOP)  # who is stopped hears nothing
         program.send_signal(number)
         begun = time.monotonic()
         while (line := program.stdout.readline()).startswith("goes"):

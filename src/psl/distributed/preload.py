@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 
 import torch
@@ -11,6 +12,17 @@ from psl.distributed.workers import FIRST_JOB
 from psl.models.tracing import trace
 from psl.models.zoo import cnn
 
+_launcher = os.getppid()
+
+
+def _end_with_launcher(*_) -> None:
+    """End when the launcher has; the standard library's sign of that fails while a worker is stopped."""
+    if os.getppid() != _launcher:
+        os._exit(0)
+
+
+signal.signal(signal.SIGALRM, _end_with_launcher)
+signal.setitimer(signal.ITIMER_REAL, 1.0, 1.0)  # which a fork does not inherit
 torch.set_num_threads(1)
 try:
     told = json.loads(os.environ.pop(FIRST_JOB))

@@ -149,6 +149,7 @@ def _become(
         opened = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         for number in (1, 2):
             os.dup2(opened, number)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         if sys.platform == "linux":  # the kernel ends it with the fork server, which ends with whoever started it
             with contextlib.suppress(OSError, AttributeError):
                 ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
