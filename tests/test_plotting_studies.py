@@ -69,6 +69,15 @@ def test_one_legend_for_all_panels():
     assert not any(ax.get_legend() for ax in panels)
 
 
+def test_a_legend_is_never_wider_than_its_figure():
+    fig, panels = training.new_panels(1)
+    for k in range(6):
+        panels[0].plot([0, 1], label=f"a rather long title {k}")
+    training.shared_legend(fig, panels, ncols=5)
+    (legend,) = fig.legends
+    assert legend.get_window_extent().width <= fig.bbox.width and len(legend.get_texts()) == 6
+
+
 def test_accuracy_over_time_has_a_logarithmic_axis():
     data = pd.DataFrame(
         [("EPSL", s, t, 50 + t + s) for s in (0, 1) for t in (1, 10)],

@@ -93,7 +93,7 @@ def shared_legend(fig: Figure, axes: Iterable[Axes], *, ncols: int = 3) -> None:
     Args:
         fig: the figure.
         axes: its panels, which have a legend each.
-        ncols: columns of the legend.
+        ncols: columns of the legend; fewer where the figure is too narrow for them.
     """
     entries: dict[str, Any] = {}
     for panel in axes:
@@ -101,7 +101,11 @@ def shared_legend(fig: Figure, axes: Iterable[Axes], *, ncols: int = 3) -> None:
             entries.setdefault(label, handle)
         if (legend := panel.get_legend()) is not None:
             legend.remove()
-    fig.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=ncols)
+    for columns in range(ncols, 0, -1):
+        legend = fig.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns)
+        if columns == 1 or legend.get_window_extent().width <= fig.bbox.width:
+            break
+        legend.remove()
 
 
 def plot_readings(data: pd.DataFrame, looks: Mapping[str, str], references: Mapping[str, float]) -> Figure:
