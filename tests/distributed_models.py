@@ -296,6 +296,23 @@ def pairs():
     return Pairs()
 
 
+class Skip(nn.Module):
+    """Has a connection around a layer: two tensors cross the cuts beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(64, 16), nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        a = self.a(x.flatten(1))
+        return self.d(self.c(self.b(a).relu()) + a)
+
+
+def skip():
+    """A model in which two tensors cross some cuts."""
+    return Skip()
+
+
 class Dicts(torch.utils.data.Dataset):
     """Samples that are dicts."""
 

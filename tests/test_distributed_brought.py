@@ -8,14 +8,16 @@ import pytest
 import torch
 from torch import nn
 
+import distributed_models
 import psl.distributed
-from distributed_models import in_one_process, in_processes
+from distributed_models import assert_same_run, in_one_process, in_processes
 from marks import some
 from psl.distributed.job import Job
-from psl.distributed.place import Place
+from psl.distributed.place import _program
 from psl.errors import CutError
 from psl.models import exporting
 from psl.privacy import Noise
+from psl.schedulers import epsl
 from psl.training.model_preparation import tried_layout
 
 HERE = "distributed_models:"
@@ -24,12 +26,16 @@ BROUGHT = {
     "labels of 64 bits": ("fedavg", {"model": f"{HERE}two_layers", "cut": None} | NUMBERS),
     "labels of 64 bits, the whole model on a device": ("edgesplit", {"model": f"{HERE}two_layers", "cut": 3} | NUMBERS),
     "large activations of many tests": ("psl", {"model": f"{HERE}large_activations", "dataset": f"{HERE}many_tests"}),
+    "large features of many tests": (
+        "psl",
+        {"model": f"{HERE}large_activations", "dataset": f"{HERE}many_tests", "cut": (1, 2)},
+    ),
     "tied weights": ("psl", {"model": f"{HERE}Tied", "cut": 2} | NUMBERS),
     "noise of each client": ("psl", {"defence": Noise(0.5)}),
 }
 
 
-@pytest.mark.parametrize("name", some(BROUGHT, lambda name: "whole model" not in name))
+@pytest.mark.parametrize("name", some(BROUGHT, lambda name: "whole model" not in name and "features" not in name))
 def test_processes_find_what_one_process_finds(processes, name):
     framework, options = BROUGHT[name]
     options = {"n_clients": 2, "rounds": 1, "batch_size": 8, "partition": "iid", "cut": 2} | options
@@ -57,10 +63,10 @@ def test_workers_take_what_the_program_has_changed(processes, tmp_path, monkeypa
     assert losses[1:] == pytest.approx([3 * losses[0], 6 * losses[0]])
 
 
-def test_a_checkpoint_knows_what_stands_behind_names(tmp_path):
+def test_a_checkpoint_knows_what_stands_behind_names():
     def behind(**options):
         job = Job.of("psl", "psl.models:cnn", n_clients=2, batch_size=8, rounds=1, cut="pool1", **options)
-        return Place(job, 0, None, tmp_path).program
+        return _program(job)
 
     usual = behind()
     for changed, key in (
@@ -99,3 +105,27 @@ def test_a_process_that_is_told_nothing_ends(monkeypatch):
     host._told = threading.Event()
     with pytest.raises(psl.distributed.wire.messages.ChannelError, match="nobody"):
         host.servers  # noqa: B018
+
+
+def with_two_tensors():
+    """A plan whose profile counts cuts of two tensors, and its model."""
+    model = distributed_models.skip()
+    profile = psl.profile(model, (1, 8, 8), tensors=2)
+    cell = psl.WirelessCell.sample(2, 4, 0)
+    return model, epsl.solve(profile, cell, batch_size=8, phi=0.0, cut="relu")
+
+
+def test_cuts_of_several_tensors_are_those_of_one_process(processes):
+    model, plan = with_two_tensors()
+    cut = next(one for one in psl.cuts(model, (1, 8, 8), tensors=2) if one.n_tensors == 2)
+    named = "psl", f"{HERE}skip", f"{HERE}small_data"
+    job = Job.of(*named, plan=plan, rounds=1)
+    assert (job.cut, job.tensors) == (plan.cut, 2) and Job.from_dict(job.to_dict()) == job
+    options = {"n_clients": 2, "rounds": 2, "batch_size": 8, "partition": "iid", "model": f"{HERE}skip"}
+    for asked in ({"cut": cut}, {"cut": None, "plan": plan}):
+        found, want = in_processes("psl", **options | asked), in_one_process("psl", **options | asked)
+        assert_same_run(found.history, want)
+        assert found.history.settings["cut"] == want.settings["cut"]
+    with pytest.raises(CutError, match="more than one tensor"):
+        Job.of(*named, cut=cut.name, rounds=1)
+    assert Job.of(*named, cut=cut.name, tensors=2, rounds=1).cut == cut.name

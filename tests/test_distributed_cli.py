@@ -290,24 +290,43 @@ def test_the_version_is_part_of_what_a_process_says(monkeypatch):
         place.check_hello(hello | {"job": None})
 
 
+ON_EACH_HOST = """
+import torch
+from torch import nn
+
+class Numbered(nn.Linear):
+    def extra_repr(self):
+        return str(id(self))
+
+def model():
+    return nn.Sequential(Numbered(4, 3), {activation})
+
+def optimizer(parameters):
+    return torch.optim.SGD([dict(params=list(parameters), rule=lambda k: k, lr={rate})])
+"""
+
+
 def test_hosts_whose_files_differ_are_refused(tmp_path, monkeypatch):
-    from psl.distributed.place import Place
+    from psl.distributed.place import Place, Terminal
 
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
 
     def host(activation, rate):
-        text = "import torch\nfrom torch import nn\n\n\ndef model():\n"
-        text += f"    return nn.Sequential(nn.Linear(4, 3), {activation})\n\n\ndef optimizer(parameters):\n"
-        text += f"    return torch.optim.SGD(parameters, lr={rate})\n"
+        text = ON_EACH_HOST.format(activation=activation, rate=rate)
         (tmp_path / "on_each_host.py").write_text(text)
         sys.modules.pop("on_each_host", None)
         importlib.invalidate_caches()
         job = Job("psl", "on_each_host:model", "digits", 1, 2, 8, cut=1, optimizer="on_each_host:optimizer")
-        place = Place(job, 1, None, tmp_path)
+        place = Place(job, 1, Terminal([]), tmp_path)
         return place, place.hello()
 
     first, hello = host("nn.ReLU()", 0.1)
     first.check_hello(hello)
-    for different, what in ((("nn.Tanh() ", 0.1), "layers of the model"), (("nn.ReLU()", 0.125), "optimizer groups")):
-        with pytest.raises(psl.distributed.ProtocolError, match=f"rank 1: {what}: expected .* with the same files"):
+    first.check_hello(host("nn.ReLU()", 0.1)[1])  # the same files: numbers of objects are no difference
+    for different, what in (
+        (("nn.Tanh() ", 0.1), "model's layers: expected .* 15 parameters"),
+        (("nn.ReLU()", 0.125), r"optimizer's settings: expected .*lr=0.1, .*, got SGD\(lr=0.125"),
+    ):
+        with pytest.raises(psl.distributed.ProtocolError, match=f"rank 1: {what}.* the same files"):
             first.check_hello(host(*different)[1])

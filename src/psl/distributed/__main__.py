@@ -179,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int)
     add("--local-steps", type=int)
     add("--cut", type=_number_or_name, nargs="+", help="number or name; several: one per client or stage boundary")
+    add("--tensors", type=int, help="how many tensors may cross at a cut; default 1, or what the plan has")
     add("--phi", type=float)
     add("--linearise")
     add("--rows", choices=ROW_RULES, help="of epsl with --linearise sampled")

@@ -41,7 +41,7 @@ def collect(files: Iterable[Path]) -> tuple[pd.DataFrame, float]:
     Columns are those of `psl.simulation.Timeline.to_frame` with `round` before and `cpu_s` behind: resource, kind,
     micro_batch (the local step), stage (the client), samples, start_s, end_s; cpu_s is the computing time on this
     machine. A transfer starts when the sender hands it over and ends when the receiver has it.
-    Kinds beside the timeline's: "labels", "step" (an optimizer's).
+    Kinds beside the timeline's: "labels", "loss" (that a client computed), "step" (an optimizer's).
     """
     found = [json.loads(file.read_text()) for file in files if file.exists()]
     rows = [row for process in found for row in process["rows"]]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from psl.distributed.edge.emulate import EdgeEmulation
-from psl.distributed.names import check_device, find, find_dataset, open_named
+from psl.distributed.names import check_device, find, find_dataset, named_cuts, open_named
 from psl.distributed.pipeline.orders import relays
 from psl.distributed.segments import Segments
 from psl.distributed.wire.messages import described, ones_like
@@ -64,6 +64,7 @@ class Job(Record):
             forward, then all backward; "1f1b": one forward, one backward, with as many in flight as stages are left.
         relays: (P,) along the path of a pipeline, which processes only pass on.
         turns: (N M,) clients whose micro-batches the server takes, in the plan's order; () as they come.
+        tensors: how many may cross at a cut; a plan whose profile counts such cuts says it, and so does a `Cut`.
         sample: form, shapes and types of a sample's inputs with a batch of 2 in front; None if not known yet.
     """
 
@@ -101,6 +102,7 @@ class Job(Record):
     schedule: str = "eager"
     relays: tuple = ()
     turns: tuple = ()
+    tensors: int = 1
     sample: Any = None
 
     @classmethod
@@ -111,8 +113,7 @@ class Job(Record):
 
         Args:
             plan, emulation: as in `psl.distributed.run`.
-            has_data: whether the data can be opened here; a server, which has none, learns from the clients of what
-                form samples are, and checks then.
+            has_data: whether data can be opened here; a server without learns of samples from its clients.
 
         Raises:
             ScenarioError, CutError, DataError: as `psl.train`; nothing of that name.
@@ -131,7 +132,8 @@ class Job(Record):
         found = resolve(framework_class(framework), plan=plan, **given)
         options |= {name: getattr(found, name) for name in _RESOLVED} | {"round_time": found.round_time}
         options["plan"] = None if found.drawn_time is None else plan
-        options["cut"] = tuple(found.cut) if isinstance(found.cut, list) else found.cut
+        options["cut"], tensors = named_cuts(found.cut)
+        options["tensors"] = max(tensors, check_count("tensors", options.get("tensors", 1)))
         turns = tuple(map(int, getattr(getattr(plan, "served", None), "order", ())))
         job = cls(framework, model, dataset, emulation=emulation, turns=turns, **options).checked()
         if pipeline:
@@ -154,39 +156,38 @@ class Job(Record):
         if not isinstance(self.model_options, dict):
             raise expected("model_options", "a dictionary", type(self.model_options).__name__, "pass arguments by name")
         self = dataclasses.replace(self, model_options=as_kept("model_options", self.model_options))
-        device, pass_seconds = check_device(self.device), "pass seconds"
+        device = check_device(self.device)
         if self.emulation is not None and device.type != "cpu":
-            fix = "leave it out, or run on the CPU, whose time is known"
-            raise expected("emulate", "device 'cpu'", repr(str(device)), fix)
+            raise expected("emulate", "device 'cpu'", repr(str(device)), "leave emulate= out, or use the CPU")
         check_choice("schedule", self.schedule, SCHEDULES)
         self.optimizer_maker()
         self.loss_function()
         self.metric_function()
         check_model(self.build_model())
         find_dataset(self.dataset)
-        return dataclasses.replace(
-            self, device=str(device), partition=check_rule(self.partition, self.n_clients),
-            seed=check_count("seed", self.seed, minimum=0),
-            model_seed=check_count("model_seed", self.model_seed, minimum=0),
-            eval_every=check_count("eval_every", self.eval_every),
-            timeout=check_number("timeout", self.timeout, minimum=0, strict=True, fix=pass_seconds),
-            save_every=check_number("save_every", self.save_every, minimum=0, fix=pass_seconds),
-        )  # fmt: skip
+        numbers: dict[str, Any] = {}
+        for name, least in (("seed", 0), ("model_seed", 0), ("eval_every", 1)):
+            numbers[name] = check_count(name, getattr(self, name), minimum=least)
+        for name, strict in (("timeout", True), ("save_every", False)):
+            numbers[name] = check_number(name, getattr(self, name), minimum=0, strict=strict, fix="pass seconds")
+        partition = check_rule(self.partition, self.n_clients)
+        return dataclasses.replace(self, device=str(device), partition=partition, **numbers)
 
-    def tried(self, plan=None, given: Given | None = None) -> "Job":
+    def tried(self, plan=None) -> "Job":
         """Return the job with the form of its samples, after trying model, cuts and data as `psl.train` does.
 
         Raises:
             CutError, DataError, ScenarioError: as there.
         """
-        given = given or open_named(self.dataset)
-        inputs, _ = Samples(given[0], layout=torch.contiguous_format).fetch([0, 0])
-        job = dataclasses.replace(self, sample=described(inputs))
+        given = open_named(self.dataset)
+        samples = Samples(given[0], layout=torch.contiguous_format)
+        job = dataclasses.replace(self, sample=described(samples.fetch([0, 0])[0]))
+        if plan is not None and self.kind.splits:
+            fitting = check_plan_fits(plan, self.build_model(), ones_like(job.sample))
+            job = dataclasses.replace(job, tensors=max(fitting, self.tensors))
         run = dataclasses.replace(job, device="cpu").prepare()
         job.open_samples(run.model, torch.device("cpu"), run.config, given)
         if run.splits:
-            if plan is not None:
-                check_plan_fits(plan, run.model)
             verify_cuts(run.model, run.config)
         return job
 
@@ -216,8 +217,7 @@ class Job(Record):
 
     @property
     def _client_sizes(self) -> list[int]:
-        micro_batch = self.micro_batch if self.kind.micro_batched else None
-        return part_sizes(self.batch_size, micro_batch or self.batch_size)
+        return part_sizes(self.batch_size, (self.kind.micro_batched and self.micro_batch) or self.batch_size)
 
     @property
     def n_processes(self) -> int:
@@ -278,8 +278,9 @@ class Job(Record):
     ) -> tuple[Samples, Samples]:
         """Return training and test samples, checked as `checked_samples` does; `given` if they are open."""
         config = dataclasses.replace(config, loss=self.loss_function())  # the framework's may be timed
-        layout = self.layout(self.build_model())
-        return checked_samples(model, given or open_named(self.dataset), device, config, layout)
+        return checked_samples(
+            model, given or open_named(self.dataset), device, config, self.layout(self.build_model())
+        )
 
     def samplers(self, samples: Samples) -> list[Sampler] | list[PartSampler]:
         """Return what draws each client's mini-batches; in a pipeline one for all data."""
@@ -313,7 +314,7 @@ class Job(Record):
             server_steps=self.server_steps, defence=self.defence, micro_batch=self.micro_batch, seed=self.seed,
             partition=self.partition, eval_every=self.eval_every, round_time=self.round_time,
             drawn_time=drawn_time(self.plan, self.framework, self.rows, self.sampling, self.server_steps),
-            example=each(placed, ones_like(self.sample)) if self.kind.splits else None,
+            example=each(placed, ones_like(self.sample)) if self.kind.splits else None, tensors=self.tensors,
         )  # fmt: skip
         run = build_framework(prepare_model(model, device, layout), config)
         return run if segments is None else segments.attach(run)

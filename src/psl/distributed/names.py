@@ -5,6 +5,7 @@ import inspect
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -60,6 +61,13 @@ def open_named(dataset: str):
     """Return (train, test) of a data set by its name, see `find_dataset`."""
     found = find_dataset(dataset)
     return open_dataset(found() if callable(found) else found)
+
+
+def named_cuts(cut: Any) -> tuple[Any, int]:
+    """Return a cut, or a tuple of cuts, by numbers or names, and how many tensors may cross at one of them."""
+    several = cut if isinstance(cut, list) else [cut]
+    names = tuple(getattr(one, "name", one) for one in several)
+    return names if isinstance(cut, list) else names[0], max(getattr(one, "n_tensors", 1) for one in [*several, 0])
 
 
 def check_device(device: str | torch.device) -> torch.device:

@@ -8,7 +8,6 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,17 @@ from psl.distributed.wire.links import START, Link
 from psl.distributed.wire.messages import ChannelError, Kind, Message, ProtocolError
 from psl.errors import CheckpointError, expected
 from psl.training.config import optimizer_of
-from psl.training.fingerprint import program_of
+from psl.training.fingerprint import outline, program_of
 from psl.training.recorder import Recorder
 
 _EVENTS = {
     Kind.ACTIVATION: "activation", Kind.LABELS: "labels", Kind.GRADIENT: "gradient", Kind.BROADCAST: "broadcast",
-    Kind.MODEL: "model", Kind.LOSS: "labels",
+    Kind.MODEL: "model", Kind.LOSS: "loss",
 }  # fmt: skip
 
 
 # What processes of a run may differ in, and what a checkpoint does not depend on.
-_OWN = {"type", "sample", "device", "timeout", "save_every", "record"}
+_OWN = {"type", "sample", "tensors", "device", "timeout", "save_every", "record"}
 _NOT_SAVED = _OWN | {"rounds", "eval_every", "emulation", "schedule", "relays", "turns"}
 _LONG = 200  # characters; longer values are compared by a hash
 
@@ -146,6 +145,10 @@ class Place:
         self.name, self.log, self.recorded = self.job.names[self.rank], EventLog(), []
         self.faults: list[str] = []
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._agreed = agreed(self.job)
+        if isinstance(self.host, Terminal):  # hosts have files of their own behind the same names
+            model = self.job.build_model()
+            self._agreed |= outline(model, optimizer_of(model, self.job.optimizer_maker()))
 
     def compute(self, resource: str, stage: int, samples: Callable[[str, int], int]) -> Compute:
         """Return what slows computations down and notes them as events.
@@ -207,7 +210,7 @@ class Place:
         Raises:
             ProtocolError: with what differs.
         """
-        name, fix = f"rank {word.get('rank')}", "start all processes with the same arguments, and with the same files"
+        name, fix = f"rank {word.get('rank')}", "start all processes with the same arguments and the same files"
         if word.get("version") != psl.__version__:
             got, same = str(word.get("version"))[:20], "install the same version of psl everywhere"
             raise expected(name, f"psl {psl.__version__}", got, same, ProtocolError)
@@ -221,23 +224,7 @@ class Place:
         """Return the checkpoints of this process, None without a folder; `more` must agree too."""
         if self.checkpoint is None:
             return None
-        return Checkpoints(self.checkpoint, who, agreed(self.job, saved=True) | self.program | more)
-
-    @cached_property
-    def program(self) -> dict[str, Any]:
-        """What stands behind the names of model, optimizer and loss, see `program_of`."""
-        model = self.job.build_model()
-        optimizer = optimizer_of(model, self.job.optimizer_maker())
-        return program_of(model, {self.job.optimizer: optimizer}, self.job.loss_function())
-
-    @property
-    def _agreed(self) -> dict[str, str]:
-        """What other processes must have been started with, and what their files must have behind the same names.
-
-        Of a loss the name must do: its byte code depends on the version of Python.
-        """
-        layers, groups = (self.program["model"], self.program["layers of the model"]), self.program["optimizer groups"]
-        return agreed(self.job) | {"layers of the model": _short(layers), "optimizer groups": _short(groups)}
+        return Checkpoints(self.checkpoint, who, agreed(self.job, saved=True) | _program(self.job) | more)
 
     def note(self, *lines: str) -> None:
         """Keep lines about what went wrong, and tell them."""
@@ -282,6 +269,12 @@ def agreed(job: Job, *, saved: bool = False) -> dict[str, str]:
     """Return what all processes of a run must have been started with, or it and what it `saved`, as short texts."""
     own = _NOT_SAVED if saved else _OWN
     return {name: _short(value) for name, value in job.to_dict().items() if name not in own}
+
+
+def _program(job: Job) -> dict[str, Any]:
+    """Return what stands behind the names of model, optimizer and loss, see `program_of`."""
+    model = job.build_model()
+    return program_of(model, {job.optimizer: optimizer_of(model, job.optimizer_maker())}, job.loss_function())
 
 
 def _short(value: Any) -> str:

@@ -40,9 +40,14 @@ def settings_of(run: Framework) -> dict[str, Any]:
 def _describe_optimizers(optimizers: Iterable[torch.optim.Optimizer | None]) -> str:
     """Return class and settings of the first optimizer; all are made alike."""
     for optimizer in filter(None, optimizers):
-        values = {k: v for k, v in optimizer.defaults.items() if isinstance(v, int | float | tuple) and v is not False}
-        return f"{type(optimizer).__name__}({', '.join(f'{k}={v}' for k, v in values.items())})"
+        return f"{type(optimizer).__name__}({_numbers(optimizer.defaults)})"
     return "none"
+
+
+def _numbers(settings: Mapping[str, Any]) -> str:
+    """The numbers among an optimizer's settings."""
+    values = {k: v for k, v in settings.items() if isinstance(v, int | float | tuple) and v is not False}
+    return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 def fingerprint(run: Framework, samples: Samples, test_samples: Samples, shares: list[np.ndarray]) -> dict[str, Any]:
@@ -67,13 +72,36 @@ def program_of(
     model: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer | None], loss: Callable[..., torch.Tensor]
 ) -> dict[str, list[str] | str]:
     """Return plain values that differ where the model, the optimizers, by name, or the loss differ."""
-    state = model.state_dict(keep_vars=True).items()
     return {
-        "model": [_tensor(name, t) for name, t in state if isinstance(t, torch.Tensor)],
+        "model": _tensors(model),
         "layers of the model": _text(model).splitlines(),
         "optimizer groups": [f"{name}: {group}" for name, o in optimizers.items() for group in _groups(o)],
         "loss function": f"{getattr(loss, '__module__', '')}: {_text(loss)}{_code(loss)}",
     }
+
+
+def outline(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, str]:
+    """Return short texts that differ where files of two hosts define other layers or another optimizer.
+
+    They say less than `program_of`: nothing that differs between processes with the same files, such as an object's
+    number, or the order of a set in a module's own text.
+    """
+    lines = _tensors(model)
+    for name, module in model.named_modules():
+        torchs = type(module).__module__.startswith("torch.nn.")  # whose texts are the same everywhere
+        lines.append(f"{name}: {type(module).__name__} {module.extra_repr() if torchs else ''}")
+    count, text = sum(p.numel() for p in model.parameters()), "; ".join(lines)
+    groups = () if optimizer is None else optimizer.param_groups
+    sets = [f"{_numbers(group)} of {len(group['params'])} tensors" for group in groups]
+    return {
+        "model's layers": f"those of {count:,} parameters with hash {_hash(text.encode())}",
+        "optimizer's settings": f"{type(optimizer).__name__}({'; '.join(sets)})",
+    }
+
+
+def _tensors(model: nn.Module) -> list[str]:
+    state = model.state_dict(keep_vars=True).items()
+    return [_tensor(name, t) for name, t in state if isinstance(t, torch.Tensor)]
 
 
 def _tensor(name: str, tensor: torch.Tensor) -> str:
@@ -84,7 +112,7 @@ def _tensor(name: str, tensor: torch.Tensor) -> str:
 def _groups(optimizer: torch.optim.Optimizer | None) -> Iterator[str]:
     """Class, settings and number of tensors of every parameter group."""
     for group in () if optimizer is None else optimizer.param_groups:
-        values = ", ".join(f"{key}={value}" for key, value in group.items() if key != "params")
+        values = ", ".join(f"{key}={_text(value)}" for key, value in group.items() if key != "params")
         yield f"{type(optimizer).__name__}({values}) of {len(group['params'])} tensors"
 
 

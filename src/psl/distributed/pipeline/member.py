@@ -105,7 +105,7 @@ class Member:
             notes += self.behind.hello.get("notes", [])
         if self.rank == 0:
             index, *more = newest_common(saved)
-            welcome: dict[str, Any] = {"resume": index, "sample": self.job.sample}
+            welcome: dict[str, Any] = {"resume": index, "sample": self.job.sample, "tensors": self.job.tensors}
             self.place.note(*notes, *more)
         else:
             place = self.place
@@ -114,10 +114,11 @@ class Member:
             options = {"server": self.rank - 1, "timeout": self.job.timeout}
             welcome = connect(self.before, place.host.servers[0], place.keys, hello, **options)
             place.log.offset = self.before.offset
-            self._prepare(dataclasses.replace(self.job, sample=welcome["sample"]))
+            self._prepare(dataclasses.replace(self.job, sample=welcome["sample"], tensors=welcome["tensors"]))
         if self.behind is not None:
             self.behind.offset = self.place.log.offset
-            self.behind.welcome(self.place.hello()["machine"], **{k: welcome[k] for k in ("resume", "sample")})
+            told = {name: welcome[name] for name in ("resume", "sample", "tensors")}
+            self.behind.welcome(self.place.hello()["machine"], **told)
         return self._resume(welcome["resume"])
 
     def _prepare(self, job: Job) -> None:

@@ -16,7 +16,7 @@ from psl.models.values import call
 from psl.training.defences import Defence
 from psl.training.devices import Upload
 from psl.training.evaluation import rows_at_a_time, test_batches
-from psl.training.messages import numbers_of, split_rows
+from psl.training.messages import split_rows
 from psl.training.scores import Mean
 from psl.training.seeds import seed_computation, seed_evaluation
 
@@ -54,7 +54,12 @@ class Client:
         """
         inputs, labels = self.samples.fetch(np.array([0, 0]))
         data = {"digest": self.digest, "samples": len(self.sampler.indices), "tests": len(self.tests)}
-        data |= {"rows": rows_at_a_time(self.tests.numbers), "sample": described(inputs), "label": described(labels)}
+        data |= {
+            "tensors": self.job.tensors,
+            "rows": rows_at_a_time(self.tests.numbers),
+            "sample": described(inputs),
+            "label": described(labels),
+        }
         options = {"server": 0, "timeout": self.job.timeout}
         servers, hello = self.place.host.servers, self.place.hello(data=data)
         connect(self.link, servers[0], self.place.keys, hello, **options)
@@ -178,7 +183,7 @@ class Client:
                 if word["number"]:
                     seed_evaluation(self.job.seed, index, self.torch_device, model=word["number"], batch=k)
                 outputs = self.defence.sent(call(self.device.stage.module, inputs))
-                size = rows_at_a_time(numbers_of(outputs))
+                size = word["rows"]
                 parts = [outputs] if size >= len(rows) else split_rows(outputs, size)
                 for some_labels, part in zip(labels.split(size), parts, strict=True):
                     if not self.job.u_shaped:

@@ -163,10 +163,11 @@ class RemoteDevice:
             server: the server's layers.
             metric: gives one number per row. In a U-shaped split, whose labels stay, the client computes it.
         """
-        self.command("evaluate", index, number=number)
-        like, mean = self._like["activations"], Mean()
+        crossing = ("activations", "outputs") if self.job.u_shaped else ("activations",)
+        at_a_time, mean = rows_at_a_time(max(numbers_of(self._like[name]) for name in crossing)), Mean()
+        self.command("evaluate", index, number=number, rows=at_a_time)
         for n_samples in part_sizes(self.data["tests"], max(self.data["rows"], 1)):
-            for size in part_sizes(n_samples, rows_at_a_time(numbers_of(like))):
+            for size in part_sizes(n_samples, at_a_time):
                 if self.job.u_shaped:
                     self.link.send(Kind.TEST_ACTIVATION, index, server(self._tests(index, size)))
                 else:
@@ -175,7 +176,7 @@ class RemoteDevice:
         if not self.job.u_shaped:
             return mean.value
         said = self.link.recv(Kind.REPORT, index, self._patience).word.get("score")
-        return float(said) if isinstance(said, int | float) else float("nan")
+        return said if isinstance(said, float) else float("nan")
 
     def _tests(self, index: int, size: int) -> Any:
         return self.receive(Kind.TEST_ACTIVATION, index, self._like["activations"], size)

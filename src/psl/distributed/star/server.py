@@ -83,14 +83,14 @@ class Server:
         rank, data = word["rank"], word.get("data") or {}
         name, fix = f"client {rank - 1}", "start it with the same data"
         data = data if isinstance(data, dict) else {"data": data}
-        counts = [data.get(key) for key in ("samples", "tests", "rows")]
+        counts = [data.get(key) for key in ("samples", "tests", "rows", "tensors")]
         if not all(isinstance(count, int) and 0 <= count < 1 << 31 for count in counts):
             raise expected(name, "sizes of its data", str(data)[:80], "let both ends run psl", ProtocolError)
         known = self._data.setdefault(rank, data)
         if known != data:
             raise expected(name, f"the data it had, {_told(known)}", _told(data), fix, ProtocolError)
         first = next(iter(self._data.values()))
-        for key in ("digest", "sample", "label"):
+        for key in ("digest", "sample", "label", "tensors"):
             if data.get(key) != first.get(key):
                 del self._data[rank]
                 want = f"the data of the other clients, {_told(first)}"
@@ -108,7 +108,8 @@ class Server:
                 got = f"none{said}"
                 raise expected(f"client {rank - 1}", f"a connection within {START:g} s", got, fix, ChannelError)
             if self.job.sample is None:
-                self.job = self.place.job = dataclasses.replace(self.job, sample=link[0].hello["data"]["sample"])
+                told = {name: link[0].hello["data"][name] for name in ("sample", "tensors")}
+                self.job = self.place.job = dataclasses.replace(self.job, **told)
                 self._prepare()
             self._welcome(rank, *link)
         sizes = np.array([self._data[rank]["samples"] for rank in range(1, self.job.n_clients + 1)])

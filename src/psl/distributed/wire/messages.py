@@ -45,7 +45,7 @@ class Kind(enum.IntEnum):
     GRADIENT = 7  # to one
     BROADCAST = 8  # server → all clients: EPSL's aggregated gradients, an averaged model
     MODEL = 9
-    LOSS = 10  # of a device that holds the whole model
+    LOSS = 10  # of a device that holds the last layers
     REPORT = 11  # all done
     TEST_ACTIVATION = 12
     TEST_LABELS = 13
