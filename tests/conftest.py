@@ -61,3 +61,6 @@ def processes(tmp_path_factory, worker_id):
         mark = tmp_path_factory.getbasetemp().parent / "processes"
         assert not mark.exists(), "expected tests of real processes in one worker, found them in two"
         mark.touch()
+    from distributed_models import fork_server
+
+    fork_server()  # before a test starts one that knows no more than its own model

@@ -1,5 +1,6 @@
 """Models, data and functions that worker processes import by name, and how tests use them."""
 
+import functools
 import multiprocessing
 import os
 import pickle
@@ -342,9 +343,17 @@ def noted(key):
     return Path(tempfile.gettempdir()) / f"psl-opened-{os.getuid()}-{key}"
 
 
+@functools.cache
+def usual_jobs():
+    """Jobs with the models of most tests, as plain values."""
+    usual = OPTIONS | {"partition": "iid"}
+    others = {"model_options": {"dropout": 0.3}}, {"model": "psl.models:cnn", "dataset": "digits", "cut": "pool1"}
+    return [Job.of("psl", **usual | options).to_dict() for options in ({}, *others)]
+
+
 def fork_server():
-    """Number of the process that this one's workers are forked from, their parent."""
-    start_fork_server(Job.of("psl", **OPTIONS | {"partition": "iid"}).to_dict())
+    """Number of the process that this one's workers are forked from, their parent; it knows the usual models."""
+    start_fork_server(*usual_jobs())
     for path in Path("/proc/self/task").glob("*/children"):
         for child in path.read_text().split():
             if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes():

@@ -36,6 +36,10 @@ STAR = ("fedavg", "sl", "sfl", "psl", "epsl", "edgesplit")
 SCHEDULES = ("eager", "gpipe", "1f1b")
 _OF_CLIENTS = ("local_steps", "phi", "linearise", "rows", "sampling", "server_steps", "defence")
 _OF_PIPELINES = ("micro_batch", "schedule")  # the first also of some frameworks with clients
+#: Fields that are known with the form of samples; who has no data is told.
+OF_SAMPLES = ("sample", "tensors", "layout")
+#: Memory layouts of images, by name.
+LAYOUTS = {"contiguous_format": torch.contiguous_format, "channels_last": torch.channels_last}
 _RESOLVED = ("rounds", "n_clients", "batch_size", "micro_batch", *_OF_CLIENTS)
 _ROOM = 1 << 28  # bytes of a message beside a model
 
@@ -66,6 +70,7 @@ class Job(Record):
         turns: (N M,) clients whose micro-batches the server takes, in the plan's order; () as they come.
         tensors: how many may cross at a cut; a plan whose profile counts such cuts says it, and so does a `Cut`.
         sample: form, shapes and types of a sample's inputs with a batch of 2 in front; None if not known yet.
+        layout: one of `LAYOUTS`, of images in memory; who knows the form of samples has tried which it can be.
     """
 
     framework: str
@@ -104,6 +109,7 @@ class Job(Record):
     turns: tuple = ()
     tensors: int = 1
     sample: Any = None
+    layout: str = "contiguous_format"
 
     @classmethod
     def of(
@@ -120,7 +126,7 @@ class Job(Record):
         """
         check_choice("framework", framework, (*STAR, "pipeline"))
         pipeline = framework == "pipeline"
-        known = {f.name for f in fields(cls)} - {"relays", "turns", "sample", "round_time"}
+        known = {f.name for f in fields(cls)} - {"relays", "turns", "sample", "layout", "round_time"}
         foreign = _OF_CLIENTS if pipeline else _OF_PIPELINES[FRAMEWORKS[framework].micro_batched :]
         for name, value in options.items():
             if name in foreign:
@@ -181,9 +187,11 @@ class Job(Record):
         """
         given = open_named(self.dataset)
         samples = Samples(given[0], layout=torch.contiguous_format)
-        job = dataclasses.replace(self, sample=described(samples.fetch([0, 0])[0]))
+        inputs, model = samples.fetch([0, 0])[0], self.build_model()
+        layout = str(tried_layout(model, torch.device("cpu"), inputs)).removeprefix("torch.")
+        job = dataclasses.replace(self, sample=described(inputs), layout=layout)
         if plan is not None and self.kind.splits:
-            fitting = check_plan_fits(plan, self.build_model(), ones_like(job.sample))
+            fitting = check_plan_fits(plan, model, ones_like(job.sample))
             job = dataclasses.replace(job, tensors=max(fitting, self.tensors))
         run = dataclasses.replace(job, device="cpu").prepare()
         job.open_samples(run.model, torch.device("cpu"), run.config, given)
@@ -278,9 +286,7 @@ class Job(Record):
     ) -> tuple[Samples, Samples]:
         """Return training and test samples, checked as `checked_samples` does; `given` if they are open."""
         config = dataclasses.replace(config, loss=self.loss_function())  # the framework's may be timed
-        return checked_samples(
-            model, given or open_named(self.dataset), device, config, self.layout(self.build_model())
-        )
+        return checked_samples(model, given or open_named(self.dataset), device, config, LAYOUTS[self.layout])
 
     def samplers(self, samples: Samples) -> list[Sampler] | list[PartSampler]:
         """Return what draws each client's mini-batches; in a pipeline one for all data."""
@@ -289,10 +295,6 @@ class Job(Record):
         )
         return samplers_of(shares, self.batch_size, self.seed, sampling=self.sampling, together=self.kind.pooled)
 
-    def layout(self, model: nn.Module) -> torch.memory_format:
-        """Return the memory layout of images that all processes use."""
-        return tried_layout(model, torch.device("cpu"), ones_like(self.sample))
-
     def prepare(self, client: int | None = None, segments: Segments | None = None) -> Framework:
         """Return the framework; of a star with one client alone, whose halves a process uses.
 
@@ -300,14 +302,12 @@ class Job(Record):
             client: whose cut is meant where each has its own.
             segments: told which part of a step is computed.
         """
-        model, device, cut = self.build_model(), torch.device(self.device), self.cut
-        layout = self.layout(model)
+        model, device, cut, layout = self.build_model(), torch.device(self.device), self.cut, LAYOUTS[self.layout]
         placed = lambda x: x.to(device, memory_format=layout if x.ndim == 4 else torch.preserve_format)  # noqa: E731
-        pipeline = self.framework == "pipeline"
         if isinstance(cut, tuple):
-            cut = list(cut) if pipeline or self.u_shaped else [cut[client or 0]]
+            cut = list(cut) if self.kind.pooled or self.u_shaped else [cut[client or 0]]
         config = TrainingConfig(
-            framework=self.framework, n_clients=self.n_clients if pipeline else 1, batch_size=self.batch_size,
+            framework=self.framework, n_clients=self.n_clients if self.kind.pooled else 1, batch_size=self.batch_size,
             optimizer=self.optimizer_maker(), rounds=self.rounds, loss=self.loss_function(),
             metric=self.metric_function(), local_steps=self.local_steps,
             cut=cut, phi=self.phi, linearise=self.linearise, rows=self.rows, sampling=self.sampling,

@@ -17,7 +17,7 @@ import psl
 from psl.distributed.checkpoints import Checkpoints
 from psl.distributed.edge.emulate import Compute
 from psl.distributed.events import EventLog
-from psl.distributed.job import Job
+from psl.distributed.job import OF_SAMPLES, Job
 from psl.distributed.names import machine
 from psl.distributed.wire.keys import Bundle
 from psl.distributed.wire.links import START, Link
@@ -34,7 +34,7 @@ _EVENTS = {
 
 
 # What processes of a run may differ in, and what a checkpoint does not depend on.
-_OWN = {"type", "sample", "tensors", "device", "timeout", "save_every", "record"}
+_OWN = {"type", *OF_SAMPLES, "device", "timeout", "save_every", "record"}
 _NOT_SAVED = _OWN | {"rounds", "eval_every", "emulation", "schedule", "relays", "turns"}
 _LONG = 200  # characters; longer values are compared by a hash
 

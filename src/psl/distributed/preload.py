@@ -1,5 +1,6 @@
 """Imported once by the process that workers are forked from, so that they start at once."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,7 +9,7 @@ import sys
 import torch
 
 from psl.distributed.job import Job
-from psl.distributed.workers import FIRST_JOB
+from psl.distributed.workers import FIRST_JOBS
 from psl.models.tracing import trace
 from psl.models.zoo import cnn
 
@@ -24,9 +25,10 @@ def _end_with_launcher(*_) -> None:
 signal.signal(signal.SIGALRM, _end_with_launcher)
 signal.setitimer(signal.ITIMER_REAL, 1.0, 1.0)  # which a fork does not inherit
 torch.set_num_threads(1)
-try:
-    told = json.loads(os.environ.pop(FIRST_JOB))
-    sys.path[:] = told["path"]  # the standard library leaves this to the workers
-    Job.from_dict(told["job"]).prepare()
-except Exception:  # no job is told, or its worker will say what is wrong with it
+told = json.loads(os.environ.pop(FIRST_JOBS))
+sys.path[:] = told["path"]  # the standard library leaves this to the workers
+for job in told["jobs"]:
+    with contextlib.suppress(Exception):  # its worker will say what is wrong with it
+        Job.from_dict(job).prepare()
+if not told["jobs"]:
     trace(cnn(), (1, 8, 8))  # the first export imports half of torch

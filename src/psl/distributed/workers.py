@@ -21,7 +21,7 @@ from tqdm import tqdm
 from psl.errors import PSLError, expected
 
 _ONE_THREAD: dict[str, str] = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-FIRST_JOB = "PSL_FIRST_JOB"
+FIRST_JOBS = "PSL_FIRST_JOBS"
 _PR_SET_PDEATHSIG, _CLONE_NEWNET = 1, 0x40000000
 _WITHIN = 180.0  # s to start a process
 _INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))  # folders of packages
@@ -115,16 +115,16 @@ class Worker:
         return self.last_words() or f"exit code {self.code}"
 
 
-def start_fork_server(first: dict[str, Any] | None = None) -> None:
+def start_fork_server(*jobs: dict[str, Any]) -> None:
     """Start the process that workers are forked from, unless it runs; it imports psl first, with one thread.
 
     Args:
-        first: a job, whose model it traces, so that its workers find that done.
+        jobs: whose models it traces, if it starts now, so that its workers find that done.
 
     Raises:
         PSLError: this process is a worker that imports the program.
     """
-    told = _ONE_THREAD | {FIRST_JOB: "" if first is None else json.dumps({"path": sys.path, "job": first})}
+    told = _ONE_THREAD | {FIRST_JOBS: json.dumps({"path": sys.path, "jobs": jobs})}
     with _lock:
         before = {name: os.environ.get(name) for name in told}
         os.environ.update(told)

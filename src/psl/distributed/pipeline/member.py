@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from psl.distributed.job import Job
+from psl.distributed.job import OF_SAMPLES, Job
 from psl.distributed.pipeline.orders import fixed_order, newest_common
 from psl.distributed.place import Place
 from psl.distributed.wire.links import START, Link
@@ -105,7 +105,7 @@ class Member:
             notes += self.behind.hello.get("notes", [])
         if self.rank == 0:
             index, *more = newest_common(saved)
-            welcome: dict[str, Any] = {"resume": index, "sample": self.job.sample, "tensors": self.job.tensors}
+            welcome = {"resume": index} | {name: getattr(self.job, name) for name in OF_SAMPLES}
             self.place.note(*notes, *more)
         else:
             place = self.place
@@ -114,10 +114,10 @@ class Member:
             options = {"server": self.rank - 1, "timeout": self.job.timeout}
             welcome = connect(self.before, place.host.servers[0], place.keys, hello, **options)
             place.log.offset = self.before.offset
-            self._prepare(dataclasses.replace(self.job, sample=welcome["sample"], tensors=welcome["tensors"]))
+            self._prepare(dataclasses.replace(self.job, **{name: welcome[name] for name in OF_SAMPLES}))
         if self.behind is not None:
             self.behind.offset = self.place.log.offset
-            told = {name: welcome[name] for name in ("resume", "sample", "tensors")}
+            told = {name: welcome[name] for name in ("resume", *OF_SAMPLES)}
             self.behind.welcome(self.place.hello()["machine"], **told)
         return self._resume(welcome["resume"])
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from psl.distributed.job import OF_SAMPLES
 from psl.distributed.place import Place
 from psl.distributed.segments import Segments
 from psl.distributed.wire.links import START
@@ -52,12 +53,11 @@ class Client:
             ChannelError, ProtocolError: the server is gone, refuses, or says something unexpected.
             CheckpointError: the server's round cannot be continued from.
         """
-        inputs, labels = self.samples.fetch(np.array([0, 0]))
+        _, labels = self.samples.fetch(np.array([0, 0]))
         data = {"digest": self.digest, "samples": len(self.sampler.indices), "tests": len(self.tests)}
+        data |= {name: getattr(self.job, name) for name in OF_SAMPLES}
         data |= {
-            "tensors": self.job.tensors,
             "rows": rows_at_a_time(self.tests.numbers),
-            "sample": described(inputs),
             "label": described(labels),
         }
         options = {"server": 0, "timeout": self.job.timeout}

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from psl.distributed.job import LAYOUTS, OF_SAMPLES
 from psl.distributed.place import Place
 from psl.distributed.star.half import ServerHalf, no_draw
 from psl.distributed.star.remote import RemoteDevice, RemoteDevices
@@ -84,13 +85,13 @@ class Server:
         name, fix = f"client {rank - 1}", "start it with the same data"
         data = data if isinstance(data, dict) else {"data": data}
         counts = [data.get(key) for key in ("samples", "tests", "rows", "tensors")]
-        if not all(isinstance(count, int) and 0 <= count < 1 << 31 for count in counts):
+        if not all(isinstance(n, int) and 0 <= n < 1 << 31 for n in counts) or data.get("layout") not in LAYOUTS:
             raise expected(name, "sizes of its data", str(data)[:80], "let both ends run psl", ProtocolError)
         known = self._data.setdefault(rank, data)
         if known != data:
             raise expected(name, f"the data it had, {_told(known)}", _told(data), fix, ProtocolError)
         first = next(iter(self._data.values()))
-        for key in ("digest", "sample", "label", "tensors"):
+        for key in ("digest", "label", *OF_SAMPLES):
             if data.get(key) != first.get(key):
                 del self._data[rank]
                 want = f"the data of the other clients, {_told(first)}"
@@ -108,7 +109,7 @@ class Server:
                 got = f"none{said}"
                 raise expected(f"client {rank - 1}", f"a connection within {START:g} s", got, fix, ChannelError)
             if self.job.sample is None:
-                told = {name: link[0].hello["data"][name] for name in ("sample", "tensors")}
+                told = {name: link[0].hello["data"][name] for name in OF_SAMPLES}
                 self.job = self.place.job = dataclasses.replace(self.job, **told)
                 self._prepare()
             self._welcome(rank, *link)
