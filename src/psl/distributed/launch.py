@@ -91,9 +91,9 @@ def run(
             other.
         progress: show a progress bar.
         watch: called with the `Launch` about 20 times a second.
-        options: the fields of `Job`: rounds, n_clients, batch_size, cut, micro_batch, partition, optimizer, lr, loss,
-            metric, seed, model_seed, model_options, eval_every, device, timeout, save_every, record; with clients also
-            local_steps, phi, linearise, rows, server_steps and defence, in a pipeline schedule.
+        options: the fields of `Job`: rounds, n_clients, batch_size, cut, tensors, micro_batch, partition, optimizer,
+            lr, loss, metric, seed, model_seed, model_options, eval_every, device, timeout, save_every, record; with
+            clients also local_steps, phi, linearise, rows, sampling, server_steps and defence, in a pipeline schedule.
 
     Raises:
         ScenarioError, CutError, CheckpointError: as `psl.train`.
