@@ -1,5 +1,6 @@
 """Messages arrive unchanged or are refused; streams let in who belongs to the run, and nobody waits for ever."""
 
+import contextlib
 import json
 import os
 import signal
@@ -258,8 +259,9 @@ def test_a_message_that_is_too_long_ends_its_own_connection_only(server):
 def test_who_sends_unasked_is_ended_before_memory_is(server, monkeypatch):
     monkeypatch.setattr(links, "_FLOOD", 1)
     link, there = join(server())
-    for step in range(4):
-        link.send(Kind.MODEL, step, torch.zeros(100_000))
+    with contextlib.suppress(ChannelError):  # it may hear of its end before it has sent all
+        for step in range(4):
+            link.send(Kind.MODEL, step, torch.zeros(100_000))
     end = time.monotonic() + 10
     while there.failure is None and time.monotonic() < end:
         time.sleep(0.01)
