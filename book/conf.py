@@ -36,7 +36,8 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["README.md", "src", "figures/[0-9]*_results.md"]  # they are parts of other pages
+parts = ["figures/[0-9]*_results.md", "figures/*/[0-9]*_results.md"]
+exclude_patterns = ["README.md", "src", *parts]  # parts of other pages
 
 # Notebooks keep the outputs that are committed.
 nb_execution_mode = "off"
