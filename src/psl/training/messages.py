@@ -153,7 +153,7 @@ class Gradients:
     def message(self) -> Any:
         """The gradients in the form of the message: None for what has none, zeros where nothing arrived."""
         parts = [
-            self._found.get(k, torch.zeros_like(leaf))
+            (self._found[k] if k in self._found else torch.zeros_like(leaf))
             if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
             else None
             for k, leaf in enumerate(entries(self._message))
