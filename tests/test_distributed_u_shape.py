@@ -83,7 +83,7 @@ def test_a_client_that_is_lost_with_the_features_adds_nothing():
     for kind, clients in ((OneIsLost, [0, 1]), (Devices, [0])):
         config = resolve(PSL, n_clients=2, batch_size=4, rounds=1, cut=(1, 2))
         run = build_framework(copy.deepcopy(model), dataclasses.replace(config, example=torch.ones(2, 3)))
-        devices = kind([run.device(i, lambda i, step: batches[i], no_seed) for i in range(2)])
+        devices = kind([run.device(i, i, lambda i, step: batches[i], no_seed) for i in range(2)])
         this = Round(None, None, None, no_seed, devices, lambda *_: contextlib.nullcontext())
         loss = run.train_clients(clients, np.full(len(clients), 1 / len(clients)), 0, this)
         parts = run.server, run.clients[0]

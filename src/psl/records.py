@@ -150,11 +150,8 @@ def _encode(value: Any, name: str) -> Any:
         return [_encode(v, name) for v in value]
     if value is None or isinstance(value, str | bool | int | float):
         return value
-    want, fix = (
-        "numbers, texts, arrays, records, or tuples and dicts of them",
-        "convert it, or pass a name in its place",
-    )
-    raise expected(name, want, type(value).__name__, fix, PSLError)
+    want = "numbers, texts, arrays, records, or tuples and dicts of them"
+    raise expected(name, want, type(value).__name__, "convert it, or pass a name in its place", PSLError)
 
 
 def _decode(value: Any) -> Any:

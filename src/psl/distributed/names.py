@@ -67,7 +67,8 @@ def named_cuts(cut: Any) -> tuple[Any, int]:
     """Return a cut, or a tuple of cuts, by numbers or names, and how many tensors may cross at one of them."""
     several = cut if isinstance(cut, list) else [cut]
     names = tuple(getattr(one, "name", one) for one in several)
-    return names if isinstance(cut, list) else names[0], max(getattr(one, "n_tensors", 1) for one in [*several, 0])
+    tensors = max((getattr(one, "n_tensors", 1) for one in several), default=1)
+    return names if isinstance(cut, list) else names[0], tensors
 
 
 def check_device(device: str | torch.device) -> torch.device:

@@ -25,10 +25,10 @@ def _end_with_launcher(*_) -> None:
 signal.signal(signal.SIGALRM, _end_with_launcher)
 signal.setitimer(signal.ITIMER_REAL, 1.0, 1.0)  # which a fork does not inherit
 torch.set_num_threads(1)
-told = json.loads(os.environ.pop(FIRST_JOBS))
-sys.path[:] = told["path"]  # the standard library leaves this to the workers
-for job in told["jobs"]:
+told = json.loads(os.environ.pop(FIRST_JOBS, "{}"))  # nothing, if the standard library starts it anew by itself
+sys.path[:] = told.get("path", sys.path)  # the standard library leaves this to the workers
+for job in told.get("jobs", ()):
     with contextlib.suppress(Exception):  # its worker will say what is wrong with it
         Job.from_dict(job).prepare()
-if not told["jobs"]:
+if not told.get("jobs"):
     trace(cnn(), (1, 8, 8))  # the first export imports half of torch

@@ -37,7 +37,6 @@ class Device:
         seed_for: called before it computes, see `psl.training.frameworks.base.Framework.round`.
         loss: maps outputs and labels to one loss per row, for a client that holds the whole model.
         defence: what it does to its smashed data.
-        model: its part of the model, default the stage's module; a U-shaped split has more than that.
     """
 
     def __init__(
@@ -49,13 +48,12 @@ class Device:
         loss: Callable[..., torch.Tensor],
         *,
         defence: Defence | None = None,
-        model: nn.Module | None = None,
     ):
         self.number, self.stage = number, stage
         self._draw, self._seed_for, self._loss = draw, seed_for, loss
         self._defence, self._penalty = defence or Defence(), None
         self._uploads: list[Upload] = []
-        self._model = model or stage.module
+        self._model: nn.Module = stage.module  # its part of the model
 
     def _batch(self, step: int) -> tuple[Any, torch.Tensor]:
         self._seed_for("device", self.number, step)
@@ -136,11 +134,6 @@ class Devices:
     def present(self) -> list[int]:
         """Numbers of the clients that are there, in order."""
         return [device.number for device in self._devices]
-
-    @property
-    def first(self) -> Device:
-        """The first client."""
-        return self._devices[0]
 
     def each(self, clients: Iterable[int], action: Callable[[Any], Result]) -> Iterator[tuple[int, Result]]:
         """Yield the number of each of these clients with the result of an action on it, in order.

@@ -38,7 +38,7 @@ class Client:
         self.samples, self.tests = job.open_samples(self.run.model, self.torch_device, self.run.config)
         self.sampler = job.samplers(self.samples)[self.number]
         self.defence = job.defence or Defence()
-        self.device: Any = self.run.device(0, self._draw, self._seed, self.number)
+        self.device: Any = self.run.device(0, self.number, self._draw, self._seed)
         self.index = 0
         self.checkpoints = place.checkpoints(f"client-{self.number}", **{"hash of the data": self.digest})
         transferred = place.star_transfer(self.number)
@@ -55,11 +55,8 @@ class Client:
         """
         _, labels = self.samples.fetch(np.array([0, 0]))
         data = {"digest": self.digest, "samples": len(self.sampler.indices), "tests": len(self.tests)}
+        data |= {"rows": rows_at_a_time(self.tests.numbers), "label": described(labels)}
         data |= {name: getattr(self.job, name) for name in OF_SAMPLES}
-        data |= {
-            "rows": rows_at_a_time(self.tests.numbers),
-            "label": described(labels),
-        }
         options = {"server": 0, "timeout": self.job.timeout}
         servers, hello = self.place.host.servers, self.place.hello(data=data)
         connect(self.link, servers[0], self.place.keys, hello, **options)
@@ -188,8 +185,9 @@ class Client:
                 for some_labels, part in zip(labels.split(size), parts, strict=True):
                     if not self.job.u_shaped:
                         self.link.send(Kind.TEST_LABELS, index, some_labels)
-                    self.link.send(Kind.TEST_ACTIVATION, index, part)
-                    if self.job.u_shaped:
+                        self.link.send(Kind.TEST_ACTIVATION, index, part)
+                    else:
+                        self.link.send(Kind.TEST_ACTIVATION, index, part)
                         features = self._placed(self.link.recv(Kind.TEST_ACTIVATION, index).content)
                         mean.add(self.run.config.metric(self.device.tail.module(features), some_labels))
         if self.job.u_shaped:

@@ -89,7 +89,7 @@ class ServerHalf:
 
     def part(self, client: int) -> list[torch.Tensor]:
         """Return the tensors of a client's part of the model that travel, as this process has them."""
-        return self.of(client).local_devices(no_draw, no_seed).first.give()
+        return self.of(client).device(0, client, no_draw, no_seed).give()
 
     def at_server(self, client: int) -> list[torch.Tensor] | None:
         """Return a client's part of the model as the server last had it; None if clients keep it to themselves."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from psl.distributed.job import LAYOUTS, OF_SAMPLES
 from psl.distributed.place import Place
@@ -220,7 +221,7 @@ class Server:
     @torch.inference_mode()
     def _score(self, index: int, device: RemoteDevice) -> float:
         rest, number = self.half.rest(device.number), device.number if self.job.framework in _OWN_MODELS else 0
-        return device.score(index, number, rest or (lambda outputs: outputs), self.half.run.config.metric)
+        return device.score(index, number, nn.Identity() if rest is None else rest, self.half.run.config.metric)
 
     def _resume(self) -> int:
         found = None if self.checkpoints is None else self.checkpoints.load()

@@ -137,11 +137,10 @@ class Framework(ABC):
 
     def local_devices(self, draw: Draw, seed_for: SeedFor) -> Devices:
         """Return the clients in this process; arguments as in `round`."""
-        return Devices([self.device(i, draw, seed_for) for i in range(len(self.devices))])
+        return Devices([self.device(i, i, draw, seed_for) for i in range(len(self.devices))])
 
-    def device(self, client: int, draw: Draw, seed_for: SeedFor, number: int | None = None) -> Device:
-        """Return a client in this process; `number` is that of the run where this framework has another."""
-        number = client if number is None else number
+    def device(self, client: int, number: int, draw: Draw, seed_for: SeedFor) -> Device:
+        """Return a client in this process; `number` is that of the run, `client` of this framework."""
         return Device(number, self.devices[client], draw, seed_for, self.config.loss, defence=self.config.defence)
 
     @abstractmethod

@@ -228,12 +228,10 @@ class SplitFramework(Framework):
             step: local step of the round.
             this: the round.
         """
-        known = dict(zip(clients, weights, strict=True))
 
         def server(there: list[int], smashed: list[Any], labels: list[torch.Tensor]) -> ServerGradients:
-            kept = weights if len(there) == len(known) else normalised(np.array([known[i] for i in there]))
             with this.at_server(there[0], step):
-                return self.update_server(smashed, labels, kept, this.rng)
+                return self.update_server(smashed, labels, weights_left(there, clients, weights), this.rng)
 
         bits_of = None if self.config.defence is None else self.config.defence.bits_of
         return split_step(this.devices, clients, step, server, self.bits, bits_of)
@@ -254,6 +252,14 @@ class SplitFramework(Framework):
     ) -> ServerGradients:
         """Run the server forward and backward with a loss, default the run's; see `server_backward`."""
         return server_backward(self.server, smashed, labels, weights, loss or self.config.loss)
+
+
+def weights_left(there: Sequence[int], clients: Sequence[int], weights: np.ndarray) -> np.ndarray:
+    """Return the weights of those of the clients that are still there, divided by their sum if some are lost."""
+    if len(there) == len(clients):
+        return weights
+    known = dict(zip(clients, weights, strict=True))
+    return normalised(np.array([known[i] for i in there]))
 
 
 def normalised(weights: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from psl.training.frameworks.base import Draw, Framework, Round, SeedFor
 from psl.training.frameworks.psl import PSL
 from psl.training.frameworks.sfl import SFL
 from psl.training.frameworks.sl import SL
-from psl.training.frameworks.split_step import SplitFramework, normalised, only_needed, own_gradients
+from psl.training.frameworks.split_step import SplitFramework, only_needed, own_gradients, weights_left
 from psl.training.messages import check_rows, entries, joined, rows_of
 from psl.training.stage import Stage, loss_and_gradient
 
@@ -62,12 +62,10 @@ class UShape(SplitFramework):
         head, middle, tail = stages(traced, places)
         return nn.ModuleList([head, tail]), middle, [traced.number(place) for place in places]
 
-    def device(self, client: int, draw: Draw, seed_for: SeedFor, number: int | None = None) -> Device:
+    def device(self, client: int, number: int, draw: Draw, seed_for: SeedFor) -> Device:
         """Return a client in this process; arguments as of `Framework.device`."""
-        model, options = self.clients[client % len(self.clients)], {"defence": self.config.defence}
-        number = client if number is None else number
-        parts = self.devices[client], self.tails[client], model
-        return UShapedDevice(number, *parts, draw, seed_for, self.config.loss, **options)
+        parts = self.devices[client], self.tails[client], self.clients[client % len(self.clients)]
+        return UShapedDevice(number, *parts, draw, seed_for, self.config.loss, defence=self.config.defence)
 
     def outputs(self, client: nn.Module, inputs: Any) -> Any:
         """Return what a client's head, the server and the client's tail make of inputs."""
@@ -100,9 +98,7 @@ class UShape(SplitFramework):
         turned = devices.do(there, lambda device: device.turn(step, down[device.number], needed))
         if not turned:
             return float("nan")
-        known = dict(zip(clients, weights, strict=True))
-        kept = np.array([known[i] for i in turned])
-        share = dict(zip(turned, (kept if len(turned) == len(known) else normalised(kept)).tolist(), strict=True))
+        share = dict(zip(turned, weights_left(list(turned), clients, weights).tolist(), strict=True))
         total = sum(share[i] * loss for i, (loss, _) in turned.items())
         gradients = {i: bits.up(gradient) * share[i] for i, (_, gradient) in turned.items() if needed[0]}
         with this.at_server(there[0], step, "backward"):
@@ -130,8 +126,8 @@ class UShapedDevice(Device):
         self, number: int, head: Stage, tail: Stage, model: nn.Module, draw: Draw, seed_for: SeedFor,
         loss: Callable[..., torch.Tensor], *, defence: Defence | None = None,
     ):  # fmt: skip
-        super().__init__(number, head, draw, seed_for, loss, defence=defence, model=model)
-        self.tail = tail
+        super().__init__(number, head, draw, seed_for, loss, defence=defence)
+        self.tail, self._model = tail, model
         self._labels: torch.Tensor | None = None
 
     def forward(self, step: int) -> Upload:
